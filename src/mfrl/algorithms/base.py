@@ -1,0 +1,84 @@
+"""What every offline algorithm shares with Lightning: chunks of updates, counted, averaged and saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mfrl.data.transitions import Batch, Chunk, DataSpec
+from mfrl.policy import OneStepPolicy
+
+
+class OfflineAlgorithm(L.LightningModule):
+    """A LightningModule whose ``training_step`` runs one update per index batch of a :class:`Chunk`.
+
+    Lightning's per-step overhead is then paid once per chunk. Progress is the number of updates, ``updates``; it is
+    what schedules, random numbers, logging and resuming go by (Lightning's own ``global_step`` counts the steps
+    of all optimisers).
+
+    A subclass defines ``update(batch)``, one gradient step that returns scalars without synchronising,
+    ``policy()``, and ``configure_optimizers`` with a name for each optimiser in ``optimizer_names``.
+    """
+
+    optimizer_names: tuple[str, ...]
+
+    def __init__(self, spec: DataSpec, updates: int, seed: int) -> None:
+        super().__init__()
+        self.total_updates = updates
+        self.automatic_optimization = False
+        self.spec = spec
+        self.seed = seed
+        self.updates = 0
+        self.seconds_aside = 0.0
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._count = 0
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def policy(self) -> OneStepPolicy:
+        raise NotImplementedError
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds_aside += time.perf_counter() - start
+
+    def training_step(self, chunk: Chunk) -> None:
+        for batch in chunk:
+            self._add(self.update(batch))
+            self.updates += 1
+
+    def _add(self, metrics: dict[str, Tensor]) -> None:
+        values = torch.stack([value.detach() for value in metrics.values()])
+        if self._sums is None:
+            self._names, self._sums = list(metrics), torch.zeros_like(values)
+        self._sums += values
+        self._count += 1
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Means of the updates since the last call: the only place where the device is waited for."""
+        if self._sums is None or self._count == 0:
+            return {}
+        means = dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+        self._sums, self._count = None, 0
+        return means
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["updates"] = self.updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.updates = checkpoint["updates"]
+        # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
+        checkpoint.pop("loops", None)

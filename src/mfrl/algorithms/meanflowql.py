@@ -1,0 +1,275 @@
+r"""MeanFlowQL: one-step generative policies with Q-learning (arXiv 2511.13035).
+
+One residual network g(s, a_t, t) is at once the velocity field of a flow from data to noise and the map from noise to an
+action. It is trained in a single stage together with the Q ensemble:
+
+    L = L_critic + L_q + w_bound L_bound + alpha L_flow
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.data.transitions import Batch, DataSpec
+from mfrl.errors import ConfigError, did_you_mean
+from mfrl.meanflow import Time, adaptive_loss, bound_loss, flow_target, grid_times, interpolate, path_derivative
+from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
+from mfrl.randomness import Stream
+from mfrl.reformulation import Reformulation
+from mfrl.schedules import CosineAlpha, DynamicAlpha, FixedAlpha, warmup_cosine
+
+Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
+ALPHA_SCHEDULE = {"fixed": FixedAlpha, "cosine": CosineAlpha, "dynamic": DynamicAlpha}
+NORMALIZE_Q = ("none", "value", "gradient")
+
+
+class Noise(NamedTuple):
+    """The random numbers of one update."""
+
+    flow: Tensor  #: (batch, action_dim) end of the path
+    time: Time  #: (batch,) where on the path
+    policy: Tensor  #: (batch, action_dim) for the policy loss
+    target: Tensor  #: (candidate, batch, action_dim) for the Bellman target
+
+
+class UnitPull(torch.autograd.Function):
+    """Identity; backward, the gradients of a batch of actions are scaled to mean length 1 / batch.
+
+    In front of -mean Q(s, a): the pull dQ/da of the critic on the actions then has mean length 1, whatever the
+    scale of the rewards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:  # noqa: ARG004
+        return a.view_as(a)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient / gradient.norm(dim=-1).sum().clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+class MeanFlowQL(OfflineAlgorithm):
+    """MeanFlowQL. Defaults are the published settings (arXiv 2511.13035, Table 6).
+
+    Args:
+        spec: sizes and statistics of the data.
+        actor, critic: constructors taking (observation_dim, action_dim).
+        reformulation: what the actor's output stands for.
+        updates: number of offline updates, for the schedules.
+        seed: of the noise (initialisation uses torch's global generator).
+        discount, tau: of the Bellman target and of the target critic's average.
+        alpha, alpha_schedule: weight of the flow loss, and how it changes: "fixed", "cosine" or "dynamic".
+        num_candidates: actions to choose from when acting.
+        target_candidates: the same in the Bellman target; None means as many as when acting.
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
+        q_aggregation: of the ensemble in the Bellman target: "mean" or "min".
+        clip_targets: keep Bellman targets within what the data's rewards can add up to.
+        normalize_q: makes alpha independent of the reward scale: "value" divides L_q by mean |Q|, "gradient" gives
+            the critic's pull on the actions a mean length of 1, "none" is the published default.
+        bound_weight: weight of the bound loss.
+        gamma_adaptive, c_adaptive, target_clip: of the flow loss.
+        sigma: standard deviation of the noise.
+        actor_lr, critic_lr, actor_warmup, actor_lr_floor, max_grad_norm: of the two Adam optimisers; the actor's rate
+            warms up over a share of the updates and falls to a share of itself.
+        compile: compile the loss with torch.compile.
+
+    Raises:
+        ConfigError: for a setting out of its range.
+    """
+
+    optimizer_names = ("actor", "critic")
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        actor: Callable[[int, int], nn.Module],
+        critic: Callable[[int, int], nn.Module],
+        reformulation: Reformulation,
+        updates: int,
+        seed: int = 0,
+        discount: float = 0.995,
+        tau: float = 0.005,
+        alpha: float = 10.0,
+        alpha_schedule: str = "dynamic",
+        num_candidates: int = 5,
+        target_candidates: int | None = None,
+        time_steps: int | None = 50,
+        q_aggregation: str = "mean",
+        clip_targets: bool = False,
+        normalize_q: str = "none",
+        bound_weight: float = 1.0,
+        gamma_adaptive: float = 0.8,
+        c_adaptive: float = 1e-4,
+        target_clip: float = 5.0,
+        sigma: float = 1.0,
+        actor_lr: float = 1e-4,
+        critic_lr: float = 1e-4,
+        actor_warmup: float = 0.05,
+        actor_lr_floor: float = 0.1,
+        max_grad_norm: float = 1.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(spec, updates, seed)
+        _one_of("algo.q_aggregation", q_aggregation, Q_AGGREGATION)
+        _one_of("algo.alpha_schedule", alpha_schedule, ALPHA_SCHEDULE)
+        _one_of("algo.normalize_q", normalize_q, NORMALIZE_Q)
+        _require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
+        _require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
+        _require("algo.alpha", alpha >= 0.0, alpha, "at least 0")
+        _require("algo.num_candidates", num_candidates >= 1, num_candidates, "at least 1")
+        _require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
+        _require("algo.sigma", sigma > 0.0, sigma, "positive")
+        self.target_candidates = num_candidates if target_candidates is None else target_candidates
+        _require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
+
+        self.actor = actor(spec.observation_dim, spec.action_dim)
+        self.critic = critic(spec.observation_dim, spec.action_dim)
+        self.target_critic = critic(spec.observation_dim, spec.action_dim).requires_grad_(False)
+        self.target_critic.load_state_dict(self.critic.state_dict())
+        self.alpha = ALPHA_SCHEDULE[alpha_schedule](alpha, updates)
+        self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
+
+        self.reformulation = reformulation
+        self.num_candidates = num_candidates
+        self.discount, self.tau = discount, tau
+        self.value_range = spec.value_range(discount) if clip_targets else None
+        self.aggregate = Q_AGGREGATION[q_aggregation]
+        self.normalize_q = normalize_q
+        self.bound_weight, self.sigma, self.time_steps = bound_weight, sigma, time_steps
+        self.gamma_adaptive, self.c_adaptive, self.target_clip = gamma_adaptive, c_adaptive, target_clip
+        self.actor_lr, self.critic_lr = actor_lr, critic_lr
+        self.actor_warmup, self.actor_lr_floor, self.max_grad_norm = actor_warmup, actor_lr_floor, max_grad_norm
+        self._loss = torch.compile(self.loss) if compile else self.loss
+        self._stream: Stream | None = None
+
+    def policy(self) -> OneStepPolicy:
+        """What acts in an environment; shares the networks being trained."""
+        return OneStepPolicy(
+            self.actor,
+            self.target_critic,
+            self.reformulation,
+            self.normalizer,
+            self.spec.action_dim,
+            self.sigma,
+            self.num_candidates,
+        )
+
+    # ---- losses: pure functions of the parameters, a batch and random numbers
+
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
+        with torch.no_grad():
+            candidates = one_step(self.actor, self.reformulation, batch.next_observations, noise).clamp(-1.0, 1.0)
+            _, next_q = best_of_n(self.target_critic, batch.next_observations, candidates)
+            y = batch.rewards + self.discount * batch.masks * self.aggregate(next_q)
+            if self.value_range is not None:
+                y = y.clamp(*self.value_range)
+        q = self.critic(batch.observations, batch.actions)
+        loss = (q - y).square().mean()
+        return loss, {"critic_loss": loss, "q": q.mean(), "q_min": q.min(), "q_max": q.max(), "target": y.mean()}
+
+    def flow_loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
+        """Regression of g onto the MeanFlow identity target, by one JVP along the path."""
+        a, t = batch.actions, time.t
+        a_t, v = interpolate(a, e, t)
+        if hasattr(self.actor, "jvp"):
+            g, dgdt = self.actor.jvp(batch.observations, a_t, time, v)
+        else:
+            g, dgdt = path_derivative(self.actor, batch.observations, a_t, time, v)
+        g_tgt = flow_target(self.reformulation, g, dgdt, v, a_t, e, t, self.target_clip)
+        loss = adaptive_loss(g, g_tgt, self.gamma_adaptive, self.c_adaptive)
+        return loss, {"flow_loss": loss, "flow_error": (g.detach() - g_tgt).square().mean()}
+
+    def policy_loss(self, batch: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_q + w_bound L_bound at the one-step action; the critic is differentiated, not trained."""
+        a_hat = one_step(self.actor, self.reformulation, batch.observations, e)
+        a = UnitPull.apply(a_hat) if self.normalize_q == "gradient" else a_hat
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        q = functional_call(self.critic, frozen, (batch.observations, a.clamp(-1.0, 1.0))).mean(0)
+        q_loss = -q.mean()
+        if self.normalize_q == "value":
+            q_loss = q_loss / q.detach().abs().mean().clamp_min(1e-6)
+        bound = bound_loss(a_hat)
+        return q_loss + self.bound_weight * bound, {
+            "q_loss": q_loss,
+            "policy_q": q.mean(),
+            "bound_loss": bound,
+            "out_of_bounds": (a_hat.detach().abs() > 1.0).float().mean(),
+            "distance_to_data": (a_hat.detach() - batch.actions).square().mean(),
+        }
+
+    def loss(self, batch: Batch, noise: Noise, alpha: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The single-stage objective and its parts."""
+        critic_loss, of_critic = self.critic_loss(batch, noise.target)
+        flow_loss, of_flow = self.flow_loss(batch, noise.flow, noise.time)
+        policy_loss, of_policy = self.policy_loss(batch, noise.policy)
+        total = critic_loss + policy_loss + alpha * flow_loss
+        return total, of_critic | of_flow | of_policy
+
+    # ---- one update
+
+    def noise(self, k: int, batch_size: int) -> Noise:
+        """The random numbers of update k, a function of (seed, k)."""
+        if self._stream is None or self._stream.device != self.device:
+            self._stream = Stream(self.seed, "update", self.device)
+        generator = self._stream.at(k)
+        draw = {"generator": generator, "device": self.device}
+        shape = (batch_size, self.spec.action_dim)
+        if self.time_steps is None:
+            time = Time(1.0 - torch.rand(batch_size, 1, **draw))
+        else:
+            rows = grid_times(self.time_steps, torch.empty(0, device=self.device))
+            time = Time(rows, torch.randint(self.time_steps, (batch_size,), **draw))
+        return Noise(
+            flow=self.sigma * torch.randn(shape, **draw),
+            time=time,
+            policy=self.sigma * torch.randn(shape, **draw),
+            target=self.sigma * torch.randn(self.target_candidates, *shape, **draw),
+        )
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of both optimisers, then the target critic's average and the schedules."""
+        actor_optimizer, critic_optimizer = self.optimizers()
+        actor_schedule = self.lr_schedulers()
+
+        loss, metrics = self._loss(batch, self.noise(self.updates, len(batch.actions)), self.alpha.alpha)
+        actor_optimizer.zero_grad()
+        critic_optimizer.zero_grad()
+        self.manual_backward(loss)
+        metrics["actor_grad_norm"] = clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
+        metrics["critic_grad_norm"] = clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
+        actor_optimizer.step()
+        critic_optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        metrics["alpha"] = self.alpha.alpha.clone()
+        self.alpha.step(self.updates, metrics["flow_loss"].detach())
+        actor_schedule.step()
+        return metrics
+
+    def configure_optimizers(self) -> tuple[list[Adam], list[LambdaLR]]:
+        actor = Adam(self.actor.parameters(), lr=self.actor_lr, fused=True)
+        critic = Adam(self.critic.parameters(), lr=self.critic_lr, fused=True)
+        schedule = LambdaLR(
+            actor, lambda k: warmup_cosine(k, self.total_updates, self.actor_warmup, self.actor_lr_floor)
+        )
+        return [actor, critic], [schedule]
+
+
+def _one_of(name: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}={value} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
+
+
+def _require(name: str, holds: bool, value: Any, what: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}={value} must be {what}")

@@ -1,0 +1,161 @@
+"""Evaluation in the simulator at chosen updates, with figures and videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mfrl import figures
+from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.callbacks.progress import Progress
+from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
+from mfrl.envs.ogbench import MazeLayout, maze_layout
+from mfrl.data.transitions import Transitions
+from mfrl.envs.video import tensorboard_gif, write_video
+from mfrl.files import write_text
+from mfrl.policy import OneStepPolicy
+
+FPS = 30
+
+
+class Evaluate(L.Callback):
+    """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
+
+    Each evaluation is one line of ``eval.jsonl`` with every episode's seed, return, success and length. The
+    figures (action samples; for mazes, paths and values) go to TensorBoard.
+
+    Args:
+        spec: the environment.
+        run_dir: where ``eval.jsonl`` and ``videos/`` lie.
+        every, episodes, num_envs, workers, seed: of the evaluation.
+        videos: how many episodes to film each time; 0 needs no renderer.
+        progress: the bar to report to.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        run_dir: str | Path,
+        every: int,
+        episodes: int,
+        num_envs: int,
+        workers: int | None,
+        seed: int,
+        videos: int,
+        progress: Progress,
+    ) -> None:
+        self.spec, self.run_dir = spec, Path(run_dir)
+        self.every, self.episodes, self.videos = every, episodes, videos
+        self.num_envs, self.workers, self.seed = num_envs, workers, seed
+        self.progress = progress
+        self.history: list[tuple[int, Evaluation]] = []
+        self._evaluator: Evaluator | None = None
+        self._layout: MazeLayout | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:  # noqa: ARG002
+        keep_until(self.run_dir / "eval.jsonl", pl_module.updates)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+        k = pl_module.updates
+        if k % self.every == 0 or k == pl_module.total_updates:
+            with pl_module.aside():
+                self._evaluate(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        if self._evaluator is not None:
+            self._evaluator.close()
+            self._evaluator = None
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
+            env = self.spec.make()
+            self._layout = maze_layout(env)
+            env.close()
+        task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
+        policy = pl_module.policy()
+        result = self._evaluator.run(
+            policy,
+            self.episodes,
+            progress=lambda done, total, success: self.progress.bar.update(
+                task, completed=done, total=total, note=f"success {success:.2f}"
+            ),
+            record_paths=self.episodes if self._layout else 0,
+            video_episodes=self.videos,
+        )
+        self.progress.bar.remove_task(task)
+
+        k, summary = pl_module.updates, result.summary()
+        self.history.append((k, result))
+        self.progress.report(k, summary, result.seconds)
+        with (self.run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"updates": k} | summary | result.to_json_dict()) + "\n")
+        for logger in trainer.loggers:
+            logger.log_metrics(summary, step=k)
+            if isinstance(logger, TensorBoardLogger):
+                self._draw(logger.experiment, trainer, pl_module, result)
+        for number, frames in enumerate(result.frames):
+            write_video(frames, self.run_dir / "videos" / f"update={k}-episode={number}.mp4", FPS)
+
+    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: OfflineAlgorithm, result: Evaluation) -> None:
+        k = pl_module.updates
+        layout, policy, data = self._layout, pl_module.policy(), trainer.datamodule.train
+        writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
+        if layout is not None:
+            writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
+            middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
+            xy, values = maze_values(policy, layout, middle)
+            writer.add_figure("figures/value", figures.value_map(layout, xy, values), k)
+        for number, frames in enumerate(result.frames):
+            tensorboard_gif(writer, f"videos/episode_{number}", frames, k, FPS)
+        writer.flush()
+
+
+def keep_until(path: Path, updates: int) -> None:
+    """Drop the evaluations after ``updates`` from eval.jsonl: a run that goes on from there makes them again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if json.loads(line)["updates"] <= updates))
+
+
+def action_samples(
+    policy: OneStepPolicy, data: Transitions, states: int = 4, samples: int = 256, neighbours: int = 64
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """One-step actions in a few states of the data, and the data's actions in the states nearest to each.
+
+    The states and the noise are the same each time, so that figures of one run can be compared.
+
+    Returns:
+        samples ``(states, samples, action_dim)`` without choosing among candidates, and for each state the
+        actions ``(neighbours, action_dim)`` of the data.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pool = data.starts[torch.randint(len(data), (20_000,), generator=generator).to(data.starts.device)]
+    observations = data.observations[pool]
+    chosen = observations[:states]
+    nearest = torch.cdist(chosen, observations).topk(neighbours, largest=False).indices
+    noise = policy.sample_noise((samples, states, policy.action_dim), generator).to(chosen.device)
+    with torch.no_grad():
+        drawn = policy.candidates(chosen, noise)
+    actions = data.actions[pool[nearest]]
+    return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
+
+
+def maze_values(policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The critic's value of the policy over the free cells of a maze: points ``(n, 2)`` and values ``(n,)``.
+
+    Args:
+        start: an observation of the environment, whose first two numbers are x and y and give way to each point.
+    """
+    xy = layout.free_points(resolution=8)
+    observations = torch.from_numpy(np.repeat(start[None], len(xy), axis=0)).float()
+    observations[:, :2] = torch.from_numpy(xy)
+    noise = policy.sample_noise((8, len(xy), policy.action_dim), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return xy, policy.value(observations, noise).cpu().numpy()

@@ -1,0 +1,171 @@
+"""`mfrl <command> [overrides]`: each command is a Hydra application with its own file in conf/."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from mfrl.config import CONFIG_DIR
+from mfrl.errors import ConfigError, MfrlError, did_you_mean
+
+USAGE = """mfrl: one-step generative policies for offline RL
+
+  mfrl train   [overrides]                    train; -m sweeps over comma-separated values
+  mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
+  mfrl collect env=ogbench/DATASET            collect a dataset in the simulator
+
+Overrides are Hydra's: env=ogbench/cube-single-play env.task=2 seed=1. `mfrl COMMAND --cfg job` shows the
+composed configuration, `mfrl COMMAND --help` what can be overridden."""
+
+
+def train(cfg: DictConfig) -> Any:
+    from mfrl.train import train
+
+    quiet_lightning()
+    return train(cfg, list(HydraConfig.get().overrides.task))
+
+
+def evaluate(cfg: DictConfig) -> Any:
+    from mfrl.eval import evaluate_checkpoint
+
+    return evaluate_checkpoint(cfg)
+
+
+def collect(cfg: DictConfig) -> Any:
+    from mfrl.collect import collect
+    from mfrl.data.ogbench import DEFAULT_DATA_DIR
+
+    done = collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **cfg.collect)
+    Console(stderr=True).print(
+        f"{done.transitions:,} transitions in {done.seconds:.0f} s: {done.train_path}, {done.val_path.name}",
+        highlight=False,
+    )
+
+
+COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
+    "train": (train, "train"),
+    "eval": (evaluate, "eval"),
+    "collect": (collect, "collect"),
+}
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    if arguments[0] == "--version":
+        print(metadata.version("mfrl"))
+        return
+    name = arguments[0]
+    if name not in COMMANDS:
+        fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}", 2)
+    function, config_name = COMMANDS[name]
+    try:
+        check_overrides(config_name, overrides_in(arguments[1:]))
+    except MfrlError as error:
+        fail(str(error), 2)
+
+    def task(cfg: DictConfig) -> Any:
+        try:
+            return function(cfg)
+        except MfrlError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra reports the job and goes on with what it can
+            fail(str(error), 1)
+
+    sys.argv = [f"mfrl {name}", *arguments[1:]]
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+
+
+def overrides_in(arguments: list[str]) -> list[str]:
+    """The arguments that are overrides: neither Hydra's flags nor their values."""
+    with_value = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+    return [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if not argument.startswith("-") and before not in with_value
+    ]
+
+
+def check_overrides(config_name: str, overrides: list[str]) -> None:
+    """Compose once up front, to say in our own words what is wrong with an override.
+
+    Raises:
+        ConfigError: with near names where a name is unknown.
+    """
+    first_of_each = []
+    try:
+        for override in OverridesParser.create().parse_overrides(overrides):
+            if override.get_key_element().startswith("hydra"):
+                continue
+            if override.is_sweep_override():
+                value = next(iter(override.sweep_string_iterator()))
+                first_of_each.append(f"{override.get_key_element()}={value}")
+            else:
+                first_of_each.append(override.input_line)
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            cfg = hydra.compose(config_name, first_of_each, return_hydra_config=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(str(error), config_name)) from error
+    missing = [key for key in OmegaConf.missing_keys(cfg)]
+    if missing:
+        raise ConfigError(f"{', '.join(sorted(missing))} must be given, e.g. {sorted(missing)[0]}=...")
+
+
+def explain(message: str, config_name: str) -> str:
+    """Hydra's message, shortened, with near names for an unknown key or choice."""
+    if match := re.search(r"Could not override '([^']+)'", message):
+        key = match[1]
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            known = dotted(hydra.compose(config_name))
+        return f"there is no setting {key!r}{did_you_mean(key, known)}"
+    if match := re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", message):
+        group, _, choice = match[1].rpartition("/")
+        top = group.split("/")[0]
+        known = [str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")]
+        wanted = match[1].removeprefix(f"{top}/") if group else choice
+        near = did_you_mean(wanted, [name for name in known if not name.rpartition("/")[2].startswith("_")])
+        return f"there is no {match[1]!r} among the configurations in {CONFIG_DIR}{near}"
+    return message
+
+
+def dotted(cfg: DictConfig) -> list[str]:
+    """Every key of a configuration as a.b.c."""
+    keys: list[str] = []
+
+    def visit(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{key}.")
+
+    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    return keys
+
+
+def quiet_lightning() -> None:
+    """Lightning's banners and hints about data loaders speak of things that do not apply here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+
+
+def fail(message: str, code: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {message}", highlight=False, markup=True)
+    sys.exit(code)

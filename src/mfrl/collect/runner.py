@@ -1,0 +1,186 @@
+"""Collecting a dataset: episodes from the simulators into arrays, arrays into files with a record."""
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mfrl.collect.episode import SPLITS, Episode
+from mfrl.collect.settings import CollectError, Settings, default_val_episodes, plan
+from mfrl.collect.workers import run_episodes
+
+Arrays = dict[str, np.ndarray]
+"""The fields of one `.npz`; every array is `(episodes * episode_steps, ...)`."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A finished collection.
+
+    Args:
+        train_path: the training file.
+        val_path: the validation file.
+        provenance: the record written beside them.
+        transitions: training transitions a loader gets (an episode's last row is no transition).
+        seconds: wall-clock time, writing included.
+    """
+
+    train_path: Path
+    val_path: Path
+    provenance: dict[str, Any]
+    transitions: int
+    seconds: float
+
+
+def collect(
+    dataset: str,
+    data_dir: str | Path,
+    *,
+    episodes: int | None = None,
+    val_episodes: int | None = None,
+    episode_steps: int | None = None,
+    noise: float | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Collected:
+    """Collect an OGBench-format dataset with a scripted policy in OGBench's own simulator.
+
+    The data depend on the settings and the seed only, never on the number of workers.
+
+    Args:
+        dataset: OGBench dataset name; `-v0` may be left out.
+        data_dir: folder for the files; made if needed.
+        episodes: training episodes. This and the next three default to the published settings.
+        val_episodes: validation episodes; a tenth of `episodes` by default, at least one.
+        episode_steps: rows per episode, one more than its transitions.
+        noise: action noise (see `Settings.noise`).
+        seed: non-negative.
+        workers: processes; 1 runs in this one. All usable cores by default.
+        overwrite: replace files that we collected earlier. Files without our record are never replaced.
+        progress: show a progress bar, or one line at the end where stderr is no terminal.
+
+    Raises:
+        CollectError: unknown or uncollectable dataset, invalid settings, files in the way, no room or no
+            permission to write, or a failed worker. No file is left behind.
+    """
+    from mfrl.collect import files  # Not at the top: `mfrl.data` loads torch, which no worker process needs.
+
+    started = time.perf_counter()
+    settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
+    workers = _usable_cores() if workers is None else workers
+    if workers < 1 or seed < 0:
+        raise CollectError(f"workers must be at least 1 and seed non-negative, got {workers} and {seed}.")
+    folder = Path(data_dir).expanduser()
+    files.check_free_to_write(folder, settings.dataset, overwrite)
+
+    with files.temporary(folder, settings.dataset) as paths:
+        arrays = _simulate(settings, seed, workers, folder, progress)
+        with files.friendly_os_errors(folder):
+            for split, path in paths.items():
+                with open(path, "wb") as file:
+                    # Compressed, as OGBench's own files are; zlib takes little of the time simulation takes.
+                    np.savez_compressed(file, **arrays[split])
+            transitions = settings.episodes * (settings.episode_steps - 1)
+            seconds = time.perf_counter() - started
+            record = files.make_record(settings, seed, paths, transitions, seconds)
+            # Again: another process may have finished the same dataset in the meantime.
+            files.check_free_to_write(folder, settings.dataset, overwrite)
+            train_path, val_path = files.publish(folder, settings.dataset, paths, record)
+
+    if progress:
+        rate = f"{transitions} transitions in {seconds:.1f} s, {transitions / seconds:,.0f}/s"
+        print(f"Collected {settings.dataset}: {rate} -> {train_path}", file=sys.stderr)
+    return Collected(train_path, val_path, record, transitions, seconds)
+
+
+def _settings(
+    dataset: str,
+    data_dir: str | Path,
+    episodes: int | None,
+    val_episodes: int | None,
+    episode_steps: int | None,
+    noise: float | None,
+) -> Settings:
+    """The published settings with what the user changed."""
+    published = plan(dataset, data_dir)
+    if val_episodes is None and episodes is not None:
+        val_episodes = default_val_episodes(episodes)
+    overrides = {
+        "episodes": episodes,
+        "val_episodes": val_episodes,
+        "episode_steps": episode_steps,
+        "noise": noise,
+    }
+    settings = dataclasses.replace(published, **{k: v for k, v in overrides.items() if v is not None})
+    # Both files must load: at least one episode each, and at least one transition per episode.
+    least = {"episodes": 1, "val_episodes": 1, "episode_steps": 2, "noise": 0.0}
+    for name, minimum in least.items():
+        if not getattr(settings, name) >= minimum:
+            raise CollectError(f"{name} must be at least {minimum}, got {getattr(settings, name)}.")
+    return settings
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progress: bool) -> dict[str, Arrays]:
+    """Run all episodes; returns the arrays of each split's file."""
+    steps = settings.episode_steps
+    counts = dict(zip(SPLITS, (settings.episodes, settings.val_episodes), strict=True))
+    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
+    arrays: dict[str, Arrays] = {}
+
+    with _progress_bar(progress) as bar, closing(run_episodes(settings, seed, jobs, workers)) as finished:
+        task = bar.add_task(settings.dataset, total=len(jobs), rate="")
+        started = time.perf_counter()
+        for done, ((split, index), episode) in enumerate(finished, start=1):
+            if not arrays:
+                _check_room(folder, sum(values.nbytes for values in episode.values()) * len(jobs))
+                arrays = {name: _allocate(episode, count) for name, count in counts.items()}
+            for field, values in episode.items():
+                arrays[split][field][index * steps : (index + 1) * steps] = values
+            rate = done * (steps - 1) / (time.perf_counter() - started)
+            bar.update(task, advance=1, rate=f"{rate:,.0f} transitions/s")
+    return arrays
+
+
+def _allocate(episode: Episode, count: int) -> Arrays:
+    """Uninitialised room for `count` episodes like this one: they arrive in any order."""
+    return {
+        field: np.empty((count * len(values), *values.shape[1:]), values.dtype)
+        for field, values in episode.items()
+    }
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Fail before hours of simulation, not after; `needed` is the uncompressed size in bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CollectError(f"{folder} has {free / 1e9:.1f} GB free; this may take {needed / 1e9:.1f} GB.")
+
+
+def _progress_bar(show: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (show and console.is_terminal),
+    )

@@ -1,0 +1,58 @@
+"""From a composed configuration to objects."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mfrl.errors import CheckpointError
+
+CONFIG_DIR = next(
+    folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
+)
+
+
+def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
+    """The LightningModule of a configuration, for data of the given spec."""
+    return instantiate(cfg.algo)(spec=spec)
+
+
+def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> None:
+    """A configuration out of a checkpoint may build mfrl's own classes only.
+
+    Hydra calls whatever ``_target_`` names; from a file somebody else made, that must not be an arbitrary function.
+
+    Args:
+        trusted: further packages whose classes are allowed, e.g. the user's own networks.
+
+    Raises:
+        CheckpointError: naming the target.
+    """
+    allowed = ("mfrl", *trusted)
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            if "_target_" in node:
+                check(node["_target_"])
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, list):
+            for value in node:
+                visit(value)
+
+    def check(name: Any) -> None:
+        # The name must lie in an allowed package, and so must the class found there: mfrl.x.os.system does not.
+        if isinstance(name, str) and name.split(".")[0] in allowed:
+            found = get_object(name)
+            if inspect.isclass(found) and found.__module__.split(".")[0] in allowed:
+                return
+        raise CheckpointError(
+            f"the checkpoint asks to build {name!r}, which is not a class of mfrl. If you trust the file and the "
+            f"package, say so: trust=[{str(name).split('.')[0]}]"
+        )
+
+    visit(OmegaConf.to_container(cfg, resolve=False))

@@ -1,0 +1,259 @@
+"""OGBench datasets as transitions: files in OGBench's format, single-task rewards and masks by OGBench itself."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from mfrl.data import provenance
+from mfrl.data.transitions import Chunk, ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.envs.evaluation import EnvSpec
+from mfrl.envs.ogbench import singletask_id
+
+DEFAULT_DATA_DIR = "~/.ogbench/data"
+ACTION_CLIP = 1e-5
+_SLICE = 1 << 16  # rows looked at together by checks, so that they need no memory to speak of
+
+
+class OGBenchData(L.LightningDataModule):
+    """One single-task OGBench dataset, whole in memory, on the device of training.
+
+    Args:
+        dataset: e.g. ``cube-single-play-v0``.
+        task: 1 to 5, or None for the dataset's default task.
+        data_dir: folder of ``<dataset>.npz`` and ``<dataset>-val.npz``; None is OGBench's own default.
+        fraction: share of the training trajectories to keep, chosen by ``seed``.
+        normalize: whether observations are normalised with the mean and deviation of the kept training data.
+        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+
+    Raises:
+        DataError: on loading, for files that are missing, damaged or do not fit the environment.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        task: int | None = None,
+        data_dir: str | None = None,
+        fraction: float = 1.0,
+        normalize: bool = True,
+        batch_size: int = 256,
+        chunk: int = 8,
+        seed: int = 0,
+        updates: int = 1_000_000,
+        marks: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
+        if not 0.0 < fraction <= 1.0:
+            raise DataError(f"data.fraction={fraction} must be in (0, 1]")
+        self.env = EnvSpec(singletask_id(self.dataset, task))
+        self.data_dir = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+        self.fraction, self.normalize, self.seed = fraction, normalize, seed
+        self.batch_size, self.chunk, self.updates, self.marks = batch_size, chunk, updates, tuple(marks)
+        self.train: Transitions | None = None
+        self.val: Transitions | None = None
+        self.warnings: list[str] = []
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        return provenance.data_paths(self.data_dir, self.dataset)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the files come from, with checksums, and which part of them is used."""
+        return provenance.describe(self.data_dir, self.dataset) | {"fraction": self.fraction}
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Read, check, label and normalise both files. Does nothing the second time."""
+        if self.train is not None:
+            return
+        for path in self.paths:
+            if not path.is_file():
+                raise DataError(self._how_to_get(path))
+        train_path, val_path = self.paths
+        env = self.env.make()
+        try:
+            train = read_transitions(train_path, self.env.env_id, env)
+            val = read_transitions(val_path, self.env.env_id, env)
+        finally:
+            env.close()
+        if self.fraction < 1.0:
+            train.starts = keep_trajectories(train.starts, self.fraction, self.seed)
+        self.spec = summarise(train, self.normalize)
+        for part in (train, val):
+            normalize_(part.observations, self.spec)
+        if not bool((train.masks[train.starts] == 0).any()):
+            self.warnings.append(
+                f"{train_path} holds no success at all for {self.env.env_id}: every reward says 'not yet', and Q-learning "
+                "has nothing to find. Choose another task (env.task=...) or more data."
+            )
+        self.train, self.val = train, val
+
+    def on_device(self, device: torch.device) -> Transitions:
+        """The training transitions, moved to ``device`` once and kept there."""
+        assert self.train is not None, "call setup() first"
+        self.train = self.train.to(device)
+        return self.train
+
+    def train_dataloader(self) -> ChunkLoader:
+        assert self.trainer is not None
+        first = self.trainer.lightning_module.updates
+        transitions = self.on_device(self.trainer.strategy.root_device)
+        return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks)
+
+    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:  # noqa: ARG002
+        return batch  # it is there already
+
+    def _how_to_get(self, path: Path) -> str:
+        from mfrl.collect import plan
+        from mfrl.collect.settings import CollectError
+
+        try:
+            plan(self.dataset)
+            remedy = f"collect it in the simulator:  mfrl collect env=ogbench/{self.dataset.removesuffix('-v0')}"
+        except CollectError as error:
+            remedy = str(error)
+        return f"{path.name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {remedy}"
+
+
+def read_transitions(path: Path, env_id: str, env: Any) -> Transitions:
+    """One OGBench file as transitions with the rewards and masks of a single task, observations as they are.
+
+    Raises:
+        DataError: naming the file and the field.
+    """
+    from ogbench.relabel_utils import relabel_dataset
+
+    observation_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    with _opened(path) as file:
+        for field in ("observations", "actions", "terminals", "qpos"):
+            if field not in file:
+                raise DataError(f"{path}: field '{field}' is missing (found {', '.join(sorted(file))})")
+        terminals = _read(file, path, "terminals", np.float32)
+        rows = len(terminals)
+
+        # OGBench's labels need the simulator's state only; it is dropped before the large arrays are read.
+        state = {name: _read(file, path, name) for name in ("qpos", "button_states") if name in file}
+        for name, array in state.items():
+            _check(path, name, array, rows)
+        relabel_dataset(env_id, env, state)
+        rewards, masks = state["rewards"], state["masks"]
+        del state
+
+        actions = _read(file, path, "actions", np.float32)
+        _check(path, "actions", actions, rows, action_dim)
+        if (out := _first_row(actions, lambda x: np.abs(x) > 1.0 + 1e-6)) is not None:
+            raise DataError(f"{path}: field 'actions' leaves [-1, 1] at row {out}: {actions[out]}")
+        observations = _read(file, path, "observations")
+        if observations.dtype == np.uint8:
+            raise DataError(f"{path}: field 'observations' holds pixels; only state observations can be read")
+        observations = observations.astype(np.float32, copy=False)
+        _check(path, "observations", observations, rows, observation_dim)
+
+    starts = _starts(path, terminals)
+    np.clip(actions, -1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP, out=actions)
+    return Transitions(*(torch.from_numpy(x) for x in (observations, actions, rewards, masks, starts)))
+
+
+def keep_trajectories(starts: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
+    """The transitions of a random share of the trajectories, at least one; in their order."""
+    first = torch.cat([torch.ones(1, dtype=torch.bool), starts[1:] != starts[:-1] + 1])
+    number = first.cumsum(0) - 1
+    count = int(number[-1]) + 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(count, dtype=torch.bool)
+    kept[order[: max(1, round(fraction * count))]] = True
+    return starts[kept[number]]
+
+
+def summarise(transitions: Transitions, normalize: bool) -> DataSpec:
+    """Sizes, reward range, and the mean and deviation of the observations that transitions start from."""
+    dim = transitions.observations.shape[1]
+    mean, std = torch.zeros(dim, dtype=torch.float64), torch.ones(dim, dtype=torch.float64)
+    if normalize:
+        total, square = torch.zeros_like(mean), torch.zeros_like(mean)
+        offset = transitions.observations[transitions.starts[0]].double()  # keeps the squares small
+        for rows in transitions.starts.split(_SLICE):
+            x = transitions.observations[rows].double() - offset
+            total += x.sum(0)
+            square += x.square().sum(0)
+        n = len(transitions)
+        mean = offset + total / n
+        std = (square / n - (total / n).square()).clamp_min(0.0).sqrt()
+        std[std < 1e-6] = 1.0  # a coordinate that never varies is only centred
+    rewards = transitions.rewards[transitions.starts]
+    return DataSpec(
+        observation_dim=dim,
+        action_dim=transitions.actions.shape[1],
+        observation_mean=tuple(mean.tolist()),
+        observation_std=tuple(std.tolist()),
+        reward_min=float(rewards.min()),
+        reward_max=float(rewards.max()),
+    )
+
+
+def normalize_(observations: torch.Tensor, spec: DataSpec) -> None:
+    """(x - mean) / std in place."""
+    observations.sub_(torch.tensor(spec.observation_mean)).div_(torch.tensor(spec.observation_std))
+
+
+def _starts(path: Path, terminals: np.ndarray) -> np.ndarray:
+    """Rows that have a successor in their trajectory."""
+    if terminals.ndim != 1 or len(terminals) < 2:
+        raise DataError(f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,) with at least 2 rows")
+    if not np.isin(terminals, (0.0, 1.0)).all():
+        raise DataError(f"{path}: field 'terminals' holds values other than 0 and 1")
+    if terminals[-1] != 1.0:
+        raise DataError(f"{path}: field 'terminals' does not end its last trajectory: the file is cut off")
+    starts = np.flatnonzero(terminals == 0.0)
+    if len(starts) == 0:
+        raise DataError(f"{path}: no trajectory has two states, so there is no transition")
+    return starts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise DataError(f"{path}: a single array, not an .npz archive of fields")
+            yield file
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"{path}: damaged or truncated ({error}); collect or download it again") from error
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
+
+
+def _read(file: Any, path: Path, field: str, dtype: Any = None) -> np.ndarray:
+    try:
+        array = file[field]
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise DataError(f"{path}: field '{field}' is damaged or refused ({error})") from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{path}: field '{field}' holds {array.dtype}, expected numbers")
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def _check(path: Path, field: str, array: np.ndarray, rows: int, dim: int | None = None) -> None:
+    expected = f"({rows}, {'n' if dim is None else dim})"
+    if array.ndim != 2 or len(array) != rows or (dim is not None and array.shape[1] != dim):
+        raise DataError(f"{path}: field '{field}' has shape {array.shape}, expected {expected}")
+    if array.dtype.kind == "f" and (bad := _first_row(array, lambda x: ~np.isfinite(x))) is not None:
+        raise DataError(f"{path}: field '{field}' holds NaN or infinity at row {bad}")
+
+
+def _first_row(array: np.ndarray, wrong: Any) -> int | None:
+    """The first row with an element that is wrong, looked for slice by slice."""
+    for start in range(0, len(array), _SLICE):
+        rows = wrong(array[start : start + _SLICE]).any(axis=1)
+        if rows.any():
+            return start + int(rows.argmax())
+    return None

@@ -1,0 +1,1 @@
+"""Environments: construction, vectorised evaluation, rendering and videos. Simulators are imported lazily."""

@@ -1,0 +1,423 @@
+"""Many environments stepped in a few processes.
+
+gymnasium's AsyncVectorEnv gives every environment a process. These simulators step in 50 to 700 microseconds,
+no more than a message to a process costs, and machines have fewer cores than an evaluation has environments.
+Here W processes step N / W environments each, one after another, and one message a step goes to each process.
+The arrays themselves lie in memory that all of them share: one record per environment.
+
+Processes are spawned, not forked: torch and OpenMP threads run in the parent. A spawned process imports the
+parent's main module again, so a script needs the ``if __name__ == "__main__"`` guard.
+
+An episode depends on its seed and its actions alone. OGBench draws from NumPy's global generator when it
+resets, and in the teleport mazes when it steps, so every environment owns a bit generator, which is made
+NumPy's global one while that environment runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mfrl.envs.ogbench import EnvError, MazeLayout, maze_layout
+from mfrl.envs.rendering import choose_backend
+
+if TYPE_CHECKING:
+    import gymnasium
+
+# Cores are shared out by process; threads inside them would only fight the policy's.
+_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_GOODBYE_SECONDS = 5.0
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed or died; its traceback is in the message where there is one."""
+
+
+class Maker(Protocol):
+    """What builds an environment in a worker: picklable, an :class:`mfrl.envs.spec.EnvSpec` or alike."""
+
+    def make(self, *, render: bool = False) -> gymnasium.Env: ...
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an environment says about itself once it is built.
+
+    Attributes:
+        observation_shape, observation_dtype: uint8 for images, else float32.
+        max_episode_steps: of the environment's own time limit.
+        has_position: whether it has an (x, y) place to report.
+        maze: its walls and goal, where it is a maze.
+    """
+
+    observation_shape: tuple[int, ...]
+    observation_dtype: np.dtype
+    action_dim: int
+    max_episode_steps: int
+    has_position: bool
+    maze: MazeLayout | None
+
+    @classmethod
+    def of(cls, env: gymnasium.Env) -> Signature:
+        """Read it off an environment; EnvError where this package cannot evaluate such a one."""
+        from gymnasium.spaces import Box
+
+        observations, actions = env.observation_space, env.action_space
+        if not (isinstance(observations, Box) and isinstance(actions, Box)):
+            raise EnvError(f"{env} needs Box spaces, not {observations} and {actions}")
+        if env.spec is None or env.spec.max_episode_steps is None:
+            raise EnvError(f"{env} has no time limit: register it with max_episode_steps")
+        return cls(
+            observation_shape=observations.shape,
+            observation_dtype=np.dtype(np.uint8 if observations.dtype == np.uint8 else np.float32),
+            action_dim=int(np.prod(actions.shape)),
+            max_episode_steps=env.spec.max_episode_steps,
+            has_position=hasattr(env.unwrapped, "get_xy"),
+            maze=maze_layout(env),
+        )
+
+    @property
+    def record(self) -> np.dtype:
+        """One environment's share of the memory between parent and worker."""
+        fields = [
+            ("observation", self.observation_dtype, self.observation_shape),
+            ("action", np.float32, (self.action_dim,)),
+            ("position", np.float64, (2,)),
+            ("reward", np.float64),
+            ("active", np.bool_),
+            ("terminated", np.bool_),
+            ("truncated", np.bool_),
+            ("success", np.bool_),
+        ]
+        return np.dtype(fields, align=True)
+
+
+class Step(NamedTuple):
+    """One step of all environments, leading axis ``num_envs``; an inactive one repeats its last row."""
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    success: np.ndarray
+
+
+class EnvGroup:
+    """The environments of one process, stepped one after another.
+
+    Args:
+        maker: builds one of them.
+        count: how many.
+        render: prepare them for rendering.
+    """
+
+    def __init__(self, maker: Maker, count: int, render: bool) -> None:
+        self._generators: list[np.random.BitGenerator] = [np.random.MT19937(0) for _ in range(count)]
+        self._envs = [maker.make(render=render) for _ in range(count)]
+        self.signature = Signature.of(self._envs[0])
+
+    def attach(self, records: np.ndarray) -> None:
+        """Use ``records`` (count,) of the signature's record type for actions in and results out."""
+        self._views = {name: records[name] for name in records.dtype.names}
+
+    def reset(self, seeds: Mapping[int, int]) -> None:
+        """Start an episode in the environments that are keys, from the seeds that are values."""
+        for i, seed in seeds.items():
+            self._generators[i] = np.random.MT19937(seed)
+            self._envs[i].action_space.seed(seed)
+            with _as_global(self._generators[i]):
+                observation, _ = self._envs[i].reset(seed=seed)
+            self._write(i, observation, reward=0.0, terminated=False, truncated=False, success=False)
+
+    def step(self) -> None:
+        """Step the environments whose record is active with the action in it."""
+        views = self._views
+        for i in np.flatnonzero(views["active"]):
+            with _as_global(self._generators[i]):
+                *outcome, info = self._envs[i].step(views["action"][i].copy())
+            self._write(i, *outcome, success=bool(info.get("success", False)))
+
+    def render(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Frames, uint8 ``(height, width, 3)``."""
+        return [np.asarray(self._envs[i].render()) for i in indices]
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs:
+            env.close()
+
+    def _write(
+        self, i: int, observation: np.ndarray, reward: float, terminated: bool, truncated: bool, success: bool
+    ) -> None:
+        views = self._views
+        views["observation"][i] = observation
+        views["reward"][i] = reward
+        views["terminated"][i] = terminated
+        views["truncated"][i] = truncated
+        views["success"][i] = success
+        if self.signature.has_position:
+            views["position"][i] = self._envs[i].unwrapped.get_xy()
+
+
+class VectorEnv:
+    """``num_envs`` environments with one call for all of them. Episodes do not restart by themselves.
+
+    Args:
+        maker: builds one environment.
+        num_envs: N.
+        workers: processes; 0 steps the environments here, None takes one a core (N at most).
+        render: prepare for :meth:`render`; takes worker processes, in which MuJoCo is not imported yet.
+
+    Raises:
+        EnvError: the environment cannot be built.
+        WorkerError: here or in any later call, when a worker fails or dies; only ``close`` is left then.
+    """
+
+    def __init__(
+        self, maker: Maker, num_envs: int, workers: int | None = None, *, render: bool = False
+    ) -> None:
+        if num_envs < 1 or (workers is not None and workers < 0):
+            raise EnvError(f"need num_envs >= 1 and workers >= 0, not {num_envs} and {workers}")
+        workers = min(num_envs, _usable_cores() if workers is None else workers)
+        if render:
+            workers = max(workers, 1)
+            choose_backend()
+        self._crew = _Crew(maker, num_envs, workers, render) if workers else _Solo(maker, num_envs)
+        self.num_envs, self.workers, self.signature = num_envs, workers, self._crew.signature
+
+    def reset(self, slots: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+        """Start an episode in each slot from its seed; the observations of all slots ``(num_envs, ...)``."""
+        self._crew.reset(dict(zip(slots, seeds, strict=True)))
+        return self._crew.records["observation"].copy()
+
+    def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
+        """Step the active environments, by default all, with their rows of ``(num_envs, action_dim)``."""
+        self._crew.records["action"] = actions
+        self._crew.records["active"] = True if active is None else active
+        self._crew.step()
+        names = ("observation", "reward", "terminated", "truncated", "success")
+        return Step(*(self._crew.records[name].copy() for name in names))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Where each agent is, ``(num_envs, 2)``; meaningful if ``signature.has_position``."""
+        return self._crew.records["position"].copy()
+
+    def render(self, slots: Sequence[int]) -> list[np.ndarray]:
+        """A frame of each slot, uint8 ``(height, width, 3)``."""
+        return self._crew.render(slots)
+
+    def close(self) -> None:
+        """Stop the workers and free the memory; more than once is fine."""
+        self._crew.close()
+
+    def __enter__(self) -> VectorEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Solo:
+    """All environments in this process."""
+
+    def __init__(self, maker: Maker, num_envs: int) -> None:
+        with _global_state_kept():
+            self._group = EnvGroup(maker, num_envs, render=False)
+        self.signature = self._group.signature
+        self.records = np.zeros(num_envs, self.signature.record)
+        self._group.attach(self.records)
+        self.render, self.close = self._group.render, self._group.close
+
+    def reset(self, seeds: Mapping[int, int]) -> None:
+        with _global_state_kept():
+            self._group.reset(seeds)
+
+    def step(self) -> None:
+        with _global_state_kept():
+            self._group.step()
+
+
+class _Crew:
+    """Worker processes, their pipes and the memory they share.
+
+    Slot s lives in worker s mod W: this spreads out the first slots, which are filmed, and the last episodes.
+    """
+
+    def __init__(self, maker: Maker, num_envs: int, workers: int, render: bool) -> None:
+        context = get_context("spawn")
+        self._processes: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
+        self._memory: list[_SharedRecords] = []
+        # Also runs when the crew is collected or Python ends, should nobody have called close.
+        self.close = weakref.finalize(self, _dismiss, self._processes, self._pipes, self._memory)
+        # Without frames to render, OpenGL is not even looked for, which without a display would warn.
+        with _environment(_SINGLE_THREAD | ({} if render else {"MUJOCO_GL": "disabled"})):
+            for w in range(workers):
+                pipe, far_end = context.Pipe()
+                count = len(range(w, num_envs, workers))
+                process = context.Process(target=_work, args=(far_end, maker, count, render), daemon=True)
+                process.start()
+                far_end.close()  # so that the worker's death closes the pipe
+                self._processes.append(process)
+                self._pipes.append(pipe)
+        signatures = [self._receive(w) for w in range(workers)]
+        self.signature: Signature = signatures[0]
+        self._memory.append(_SharedRecords(num_envs, self.signature.record))
+        for w in range(workers):
+            self._send(w, (self._memory[0].name, num_envs, slice(w, None, workers)))
+
+    @property
+    def records(self) -> np.ndarray:
+        """One record per slot, shared with the workers."""
+        if not self._memory:
+            raise WorkerError("the environments have been closed")
+        return self._memory[0].array
+
+    def reset(self, seeds: Mapping[int, int]) -> None:
+        shares: dict[int, dict[int, int]] = {}
+        for slot, seed in seeds.items():
+            index, w = divmod(slot, len(self._pipes))
+            shares.setdefault(w, {})[index] = seed
+        self._call("reset", shares)
+
+    def step(self) -> None:
+        self._call("step")
+
+    def render(self, slots: Sequence[int]) -> list[np.ndarray]:
+        shares: dict[int, list[int]] = {}
+        for slot in slots:
+            index, w = divmod(slot, len(self._pipes))
+            shares.setdefault(w, []).append(index)
+        frames = {w: iter(part) for w, part in self._call("render", shares).items()}
+        return [next(frames[slot % len(self._pipes)]) for slot in slots]
+
+    def _call(self, method: str, arguments: Mapping[int, Any] | None = None) -> dict[int, Any]:
+        """Call an EnvGroup method in every worker, or in those that are keys, with the value as argument."""
+        workers = range(len(self._pipes)) if arguments is None else list(arguments)
+        for w in workers:
+            self._send(w, (method, () if arguments is None else (arguments[w],)))
+        return {w: self._receive(w) for w in workers}
+
+    def _send(self, w: int, message: object) -> None:
+        try:
+            self._pipes[w].send(message)
+        except OSError as error:
+            raise self._death(w) from error
+
+    def _receive(self, w: int) -> Any:
+        try:
+            error, value = self._pipes[w].recv()
+        except (EOFError, OSError) as lost:
+            raise self._death(w) from lost
+        if error is not None:
+            self.close()
+            raise error(value)
+        return value
+
+    def _death(self, w: int) -> WorkerError:
+        process = self._processes[w]
+        process.join(_GOODBYE_SECONDS)
+        code = process.exitcode
+        self.close()
+        killed = code is not None and code < 0
+        cause = f"killed by signal {-code}, perhaps for memory" if killed else f"exit code {code}"
+        return WorkerError(f"environment worker {w} ended unexpectedly: {cause}")
+
+
+class _SharedRecords:
+    """An array of records in memory that processes share; whoever gives no name creates and removes it."""
+
+    def __init__(self, num_envs: int, record: np.dtype, name: str | None = None) -> None:
+        self._owner = name is None
+        self._memory = SharedMemory(name, create=self._owner, size=num_envs * record.itemsize)
+        self.name = self._memory.name
+        self.array: np.ndarray | None = np.ndarray(num_envs, record, self._memory.buf)
+
+    def close(self) -> None:
+        self.array = None
+        if self._owner:
+            self._memory.unlink()
+        self._memory.close()
+
+
+def _dismiss(processes: list[BaseProcess], pipes: list[Connection], memory: list[_SharedRecords]) -> None:
+    for pipe in pipes:
+        pipe.close()  # a worker leaves when its pipe closes
+    for process in processes:
+        process.join(_GOODBYE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    while memory:
+        memory.pop().close()
+
+
+def _work(pipe: Connection, maker: Maker, count: int, render: bool) -> None:
+    """Body of a worker: report the environment's signature, take a share of the memory, then obey."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    try:
+        group = EnvGroup(maker, count, render)
+        pipe.send((None, group.signature))
+        name, num_envs, share = pipe.recv()
+        shared = _SharedRecords(num_envs, group.signature.record, name)
+        group.attach(shared.array[share])
+        while True:
+            method, arguments = pipe.recv()
+            pipe.send((None, getattr(group, method)(*arguments)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent has closed the pipe, or is gone
+    except EnvError as error:
+        pipe.send((EnvError, str(error)))
+    except BaseException:
+        pipe.send((WorkerError, f"an environment worker failed:\n{traceback.format_exc()}"))
+    finally:
+        pipe.close()
+        os._exit(0)  # the system frees memory and OpenGL contexts; their destructors complain at exit
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _as_global(generator: np.random.BitGenerator) -> Iterator[None]:
+    outer = np.random.get_bit_generator()
+    np.random.set_bit_generator(generator)
+    try:
+        yield
+    finally:
+        np.random.set_bit_generator(outer)
+
+
+@contextmanager
+def _global_state_kept() -> Iterator[None]:
+    # Exchanging bit generators drops the normal variate that NumPy's global generator may hold back.
+    state = np.random.get_state()  # noqa: NPY002 - the caller's stream, not ours
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

@@ -1,0 +1,28 @@
+"""What mfrl raises when a user can put it right; the command line prints these without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MfrlError(Exception):
+    """Base of every error whose message is meant for the person at the keyboard."""
+
+
+class ConfigError(MfrlError):
+    """A setting that cannot be used."""
+
+
+class CheckpointError(MfrlError):
+    """A checkpoint that is missing, unreadable or refused."""
+
+
+class DivergedError(MfrlError):
+    """Training produced a number that is not finite."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean a, b?)`` for near names, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""

@@ -1,0 +1,60 @@
+"""The Q ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class QEnsemble(nn.Module):
+    """Q_i(s, a) for i = 1 .. ensemble, computed as one batched matrix product per layer.
+
+    Each member is [s, a] -> (linear, GELU, LayerNorm) x depth -> linear 1, initialised like its own network
+    (Xavier uniform, zero bias), as published.
+
+    Args:
+        observation_dim, action_dim: sizes of the flat inputs.
+        hidden: width of each hidden layer; published: 4 x 512.
+        ensemble: number of members; published: 2.
+    """
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (512, 512, 512, 512), ensemble: int = 2
+    ) -> None:
+        super().__init__()
+        self.sizes = [observation_dim, action_dim]
+        dims = [observation_dim + action_dim, *hidden]
+        self.weights = nn.ParameterList(_xavier(ensemble, i, o) for i, o in zip(dims[:-1], dims[1:], strict=True))
+        self.biases = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
+        self.gains = nn.ParameterList(torch.ones(ensemble, 1, o) for o in hidden)
+        self.shifts = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
+        self.head_weight = nn.Parameter(_xavier(ensemble, hidden[-1], 1))
+        self.head_bias = nn.Parameter(torch.zeros(ensemble, 1, 1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """``(ensemble, ..., batch)`` values.
+
+        Args:
+            observations: ``(batch, observation_dim)``.
+            actions: ``(..., batch, action_dim)``; leading axes (candidates) share the observations.
+        """
+        w_s, w_a = self.weights[0].split(self.sizes, dim=1)
+        lead = actions.shape[:-1]
+        of_s = torch.baddbmm(self.biases[0], observations.expand(len(w_s), -1, -1), w_s)
+        x = torch.bmm(actions.reshape(1, -1, actions.shape[-1]).expand(len(w_a), -1, -1), w_a)
+        x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(1, -2)
+        for k, (gain, shift) in enumerate(zip(self.gains, self.shifts, strict=True)):
+            if k > 0:
+                x = torch.baddbmm(self.biases[k], x, self.weights[k])
+            x = F.gelu(x, approximate="tanh")
+            x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
+        q = torch.baddbmm(self.head_bias, x, self.head_weight)
+        return q.view(-1, *lead)
+
+
+def _xavier(ensemble: int, fan_in: int, fan_out: int) -> Tensor:
+    bound = (6.0 / (fan_in + fan_out)) ** 0.5
+    return torch.empty(ensemble, fan_in, fan_out).uniform_(-bound, bound)

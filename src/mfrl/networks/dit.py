@@ -1,0 +1,120 @@
+r"""The published actor: a DiT over a single token, arXiv 2511.13035.
+
+Self-attention over one token is a softmax over one element, which is 1: the attention output is the value
+projection followed by the output projection, whatever query and key are. They are not computed here, and are not
+parameters: they would receive no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.meanflow import Time
+from mfrl.networks.dual import Dual, Linear, add_gated, gelu, lerp, linear, modulate, rms_normalize, silu
+from mfrl.networks.dual import add as add_duals
+from mfrl.networks.time import TimeEmbedding
+
+
+class RMSNorm(nn.Module):
+    """RMS normalisation with a learned gain, times sqrt(width) besides, as in the published actor."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Dual) -> Dual:
+        return rms_normalize(x, self.gain * self.gain.numel() ** 0.5)
+
+
+class Modulation(nn.Module):
+    """Zero-initialised linear map of SiLU(c) to ``count`` vectors of the network's width."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = Linear(width, count * width, scale=0.0)
+
+    def forward(self, c: Dual, time: Time) -> list[Dual]:
+        # Computed once per distinct time, then handed to the samples that have it.
+        m = self.linear(c)
+        values = time.spread(m.value).chunk(self.count, -1)
+        if m.tangent is None:
+            return [Dual(value) for value in values]
+        tangents = time.spread(m.tangent).chunk(self.count, -1)
+        return [Dual(value, tangent) for value, tangent in zip(values, tangents, strict=True)]
+
+
+class Block(nn.Module):
+    """Attention (over one token) and MLP, each normalised, modulated by time, and gated."""
+
+    def __init__(self, width: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.modulation = Modulation(width, 6)
+        self.norm1 = RMSNorm(width)
+        self.attention_value = Linear(width, width)
+        self.attention_out = Linear(width, width)
+        self.norm2 = RMSNorm(width)
+        self.mlp_in = Linear(width, hidden)
+        self.mlp_out = Linear(hidden, width)
+
+    def forward(self, x: Dual, c: Dual, time: Time) -> Dual:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, time)
+        h = modulate(self.norm1(x), scale1, shift1)
+        x = add_gated(x, gate1, self.attention_out(self.attention_value(h)))
+        h = modulate(self.norm2(x), scale2, shift2)
+        return add_gated(x, gate2, self.mlp_out(gelu(self.mlp_in(h))))
+
+
+class DiT(nn.Module):
+    """g(s, a_t, t) as a DiT over the single token [s, a_t].
+
+    Args:
+        observation_dim, action_dim: sizes of the flat inputs.
+        width, depth, mlp_ratio: published: 256, 3, 4.
+        residual_scale: weight of each block's whole change, x + residual_scale (block(x) - x).
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        width: int = 256,
+        depth: int = 3,
+        mlp_ratio: float = 4.0,
+        residual_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.observation_dim = observation_dim
+        self.residual_scale = residual_scale
+        self.embed = Linear(observation_dim + action_dim, width)
+        self.offset = nn.Parameter(torch.randn(width) * 0.005)
+        self.time = TimeEmbedding(width)
+        self.blocks = nn.ModuleList(Block(width, mlp_ratio) for _ in range(depth))
+        self.final_norm = RMSNorm(width)
+        self.final_modulation = Modulation(width, 2)
+        self.head = Linear(width, action_dim, scale=0.0)
+
+    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+        """g ``(..., batch, action_dim)`` for observations ``(batch, observation_dim)``.
+
+        Actions may lead with further axes, e.g. ``(candidate, batch, action_dim)``; time then has one row.
+        """
+        return self._run(observations, Dual(actions), time, with_tangent=False).value
+
+    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """g and its derivative along the path, tangents (velocity, 1); the derivative carries no graph."""
+        g = self._run(observations, Dual(actions, velocity), time, with_tangent=True)
+        assert g.tangent is not None
+        return g.value, g.tangent
+
+    def _run(self, observations: Tensor, actions: Dual, time: Time, with_tangent: bool) -> Dual:
+        # [s, a_t] W^T as two products: s is shared by all candidates and has no tangent.
+        w_s, w_a = self.embed.weight.split([self.observation_dim, actions.value.shape[-1]], dim=1)
+        x = add_duals(linear(Dual(observations), w_s, self.embed.bias + self.offset), linear(actions, w_a))
+        c = silu(self.time(time.rows, with_tangent))
+        for block in self.blocks:
+            x = lerp(x, block(x, c, time), self.residual_scale)
+        shift, scale = self.final_modulation(c, time)
+        return self.head(modulate(self.final_norm(x), scale, shift))

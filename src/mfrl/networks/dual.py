@@ -1,0 +1,123 @@
+r"""Forward-mode differentiation by hand: a value and its derivative along the path travel together.
+
+The MeanFlow identity needs dg/dt as a number only, while g itself needs a gradient. `torch.func.jvp` gives
+both, but in eager mode it falls back to Python decompositions and keeps a graph for the derivative too. Here each
+primitive applies its own rule to the tangent, without a graph and with the same weights, so that one pass
+through the network gives both. A :class:`Dual` whose tangent is None is a plain value: the same code then is the
+plain forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Dual(NamedTuple):
+    """x and dx/dt of the same shape; ``tangent=None`` where only x is wanted or where dx/dt = 0."""
+
+    value: Tensor
+    tangent: Tensor | None = None
+
+
+def linear(x: Dual, weight: Tensor, bias: Tensor | None = None) -> Dual:
+    """W x + b;  d = W dx."""
+    value = F.linear(x.value, weight, bias)
+    if x.tangent is None:
+        return Dual(value)
+    with torch.no_grad():
+        return Dual(value, F.linear(x.tangent, weight))
+
+
+def gelu(x: Dual) -> Dual:
+    """GELU in its tanh form. Its backward kernel is gelu'(x) times a factor: with dx as factor, the tangent."""
+    value = F.gelu(x.value, approximate="tanh")
+    if x.tangent is None:
+        return Dual(value)
+    with torch.no_grad():
+        return Dual(value, torch.ops.aten.gelu_backward(x.tangent, x.value, approximate="tanh"))
+
+
+def silu(x: Dual) -> Dual:
+    """x sigmoid(x), with its tangent as in :func:`gelu`."""
+    value = F.silu(x.value)
+    if x.tangent is None:
+        return Dual(value)
+    with torch.no_grad():
+        return Dual(value, torch.ops.aten.silu_backward(x.tangent, x.value))
+
+
+def add(x: Dual, y: Dual) -> Dual:
+    if x.tangent is None or y.tangent is None:
+        return Dual(x.value + y.value, x.tangent if y.tangent is None else y.tangent)
+    with torch.no_grad():
+        return Dual(x.value + y.value, x.tangent + y.tangent)
+
+
+def rms_normalize(x: Dual, gain: Tensor, eps: float = 1e-6) -> Dual:
+    """gain x r with r = (mean x^2 + eps)^(-1/2);  d = gain r (dx - x r^2 mean(x dx))."""
+    value = F.rms_norm(x.value, gain.shape, gain, eps)
+    if x.tangent is None:
+        return Dual(value)
+    with torch.no_grad():
+        r = torch.rsqrt(x.value.square().mean(-1, keepdim=True) + eps)
+        shrink = r.square() * (x.value * x.tangent).mean(-1, keepdim=True)
+        return Dual(value, gain * r * torch.addcmul(x.tangent, x.value, shrink, value=-1.0))
+
+
+def modulate(x: Dual, scale: Dual, shift: Dual) -> Dual:
+    """x (1 + scale) + shift;  d = dx (1 + scale) + x dscale + dshift."""
+    value = torch.addcmul(x.value + shift.value, x.value, scale.value)
+    if x.tangent is None:
+        return Dual(value)
+    assert scale.tangent is not None and shift.tangent is not None
+    with torch.no_grad():
+        tangent = torch.addcmul(x.tangent + shift.tangent, x.tangent, scale.value)
+        return Dual(value, tangent.addcmul_(x.value, scale.tangent))
+
+
+def add_gated(x: Dual, gate: Dual, y: Dual) -> Dual:
+    """x + gate y;  d = dx + gate dy + dgate y."""
+    value = torch.addcmul(x.value, gate.value, y.value)
+    if x.tangent is None:
+        return Dual(value)
+    assert gate.tangent is not None and y.tangent is not None
+    with torch.no_grad():
+        tangent = torch.addcmul(x.tangent, gate.value, y.tangent)
+        return Dual(value, tangent.addcmul_(gate.tangent, y.value))
+
+
+def lerp(x: Dual, y: Dual, weight: float) -> Dual:
+    """x + weight (y - x)."""
+    value = torch.lerp(x.value, y.value, weight)
+    if x.tangent is None or y.tangent is None:
+        return Dual(value)
+    with torch.no_grad():
+        return Dual(value, torch.lerp(x.tangent, y.tangent, weight))
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` on duals, initialised with variance ``scale / fan_in`` (truncated normal) and zero bias."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float = 0.01) -> None:
+        self.scale = scale
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        variance_scaling_(self.weight, self.scale, self.in_features)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Dual) -> Dual:
+        return linear(x, self.weight, self.bias)
+
+
+def variance_scaling_(weight: Tensor, scale: float, fan_in: int) -> Tensor:
+    """Truncated normal (at two standard deviations) of variance scale / fan_in; scale 0 gives zeros."""
+    if scale == 0.0:
+        return nn.init.zeros_(weight)
+    # 0.8796... is the standard deviation of a standard normal truncated at +-2.
+    std = (scale / fan_in) ** 0.5 / 0.87962566103423978
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

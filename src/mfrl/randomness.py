@@ -1,0 +1,36 @@
+"""Random numbers as a function of (seed, purpose, update): nothing to save, nothing to restore.
+
+The draws of update k do not depend on how many updates came before in this process, so a resumed run draws what
+an uninterrupted one would have drawn, and updates can be grouped into chunks of any size.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def derived_seed(seed: int, purpose: str, k: int) -> int:
+    """A 63-bit seed for step ``k`` of the stream ``purpose``: splitmix64 over the three, well mixed in every bit."""
+    x = (seed * 0x9E3779B97F4A7C15 + (zlib.crc32(purpose.encode()) << 32) + k) & _MASK
+    for _ in range(2):
+        x = (x + 0x9E3779B97F4A7C15) & _MASK
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+        x ^= x >> 31
+    return x >> 1
+
+
+class Stream:
+    """Hands out one generator, seeded afresh for every step."""
+
+    def __init__(self, seed: int, purpose: str, device: torch.device | str = "cpu") -> None:
+        self.seed, self.purpose = seed, purpose
+        self.device = torch.device(device)
+        self._generator = torch.Generator(device=device)
+
+    def at(self, k: int) -> torch.Generator:
+        return self._generator.manual_seed(derived_seed(self.seed, self.purpose, k))

@@ -1,0 +1,142 @@
+r"""Reformulations of MeanFlow as data: what the network outputs is an affine image of the average velocity.
+
+    path                a_t = (1 - t) a + t e,   v = e - a              t = 0 is data, t = 1 is noise
+    average velocity    u(a_t, b, t),   a_b = a_t - (t - b) u
+    MeanFlow identity   u = v - (t - b) du/dt                           d/dt = v . grad_{a_t} + d_t
+    network output      g = p(t) a_t + q(t) u + s(t) e
+
+MeanFlow: arXiv 2505.13447. The residual reformulation (p = 1, q = -1, s = 0) with Q-learning: arXiv 2511.13035.
+Shapes: a_t, u, v, g, e are ``(..., action_dim)``; t and b are ``(..., 1)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+Coefficient = float | Tensor
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """``c[0] + c[1] t + c[2] t^2 + ...``. A constant evaluates to a float, so that its terms cost nothing."""
+
+    coefficients: tuple[float, ...]
+
+    def __call__(self, t: Tensor) -> Coefficient:
+        *lower, value = self.coefficients
+        for c in reversed(lower):
+            value = value * t + c
+        return value
+
+    @cached_property
+    def derivative(self) -> Polynomial:
+        return Polynomial(tuple(k * c for k, c in enumerate(self.coefficients))[1:] or (0.0,))
+
+    @property
+    def at_one(self) -> float:
+        return sum(self.coefficients)
+
+
+class Reformulation:
+    """One member of the family ``g = p(t) a_t + q(t) u + s(t) e``.
+
+    Args:
+        p, q, s: polynomial coefficients in ascending powers of t; a number stands for a constant.
+
+    Raises:
+        ValueError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1].
+    """
+
+    def __init__(self, p: float | Sequence[float], q: float | Sequence[float], s: float | Sequence[float] = 0.0):
+        self.p, self.q, self.s = (_polynomial(name, c) for name, c in (("p", p), ("q", q), ("s", s)))
+        if not any(self.q.coefficients):
+            raise ValueError("q is zero everywhere: the output g then says nothing about the average velocity u")
+        # q = t^m r(t) with r(0) != 0 gives  t q'/q = m + t r'/r,  which is finite at t = 0 too.
+        self._zeros_at_0 = next(k for k, c in enumerate(self.q.coefficients) if c != 0.0)
+        self._r = Polynomial(self.q.coefficients[self._zeros_at_0 :])
+        roots = np.roots(self._r.coefficients[::-1])
+        real = roots.real[np.abs(roots.imag) < 1e-9]
+        if inside := [float(t) for t in real if 0.0 < t <= 1.0 + 1e-9]:
+            raise ValueError(
+                f"q(t) with coefficients {list(self.q.coefficients)} is zero at t = {inside[0]:g}: "
+                "u = (g - p a_t - s e) / q cannot be recovered there"
+            )
+
+    def __repr__(self) -> str:
+        p, q, s = (list(c.coefficients) for c in (self.p, self.q, self.s))
+        return f"Reformulation(p={p}, q={q}, s={s})"
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the output at t = 1 is the action itself: q(1) = -1 and p(1) + s(1) = 1."""
+        return self.q.at_one == -1.0 and self.p.at_one + self.s.at_one == 1.0
+
+    def output(self, u: Tensor, a_t: Tensor, e: Tensor, t: Tensor) -> Tensor:
+        """g = p a_t + q u + s e."""
+        return _sum((self.p(t), a_t), (self.q(t), u), (self.s(t), e))
+
+    def average_velocity(self, g: Tensor, a_t: Tensor, e: Tensor, t: Tensor) -> Tensor:
+        """u = (g - p a_t - s e) / q, for t > 0."""
+        return _sum((1.0, g), (-self.p(t), a_t), (-self.s(t), e)) / self.q(t)
+
+    def target(
+        self, g: Tensor, dgdt: Tensor, v: Tensor, a_t: Tensor, e: Tensor, t: Tensor, b: Tensor | float = 0.0
+    ) -> Tensor:
+        """The MeanFlow identity written for g: with u_tgt = v - (t - b) du/dt,
+
+            g_tgt = p a_t + q u_tgt + s e
+            q du/dt = dg/dt - p' a_t - p v - s' e - q' u       (e does not change along a path)
+
+        where (t - b) q' u = (t - b) q'/q (g - p a_t - s e) is evaluated in the form that is finite at t = 0.
+
+        Args:
+            g, dgdt: the network's output and its total derivative along the path, without gradient.
+            v: e - a, the velocity of the path.
+        """
+        p, q, s = self.p(t), self.q(t), self.s(t)
+        dp, ds = self.p.derivative(t), self.s.derivative(t)
+        qdudt = _sum((1.0, dgdt), (-dp, a_t), (-p, v), (-ds, e))
+        g_tgt = _sum((p, a_t), (q, v), (s, e)) - (t - b) * qdudt
+        if len(self.q.coefficients) > 1:
+            qu = _sum((1.0, g), (-p, a_t), (-s, e))
+            g_tgt = g_tgt + self._relative_slope(t, b) * qu
+        return g_tgt
+
+    def action(self, g: Tensor, e: Tensor) -> Tensor:
+        """One step from noise: a = e - u(e, 0, 1) = ((q + p + s) e - g) / q at t = 1. For a direct variant, g."""
+        p, q, s = self.p.at_one, self.q.at_one, self.s.at_one
+        return g if self.is_direct else _sum(((p + q + s) / q, e), (-1.0 / q, g))
+
+    def _relative_slope(self, t: Tensor, b: Tensor | float) -> Coefficient:
+        """(t - b) q'(t) / q(t) = (1 - b/t) (m + t r'/r)."""
+        slope = self._zeros_at_0 + t * self._r.derivative(t) / self._r(t)
+        # b <= t, so b/t at t = 0 stands for 0/0: its value with b = 0 is meant.
+        return slope if isinstance(b, float) and b == 0.0 else slope * (1.0 - b / t.clamp_min(1e-12))
+
+
+def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
+    values = [coefficients] if isinstance(coefficients, int | float) else list(coefficients)
+    if not values or not all(isinstance(c, int | float) and np.isfinite(c) for c in values):
+        raise ValueError(f"{name} must be finite polynomial coefficients in ascending powers of t, got {coefficients!r}")
+    while len(values) > 1 and values[-1] == 0:
+        values.pop()
+    return Polynomial(tuple(float(c) for c in values))
+
+
+def _sum(*terms: tuple[Coefficient, Tensor]) -> Tensor:
+    """sum_k c_k x_k, leaving out what is known to be zero and multiplications by one."""
+    total: Tensor | None = None
+    for c, x in terms:
+        if isinstance(c, float) and c == 0.0:
+            continue
+        if isinstance(c, float) and abs(c) == 1.0:
+            total = (x if c > 0 else -x) if total is None else (total + x if c > 0 else total - x)
+        else:
+            total = c * x if total is None else total + c * x
+    assert total is not None, "every coefficient is zero"
+    return total

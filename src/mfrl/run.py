@@ -1,0 +1,102 @@
+"""A run folder: what a run leaves behind, and enough to go on from or to judge it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mfrl.errors import CheckpointError
+from mfrl.files import write_json, write_text
+
+PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", "gymnasium", "ogbench", "mujoco", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files in a run folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunFolder:
+        """A new folder; where the name is taken, with the next free number after it."""
+        wanted, number = Path(path), 1
+        while True:
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                number += 1
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write_config(self, cfg: DictConfig, overrides: list[str]) -> None:
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        write_json(self.path / "provenance.json", provenance)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the packages that shape a result, and the processor or GPU."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
+    return found
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint file, given itself or the run folder (or its checkpoints/) it lies in.
+
+    Raises:
+        CheckpointError: saying what was looked for and where.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    tried = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    what = f"neither {tried[0]} nor {tried[1]}" if path.is_dir() else f"no file or folder {path}"
+    raise CheckpointError(f"no checkpoint: {what} exists")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours as plain data; nothing in it is executed.
+
+    Raises:
+        CheckpointError: for a damaged file, one that is more than plain data, or one that mfrl did not write.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of plain data: {reason}") from error
+    if not isinstance(checkpoint, dict) or "mfrl" not in checkpoint:
+        raise CheckpointError(f"{path} was not written by mfrl: it has no 'mfrl' record")
+    return checkpoint
+
+
+def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
+    """The lines of eval.jsonl."""
+    path = run.path / "eval.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
