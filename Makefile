@@ -37,7 +37,6 @@ benchmarks: $(READY)
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/act.py
 	$(BIN)/python benchmarks/data.py
-	$(BIN)/python benchmarks/loop.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist build

@@ -147,7 +147,7 @@ def test_an_episode_depends_on_its_seed_and_actions_alone(env_id):
 
 
 def test_a_reset_hides_no_chance_in_the_simulator():
-    # Random steps within a reset must be seeded too: they leave the solver's warm start and the controls behind.
+    # Random steps within a reset must be seeded too: they leave traces in warm start and controls.
     states = []
     for _ in range(2):
         with VectorEnv(EnvSpec("cube-single-singletask-v0"), num_envs=1, workers=0) as env:
@@ -259,7 +259,10 @@ class ProbeEnv(gymnasium.Env):
         return np.array([float(os.environ["OMP_NUM_THREADS"]), float("torch" in sys.modules)])
 
 
-@pytest.mark.parametrize("env_id", ["pointmaze-medium-singletask-v0", "cube-single-singletask-v0"])
+@pytest.mark.parametrize(
+    "env_id",
+    ["pointmaze-medium-singletask-v0", pytest.param("cube-single-singletask-v0", marks=pytest.mark.slow)],
+)
 def test_frames_show_the_scene_and_its_motion(env_id):
     backend_or_skip()
     with VectorEnv(EnvSpec(env_id), num_envs=3, workers=2, render=True) as env:

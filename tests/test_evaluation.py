@@ -179,6 +179,19 @@ def test_actions_of_the_wrong_shape_are_refused():
         evaluator.run(WrongShape(), 1)
 
 
+def test_an_interrupted_evaluation_does_not_spoil_the_next():
+    class Interrupt(Still):
+        def actions(self, _observations, _noise):
+            # In the middle of a step: the workers answer, but nobody has listened.
+            evaluator.env._crew._send(0, ("step", ()))
+            raise KeyboardInterrupt
+
+    with Evaluator(TASK, num_envs=1, workers=1) as evaluator:
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.run(Interrupt(), 1)
+        assert evaluator.run(Still(), 1).lengths.tolist() == [1000]
+
+
 def test_an_evaluator_starts_afresh_after_its_workers_die():
     with Evaluator(FragileTask(), num_envs=2, workers=1) as evaluator:
         with pytest.raises(WorkerError, match="killed"):

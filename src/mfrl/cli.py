@@ -49,11 +49,7 @@ def collect(cfg: DictConfig) -> Any:
     from mfrl.collect import collect
     from mfrl.data.ogbench import DEFAULT_DATA_DIR
 
-    done = collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **cfg.collect)
-    Console(stderr=True).print(
-        f"{done.transitions:,} transitions in {done.seconds:.0f} s: {done.train_path}, {done.val_path.name}",
-        highlight=False,
-    )
+    collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **cfg.collect)
 
 
 COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
@@ -95,7 +91,18 @@ def main() -> None:
 
 def overrides_in(arguments: list[str]) -> list[str]:
     """The arguments that are overrides: neither Hydra's flags nor their values."""
-    with_value = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+    with_value = {
+        "--cfg",
+        "-c",
+        "--package",
+        "-p",
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+        "--config-dir",
+        "-cd",
+    }
     return [
         argument
         for before, argument in zip(["", *arguments], arguments, strict=False)
@@ -138,7 +145,9 @@ def explain(message: str, config_name: str) -> str:
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", message):
         group, _, choice = match[1].rpartition("/")
         top = group.split("/")[0]
-        known = [str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")]
+        known = [
+            str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")
+        ]
         wanted = match[1].removeprefix(f"{top}/") if group else choice
         near = did_you_mean(wanted, [name for name in known if not name.rpartition("/")[2].startswith("_")])
         return f"there is no {match[1]!r} among the configurations in {CONFIG_DIR}{near}"

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from mfrl.errors import CheckpointError
 
 CONFIG_DIR = next(
-    folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
+    folder
+    for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf")
+    if folder.is_dir()
 )
 
 

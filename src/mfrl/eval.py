@@ -21,7 +21,9 @@ from mfrl.files import write_json
 from mfrl.run import find_checkpoint, load_checkpoint
 
 
-def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[OfflineAlgorithm, dict[str, Any]]:
+def load_algorithm(
+    path: str | Path, trusted: tuple[str, ...] = ()
+) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     """The trained module of a checkpoint, and the plain record it carries (config, spec, env, provenance).
 
     Raises:
@@ -61,7 +63,9 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         result = evaluator.run(
             policy,
             episodes,
-            progress=lambda done, total, success: bar.update(task, completed=done, description=f"success {success:.2f}"),
+            progress=lambda done, total, success: bar.update(
+                task, completed=done, description=f"success {success:.2f}"
+            ),
             video_episodes=cfg.videos if cfg.video else 0,
         )
     out = Path(cfg.out) if cfg.out else path.parent

@@ -42,7 +42,9 @@ class Field(Protocol):
 
     def __call__(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor: ...
 
-    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]: ...
+    def jvp(
+        self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def grid_times(num_steps: int, like: Tensor) -> Tensor:
@@ -56,7 +58,9 @@ def interpolate(a: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return a + t * v, v
 
 
-def path_derivative(g: Field, observations: Tensor, a_t: Tensor, time: Time, v: Tensor) -> tuple[Tensor, Tensor]:
+def path_derivative(
+    g: Field, observations: Tensor, a_t: Tensor, time: Time, v: Tensor
+) -> tuple[Tensor, Tensor]:
     """g and dg/dt = v . grad_{a_t} g + d_t g by one forward-mode JVP with tangents (v, 1).
 
     Works for any network; :class:`mfrl.networks` backbones bring the same as their method ``jvp``, which keeps no
@@ -74,7 +78,14 @@ def path_derivative(g: Field, observations: Tensor, a_t: Tensor, time: Time, v: 
 
 
 def flow_target(
-    reformulation: Reformulation, g: Tensor, dgdt: Tensor, v: Tensor, a_t: Tensor, e: Tensor, t: Tensor, clip: float
+    reformulation: Reformulation,
+    g: Tensor,
+    dgdt: Tensor,
+    v: Tensor,
+    a_t: Tensor,
+    e: Tensor,
+    t: Tensor,
+    clip: float,
 ) -> Tensor:
     """g_tgt of the MeanFlow identity, clipped to [-clip, clip], without gradient."""
     with torch.no_grad():

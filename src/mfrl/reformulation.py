@@ -52,10 +52,14 @@ class Reformulation:
         ValueError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1].
     """
 
-    def __init__(self, p: float | Sequence[float], q: float | Sequence[float], s: float | Sequence[float] = 0.0):
+    def __init__(
+        self, p: float | Sequence[float], q: float | Sequence[float], s: float | Sequence[float] = 0.0
+    ):
         self.p, self.q, self.s = (_polynomial(name, c) for name, c in (("p", p), ("q", q), ("s", s)))
         if not any(self.q.coefficients):
-            raise ValueError("q is zero everywhere: the output g then says nothing about the average velocity u")
+            raise ValueError(
+                "q is zero everywhere: the output g then says nothing about the average velocity u"
+            )
         # q = t^m r(t) with r(0) != 0 gives  t q'/q = m + t r'/r,  which is finite at t = 0 too.
         self._zeros_at_0 = next(k for k, c in enumerate(self.q.coefficients) if c != 0.0)
         self._r = Polynomial(self.q.coefficients[self._zeros_at_0 :])
@@ -122,7 +126,9 @@ class Reformulation:
 def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
     values = [coefficients] if isinstance(coefficients, int | float) else list(coefficients)
     if not values or not all(isinstance(c, int | float) and np.isfinite(c) for c in values):
-        raise ValueError(f"{name} must be finite polynomial coefficients in ascending powers of t, got {coefficients!r}")
+        raise ValueError(
+            f"{name} must be finite polynomial coefficients in ascending powers of t, got {coefficients!r}"
+        )
     while len(values) > 1 and values[-1] == 0:
         values.pop()
     return Polynomial(tuple(float(c) for c in values))

@@ -50,7 +50,9 @@ class DynamicAlpha(FixedAlpha):
     its start. During the first tenth of training the checks are only recorded. At least two are needed to compare.
     """
 
-    def __init__(self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0) -> None:
+    def __init__(
+        self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0
+    ) -> None:
         super().__init__(alpha, total)
         self.every, self.threshold = every, threshold
         self.register_buffer("history", torch.full((window,), math.nan))

@@ -39,7 +39,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         run = RunFolder.create(cfg.run_dir)
     first_update = load_checkpoint(checkpoint)["updates"] if checkpoint else 0
     if first_update >= cfg.updates:
-        raise ConfigError(f"{checkpoint} is at update {first_update} of {cfg.updates}; raise updates= to go on")
+        raise ConfigError(
+            f"{checkpoint} is at update {first_update} of {cfg.updates}; raise updates= to go on"
+        )
     run.write_config(cfg, overrides)
 
     L.seed_everything(cfg.seed, verbose=False)
@@ -69,7 +71,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         MetricsCSV(run.path, first_update),
     ]
     trainer: L.Trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=loggers)
-    console.print(f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {run.path}", highlight=False)
+    console.print(
+        f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {run.path}", highlight=False
+    )
     started = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -115,7 +119,9 @@ def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
         return
     from mfrl.collect import collect
 
-    console.print(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator", highlight=False)
+    console.print(
+        f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator", highlight=False
+    )
     collect(data.dataset, data.data_dir, **cfg.collect)
 
 
@@ -130,7 +136,10 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     """The closing table: the scores and where everything lies."""
-    table = Table(title=f"{result['env']} · {result['algo']} · {result['variant']} · seed {result['seed']}", show_header=False)
+    table = Table(
+        title=f"{result['env']} · {result['algo']} · {result['variant']} · seed {result['seed']}",
+        show_header=False,
+    )
     final = result["final"]
     table.add_row("success", f"[bold]{final['eval/success']:.2f}[/] over {result['episodes']} episodes")
     table.add_row("return", f"{final['eval/return']:.1f}")
@@ -143,4 +152,3 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table.add_row("look", f"tensorboard --logdir {run.path}")
     table.add_row("evaluate", f"mfrl eval ckpt={run.path}")
     console.print(table, highlight=False)
-

@@ -21,7 +21,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import ConfigError, did_you_mean
-from mfrl.meanflow import Time, adaptive_loss, bound_loss, flow_target, grid_times, interpolate, path_derivative
+from mfrl.meanflow import (
+    Time,
+    adaptive_loss,
+    bound_loss,
+    flow_target,
+    grid_times,
+    interpolate,
+    path_derivative,
+)
 from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
 from mfrl.randomness import Stream
 from mfrl.reformulation import Reformulation
@@ -147,7 +155,11 @@ class MeanFlowQL(OfflineAlgorithm):
         self.bound_weight, self.sigma, self.time_steps = bound_weight, sigma, time_steps
         self.gamma_adaptive, self.c_adaptive, self.target_clip = gamma_adaptive, c_adaptive, target_clip
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
-        self.actor_warmup, self.actor_lr_floor, self.max_grad_norm = actor_warmup, actor_lr_floor, max_grad_norm
+        self.actor_warmup, self.actor_lr_floor, self.max_grad_norm = (
+            actor_warmup,
+            actor_lr_floor,
+            max_grad_norm,
+        )
         self._loss = torch.compile(self.loss) if compile else self.loss
         self._stream: Stream | None = None
 
@@ -168,14 +180,22 @@ class MeanFlowQL(OfflineAlgorithm):
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
         with torch.no_grad():
-            candidates = one_step(self.actor, self.reformulation, batch.next_observations, noise).clamp(-1.0, 1.0)
+            candidates = one_step(self.actor, self.reformulation, batch.next_observations, noise).clamp(
+                -1.0, 1.0
+            )
             _, next_q = best_of_n(self.target_critic, batch.next_observations, candidates)
             y = batch.rewards + self.discount * batch.masks * self.aggregate(next_q)
             if self.value_range is not None:
                 y = y.clamp(*self.value_range)
         q = self.critic(batch.observations, batch.actions)
         loss = (q - y).square().mean()
-        return loss, {"critic_loss": loss, "q": q.mean(), "q_min": q.min(), "q_max": q.max(), "target": y.mean()}
+        return loss, {
+            "critic_loss": loss,
+            "q": q.mean(),
+            "q_min": q.min(),
+            "q_max": q.max(),
+            "target": y.mean(),
+        }
 
     def flow_loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
         """Regression of g onto the MeanFlow identity target, by one JVP along the path."""
@@ -250,7 +270,9 @@ class MeanFlowQL(OfflineAlgorithm):
         actor_optimizer.step()
         critic_optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+            torch._foreach_lerp_(
+                list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau
+            )
         metrics["alpha"] = self.alpha.alpha.clone()
         self.alpha.step(self.updates, metrics["flow_loss"].detach())
         actor_schedule.step()

@@ -15,7 +15,7 @@ from mfrl import figures
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
-from mfrl.envs.ogbench import MazeLayout, maze_layout
+from mfrl.envs.ogbench import MazeLayout
 from mfrl.data.transitions import Transitions
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.files import write_text
@@ -75,9 +75,7 @@ class Evaluate(L.Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         if self._evaluator is None:
             self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
-            env = self.spec.make()
-            self._layout = maze_layout(env)
-            env.close()
+            self._layout = self._evaluator.env.signature.maze
         task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
         policy = pl_module.policy()
         result = self._evaluator.run(
@@ -147,7 +145,9 @@ def action_samples(
     return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
 
 
-def maze_values(policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def maze_values(
+    policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The critic's value of the policy over the free cells of a maze: points ``(n, 2)`` and values ``(n,)``.
 
     Args:

@@ -24,8 +24,15 @@ class Monitor(L.Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+        # Of this process's training, evaluations and checkpoints left out.
         self.seconds = 0.0
+        self.seconds_inside = 0.0
         self.updates = 0
+
+    @property
+    def loop_share(self) -> float:
+        """Share of the training time spent outside the updates."""
+        return 1.0 - self.seconds_inside / self.seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:  # noqa: ARG002
         self._open_window(pl_module)
@@ -47,6 +54,7 @@ class Monitor(L.Callback):
         seconds = time.perf_counter() - self._since - (pl_module.seconds_aside - self._aside)
         updates = pl_module.updates - self._first
         self.seconds += seconds
+        self.seconds_inside += self._inside
         self.updates += updates
         metrics["perf/updates_per_second"] = updates / seconds
         metrics["perf/loop_share"] = max(0.0, 1.0 - self._inside / seconds)

@@ -143,7 +143,7 @@ def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progres
     arrays: dict[str, Arrays] = {}
 
     with _progress_bar(progress) as bar, closing(run_episodes(settings, seed, jobs, workers)) as finished:
-        task = bar.add_task(settings.dataset, total=len(jobs), rate="")
+        task = bar.add_task(settings.dataset.removesuffix("-v0"), total=len(jobs), rate="")
         started = time.perf_counter()
         for done, ((split, index), episode) in enumerate(finished, start=1):
             if not arrays:
@@ -175,9 +175,9 @@ def _progress_bar(show: bool) -> Progress:
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),  # All columns fit in 80 characters; rich would cut off the numbers.
         MofNCompleteColumn(),
-        TextColumn("episodes"),
+        TextColumn("ep"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,

@@ -11,11 +11,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from mfrl.errors import MfrlError
+
 DOWNLOAD_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 DEFAULT_DATA_DIR = "~/.ogbench/data"
 
 
-class CollectError(RuntimeError):
+class CollectError(MfrlError, RuntimeError):
     """Collection cannot start or cannot finish; the message says what to do about it."""
 
 
@@ -178,8 +180,5 @@ def plan(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> Settings:
 
 
 def _download_hint(name: str, data_dir: str | Path) -> str:
-    files = (f"{name}.npz", f"{name}-val.npz")
-    return (
-        f"Download {files[0]} and {files[1]} from {DOWNLOAD_URL} ({DOWNLOAD_URL}/{files[0]} and "
-        f"{DOWNLOAD_URL}/{files[1]}) and put both in {Path(data_dir).expanduser()}."
-    )
+    train, val = (f"{DOWNLOAD_URL}/{name}{suffix}.npz" for suffix in ("", "-val"))
+    return f"Download {train} and {val} and put both in {Path(data_dir).expanduser()}."

@@ -100,8 +100,8 @@ _collector: MazeCollector | ManipspaceCollector
 
 def _start_worker(settings: Settings) -> None:
     global _collector
-    # Ctrl-C reaches the whole process group; the parent stops the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group: workers end at once, in silence; the parent cleans up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A worker would otherwise wait forever for work from a parent that was killed.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _collector = _make_collector(settings)

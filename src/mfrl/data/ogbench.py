@@ -20,7 +20,8 @@ from mfrl.envs.ogbench import singletask_id
 
 DEFAULT_DATA_DIR = "~/.ogbench/data"
 ACTION_CLIP = 1e-5
-_SLICE = 1 << 16  # rows looked at together by checks, so that they need no memory to speak of
+_SLICE = 1 << 14  # rows looked at together, so that checks and sums need no memory to speak of
+_LABEL_SLICE = 1 << 17  # rows labelled together; each call resets the environment
 
 
 class OGBenchData(L.LightningDataModule):
@@ -107,7 +108,9 @@ class OGBenchData(L.LightningDataModule):
         assert self.trainer is not None
         first = self.trainer.lightning_module.updates
         transitions = self.on_device(self.trainer.strategy.root_device)
-        return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks)
+        return ChunkLoader(
+            transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks
+        )
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:  # noqa: ARG002
         return batch  # it is there already
@@ -118,7 +121,9 @@ class OGBenchData(L.LightningDataModule):
 
         try:
             plan(self.dataset)
-            remedy = f"collect it in the simulator:  mfrl collect env=ogbench/{self.dataset.removesuffix('-v0')}"
+            remedy = (
+                f"collect it in the simulator:  mfrl collect env=ogbench/{self.dataset.removesuffix('-v0')}"
+            )
         except CollectError as error:
             remedy = str(error)
         return f"{path.name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {remedy}"
@@ -130,8 +135,6 @@ def read_transitions(path: Path, env_id: str, env: Any) -> Transitions:
     Raises:
         DataError: naming the file and the field.
     """
-    from ogbench.relabel_utils import relabel_dataset
-
     observation_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     with _opened(path) as file:
         for field in ("observations", "actions", "terminals", "qpos"):
@@ -140,14 +143,7 @@ def read_transitions(path: Path, env_id: str, env: Any) -> Transitions:
         terminals = _read(file, path, "terminals", np.float32)
         rows = len(terminals)
 
-        # OGBench's labels need the simulator's state only; it is dropped before the large arrays are read.
-        state = {name: _read(file, path, name) for name in ("qpos", "button_states") if name in file}
-        for name, array in state.items():
-            _check(path, name, array, rows)
-        relabel_dataset(env_id, env, state)
-        rewards, masks = state["rewards"], state["masks"]
-        del state
-
+        rewards, masks = _labels(file, path, env_id, env, rows)
         actions = _read(file, path, "actions", np.float32)
         _check(path, "actions", actions, rows, action_dim)
         if (out := _first_row(actions, lambda x: np.abs(x) > 1.0 + 1e-6)) is not None:
@@ -161,6 +157,21 @@ def read_transitions(path: Path, env_id: str, env: Any) -> Transitions:
     starts = _starts(path, terminals)
     np.clip(actions, -1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP, out=actions)
     return Transitions(*(torch.from_numpy(x) for x in (observations, actions, rewards, masks, starts)))
+
+
+def _labels(file: Any, path: Path, env_id: str, env: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and masks ``(rows,)`` by OGBench's own rule, from the simulator's state, which is not kept."""
+    from ogbench.relabel_utils import relabel_dataset
+
+    state = {name: _read(file, path, name) for name in ("qpos", "button_states") if name in file}
+    for name in state:
+        _check(path, name, state[name], rows)
+    rewards, masks = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    for part in (slice(k, k + _LABEL_SLICE) for k in range(0, rows, _LABEL_SLICE)):
+        labels = {name: array[part] for name, array in state.items()}
+        relabel_dataset(env_id, env, labels)
+        rewards[part], masks[part] = labels["rewards"], labels["masks"]
+    return rewards, masks
 
 
 def keep_trajectories(starts: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
@@ -208,7 +219,9 @@ def normalize_(observations: torch.Tensor, spec: DataSpec) -> None:
 def _starts(path: Path, terminals: np.ndarray) -> np.ndarray:
     """Rows that have a successor in their trajectory."""
     if terminals.ndim != 1 or len(terminals) < 2:
-        raise DataError(f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,) with at least 2 rows")
+        raise DataError(
+            f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,) with at least 2 rows"
+        )
     if not np.isin(terminals, (0.0, 1.0)).all():
         raise DataError(f"{path}: field 'terminals' holds values other than 0 and 1")
     if terminals[-1] != 1.0:

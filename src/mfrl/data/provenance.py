@@ -12,11 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mfrl.errors import MfrlError
+
 FORMAT = 1
 _PACKAGES = ("ogbench", "mujoco", "gymnasium", "numpy")
 
 
-class ProvenanceError(RuntimeError):
+class ProvenanceError(MfrlError, RuntimeError):
     """A provenance record exists but cannot be understood."""
 
 

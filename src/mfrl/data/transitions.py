@@ -116,7 +116,14 @@ class ChunkLoader:
     """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone."""
 
     def __init__(
-        self, transitions: Transitions, batch_size: int, seed: int, first: int, last: int, size: int, marks: tuple[int, ...]
+        self,
+        transitions: Transitions,
+        batch_size: int,
+        seed: int,
+        first: int,
+        last: int,
+        size: int,
+        marks: tuple[int, ...],
     ) -> None:
         self.transitions, self.batch_size, self.first = transitions, batch_size, first
         self.ends = chunk_ends(first, last, size, marks)
@@ -129,7 +136,9 @@ class ChunkLoader:
         device, at = self.transitions.starts.device, self.first
         for end in self.ends:
             indices = [
-                torch.randint(len(self.transitions), (self.batch_size,), generator=self.stream.at(k), device=device)
+                torch.randint(
+                    len(self.transitions), (self.batch_size,), generator=self.stream.at(k), device=device
+                )
                 for k in range(at, end)
             ]
             yield Chunk(self.transitions, torch.stack(indices))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mfrl.envs.spec import EnvSpec
-from mfrl.envs.vector import VectorEnv, WorkerError
+from mfrl.envs.vector import VectorEnv
 from mfrl.errors import DivergedError
 from mfrl.randomness import derived_seed
 
@@ -153,7 +153,9 @@ class Evaluator:
         Raises:
             DivergedError: the policy gave an action that is not finite.
             ValueError: the policy's actions have the wrong shape.
-            EnvError, WorkerError: from the environments, which a later call starts afresh.
+            EnvError, WorkerError: from the environments.
+
+        Whatever the error, Ctrl-C included, the environments are closed and a later call starts them afresh.
         """
         if episodes < 1:
             raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
@@ -162,8 +164,8 @@ class Evaluator:
             self._renders = True
         try:
             return self._run(policy, episodes, progress, record_paths, video_episodes, max_frames)
-        except WorkerError:
-            self.close()
+        except BaseException:
+            self.close()  # an interrupted step leaves answers in the pipes that nobody waits for
             raise
 
     def _run(

@@ -69,7 +69,7 @@ def make(env_id: str, *, render: bool = False, **kwargs: Any) -> gymnasium.Env:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered")  # OGBench's float64 bounds of +-1
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-        pass
+        _keep_one_action_space(env.unwrapped)
     if for_video:
         env.reset()  # the manipulation scenes compile their model at the first reset
         env.unwrapped.model.light_castshadow[:] = False

@@ -22,12 +22,18 @@ class QEnsemble(nn.Module):
     """
 
     def __init__(
-        self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (512, 512, 512, 512), ensemble: int = 2
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (512, 512, 512, 512),
+        ensemble: int = 2,
     ) -> None:
         super().__init__()
         self.sizes = [observation_dim, action_dim]
         dims = [observation_dim + action_dim, *hidden]
-        self.weights = nn.ParameterList(_xavier(ensemble, i, o) for i, o in zip(dims[:-1], dims[1:], strict=True))
+        self.weights = nn.ParameterList(
+            _xavier(ensemble, i, o) for i, o in zip(dims[:-1], dims[1:], strict=True)
+        )
         self.biases = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
         self.gains = nn.ParameterList(torch.ones(ensemble, 1, o) for o in hidden)
         self.shifts = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
@@ -45,7 +51,9 @@ class QEnsemble(nn.Module):
         lead = actions.shape[:-1]
         of_s = torch.baddbmm(self.biases[0], observations.expand(len(w_s), -1, -1), w_s)
         x = torch.bmm(actions.reshape(1, -1, actions.shape[-1]).expand(len(w_a), -1, -1), w_a)
-        x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(1, -2)
+        x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(
+            1, -2
+        )
         for k, (gain, shift) in enumerate(zip(self.gains, self.shifts, strict=True)):
             if k > 0:
                 x = torch.baddbmm(self.biases[k], x, self.weights[k])

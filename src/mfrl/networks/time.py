@@ -20,7 +20,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, num_features: int = 256, period: float = 10_000.0) -> None:
         super().__init__()
         half = num_features // 2
-        self.register_buffer("frequencies", torch.exp(torch.arange(half) * (-math.log(period) / half)), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.arange(half) * (-math.log(period) / half)), persistent=False
+        )
         self.hidden = Linear(2 * half, width)
         self.out = Linear(width, width)
 

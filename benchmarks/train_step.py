@@ -1,0 +1,195 @@
+r"""Updates per second of MeanFlowQL, eager and compiled, against the machine's fp32 matrix product.
+
+    python benchmarks/train_step.py [--sizes published quickstart] [--modes eager compiled] [--out FILE.json]
+
+Training runs through lightning.Trainer as in `mfrl train`, on random transitions of the task's size. A row reports
+the median over chunks of 8 updates, once warm.
+
+Necessary floating-point operations of one update (2 per multiplication with addition; normalisations, activations and
+optimisers not counted), B = batch, N = candidates, A = multiplications of the actor for one sample without its
+modulations, M = multiplications of the modulations and the time embedding for one time, C = multiplications of the
+whole critic ensemble for one sample, T = min(time steps, batch):
+
+    flow loss      2 B A (value) + 2 B A (tangent) + 4 B A (backward);  modulations the same with T rows of M
+    policy loss    2 B A + 4 B A through the actor, 2 B C + 2 B C (input gradients only) through the critic
+    critic loss    2 B C + 4 B C
+    Bellman target 2 N B (A + C)
+
+A backward pass costs a product with the weights for the input's gradient and one for the weights'; the first layers
+need no gradient of their input, which is neglected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from mfrl.algorithms import MeanFlowQL
+from mfrl.callbacks import Monitor
+from mfrl.data import DataSpec, Transitions
+from mfrl.data.transitions import ChunkLoader
+from mfrl.networks import DiT, QEnsemble
+from mfrl.reformulation import Reformulation
+from mfrl.run import versions
+
+BATCH, CHUNK, ROWS = 256, 8, 100_000
+SIZES: dict[str, dict[str, Any]] = {
+    "published": {"dims": (28, 5), "actor": DiT, "critic": QEnsemble, "settings": {}},
+    "published, N = 1": {
+        "dims": (28, 5),
+        "actor": DiT,
+        "critic": QEnsemble,
+        "settings": {"num_candidates": 1},
+    },
+    "quickstart": {
+        "dims": (2, 2),
+        "actor": partial(DiT, width=64, depth=1),
+        "critic": partial(QEnsemble, hidden=[256, 256]),
+        "settings": {"num_candidates": 4, "q_aggregation": "min", "clip_targets": True, "discount": 0.99},
+    },
+}
+
+
+class ChunkTimes(L.Callback):
+    """Seconds from the start of each chunk to the start of the next."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.starts.append(time.perf_counter())
+
+    def updates_per_second(self, warm_up: int) -> float:
+        seconds = [b - a for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)][warm_up:]
+        return CHUNK / statistics.median(seconds)
+
+
+def matmul_rate(device: torch.device) -> float:
+    """FLOP/s of a 2048-cubed fp32 product, the median of 10."""
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * 2048**3 / statistics.median(seconds[2:])
+
+
+def necessary_flops(module: MeanFlowQL) -> float:
+    """By the formula above, from the weights of the networks."""
+
+    def multiplications(network: nn.Module, wanted: bool) -> int:
+        of_time = ("time.", "modulation")
+        matrices = ((name, p) for name, p in network.named_parameters() if p.ndim >= 2 and "weight" in name)
+        return sum(p.numel() for name, p in matrices if any(word in name for word in of_time) is wanted)
+
+    A, M = multiplications(module.actor, False), multiplications(module.actor, True)
+    C = multiplications(module.critic, False)
+    B, N = BATCH, module.target_candidates
+    T = min(module.time_steps or B, B)
+    flow = 8 * (B * A + T * M)
+    policy = 6 * B * A + 4 * B * C
+    critic = 6 * B * C
+    target = 2 * N * B * (A + C)
+    return float(flow + policy + critic + target)
+
+
+def build(size: str, compile: bool, updates: int) -> MeanFlowQL:
+    setting = SIZES[size]
+    observation_dim, action_dim = setting["dims"]
+    torch.manual_seed(0)
+    spec = DataSpec(
+        observation_dim,
+        action_dim,
+        (0.0,) * observation_dim,
+        (1.0,) * observation_dim,
+        reward_min=-1.0,
+        reward_max=0.0,
+    )
+    residual = Reformulation(p=1.0, q=-1.0)
+    return MeanFlowQL(
+        spec, setting["actor"], setting["critic"], residual, updates, compile=compile, **setting["settings"]
+    )
+
+
+def measure(size: str, compile: bool, updates: int) -> dict[str, Any]:
+    module = build(size, compile, updates)
+    observation_dim, action_dim = SIZES[size]["dims"]
+    transitions = Transitions(
+        torch.randn(ROWS, observation_dim),
+        torch.rand(ROWS, action_dim) * 2 - 1,
+        -torch.ones(ROWS),
+        torch.ones(ROWS),
+        torch.arange(ROWS - 1),
+    )
+    monitor, times = Monitor(every=updates // 2), ChunkTimes()
+    trainer = L.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        callbacks=[monitor, times],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    transitions = transitions.to(trainer.strategy.root_device)
+    trainer.fit(module, ChunkLoader(transitions, BATCH, 0, 0, updates, CHUNK, (updates // 2,)))
+    warm_up = 2
+    return {
+        "size": size,
+        "mode": "compiled" if compile else "eager",
+        "updates_per_second": times.updates_per_second(warm_up),
+        "first_chunk_seconds": times.starts[1] - times.starts[0],
+        "loop_share": monitor.loop_share,
+        "gflop_per_update": necessary_flops(module) / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--updates", type=int, default=160)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rate = matmul_rate(device)
+    print(f"{versions()['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"2048-cubed fp32 product: {rate / 1e9:.0f} GFLOP/s")
+    print(f"{'size':<18}{'mode':<10}{'updates/s':>10}{'GFLOP':>8}{'share':>7}{'start-up':>10}{'loop':>7}")
+    rows = []
+    for size in args.sizes:
+        for mode in args.modes:
+            row = measure(size, mode == "compiled", args.updates)
+            row["share_of_matmul_rate"] = row["updates_per_second"] * row["gflop_per_update"] * 1e9 / rate
+            rows.append(row)
+            print(
+                f"{size:<18}{mode:<10}{row['updates_per_second']:>10.2f}{row['gflop_per_update']:>8.2f}"
+                f"{row['share_of_matmul_rate']:>7.2f}{row['first_chunk_seconds']:>9.1f}s{row['loop_share']:>7.1%}",
+                flush=True,
+            )
+    again = matmul_rate(device)
+    print(f"2048-cubed fp32 product at the end: {again / 1e9:.0f} GFLOP/s")
+    if args.out:
+        report = {"matmul_gflops": [rate / 1e9, again / 1e9], "versions": versions(), "rows": rows}
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

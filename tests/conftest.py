@@ -1,0 +1,22 @@
+"""Data and runs that several test files share, made once in the real simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny networks: threads only get in each other's way
+
+DATASET = "pointmaze-medium-explore"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pointmaze dataset, collected."""
+    from mfrl.collect import collect
+
+    folder = tmp_path_factory.mktemp("data")
+    collect(DATASET, folder, episodes=12, val_episodes=2, episode_steps=101, workers=1, progress=False)
+    return folder

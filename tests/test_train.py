@@ -1,0 +1,337 @@
+"""The whole path in the real simulator: collect, train, look, evaluate, resume; and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mfrl.config import CONFIG_DIR
+from mfrl.errors import CheckpointError, ConfigError, DivergedError
+from mfrl.eval import evaluate_checkpoint, load_algorithm
+from mfrl.run import find_checkpoint, load_checkpoint
+from mfrl.train import train
+
+from conftest import DATASET
+
+TINY = [
+    f"env=ogbench/{DATASET}",
+    "experiment=quickstart",
+    "collect=null",
+    "network.actor.width=16",
+    "network.critic.hidden=[16]",
+    "batch_size=8",
+    "updates=24",
+    "log.every=6",
+    "checkpoint.every=12",
+    "eval.every=12",
+    "eval.episodes=3",
+    "eval.num_envs=3",
+    "eval.workers=0",
+    "accelerator=cpu",
+]
+
+
+def compose(name: str, *overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+def run(data_dir: Path, run_dir: Path, *overrides: str) -> dict:
+    changes = [*TINY, f"data_dir={data_dir}", f"run_dir={run_dir}", *overrides]
+    return train(compose("train", *changes), changes)
+
+
+def resume(run_dir: Path, *overrides: str) -> dict:
+    changes = [f"resume={run_dir}", *overrides]
+    return train(compose("train", *changes), changes)
+
+
+def weights(run_dir: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return load_checkpoint(run_dir / "checkpoints" / name)["state_dict"]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def without_seconds(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A finished run that the tests compare with."""
+    path = tmp_path_factory.mktemp("runs") / "reference"
+    return path, run(data_dir, path)
+
+
+def test_a_run_folder_holds_everything_that_was_promised(reference: tuple[Path, dict]) -> None:
+    path, result = reference
+    names = {p.name for p in path.iterdir()}
+    promised = {
+        "config.yaml",
+        "overrides.yaml",
+        "provenance.json",
+        "metrics.csv",
+        "eval.jsonl",
+        "result.json",
+    }
+    assert promised <= names
+    assert (path / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((path / "result.json").read_text()) == result
+    assert result["updates"] == 24
+    assert OmegaConf.load(path / "config.yaml").updates == 24
+    assert "updates=24" in OmegaConf.load(path / "overrides.yaml")
+    provenance = json.loads((path / "provenance.json").read_text())
+    assert provenance["source"] == "collected"
+    assert {"sha256", "bytes"} <= set(provenance["files"][f"{DATASET}-v0.npz"])
+    lines = without_seconds(path)
+    assert [line["updates"] for line in lines] == [12, 24]
+    assert len(lines[-1]["returns"]) == len(lines[-1]["successes"]) == 3
+    assert result["final"]["eval/return"] == lines[-1]["eval/return"]
+
+
+def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict]) -> None:
+    path, _ = reference
+    with (path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["updates"]) for row in rows] == [6, 12, 18, 24]
+    wanted = {
+        "train/critic_loss",
+        "train/flow_loss",
+        "train/q",
+        "train/alpha",
+        "train/actor_lr",
+        "train/critic_lr",
+    }
+    wanted |= {
+        "train/actor_grad_norm",
+        "perf/updates_per_second",
+        "eval/success",
+        "eval/return",
+        "eval/length",
+    }
+    assert wanted <= set(rows[1])
+    events = EventAccumulator(str(path), size_guidance={"images": 0})
+    events.Reload()
+    assert wanted <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("train/critic_loss")] == [6, 12, 18, 24]
+    assert float(rows[0]["train/critic_loss"]) == pytest.approx(events.Scalars("train/critic_loss")[0].value)
+    assert {"figures/action_samples", "figures/paths", "figures/value"} <= set(events.Tags()["images"])
+    assert [e.step for e in events.Images("figures/paths")] == [12, 24]
+
+
+def test_the_same_command_twice_gives_the_same_numbers(
+    reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
+) -> None:
+    run(data_dir, tmp_path / "again")
+    assert_equal(weights(reference[0]), weights(tmp_path / "again"))
+    assert without_seconds(reference[0]) == without_seconds(tmp_path / "again")
+
+
+def test_another_seed_gives_other_numbers(
+    reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
+) -> None:
+    run(data_dir, tmp_path / "other", "seed=1")
+    a, b = weights(reference[0]), weights(tmp_path / "other")
+    assert not torch.equal(a["critic.head_weight"], b["critic.head_weight"])
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_the_chunk_size_changes_nothing(
+    chunk: int, reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
+) -> None:
+    run(data_dir, tmp_path / "chunk", f"chunk={chunk}")
+    assert_equal(weights(reference[0]), weights(tmp_path / "chunk"))
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "interrupted"
+    run(data_dir, path, "checkpoint.keep_all=true", "algo.alpha_schedule=cosine")
+    whole, evaluations, metrics = weights(path), without_seconds(path), (path / "metrics.csv").read_text()
+    # Back to the middle: what came later is made again, not doubled.
+    os.replace(path / "checkpoints" / "update=12.ckpt", path / "checkpoints" / "last.ckpt")
+    result = resume(path)
+    assert result["updates"] == 24
+    assert_equal(whole, weights(path))
+    assert without_seconds(path) == evaluations
+    rows, again = (
+        list(csv.DictReader(text.splitlines())) for text in (metrics, (path / "metrics.csv").read_text())
+    )
+    deterministic = [key for key in rows[0] if not key.startswith("perf/")]
+    assert [[r[key] for key in deterministic] for r in rows] == [
+        [r[key] for key in deterministic] for r in again
+    ]
+
+
+def test_a_finished_run_can_be_given_more_updates(
+    reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
+) -> None:
+    run(data_dir, tmp_path / "long", "updates=36")
+    run(data_dir, tmp_path / "grown")
+    with pytest.raises(ConfigError, match="raise updates="):
+        resume(tmp_path / "grown")
+    resume(tmp_path / "grown", "updates=36")
+    assert_equal(weights(tmp_path / "long"), weights(tmp_path / "grown"))
+
+
+def test_a_resumed_run_stays_the_same_experiment(reference: tuple[Path, dict]) -> None:
+    with pytest.raises(ConfigError, match="seed cannot change"):
+        resume(reference[0], "seed=3", "updates=48")
+
+
+def test_a_checkpoint_alone_reproduces_the_runs_evaluation(
+    reference: tuple[Path, dict], tmp_path: Path
+) -> None:
+    path, _ = reference
+    report = evaluate_checkpoint(compose("eval", f"ckpt={path}", f"out={tmp_path}"))
+    last = without_seconds(path)[-1]
+    for key in ("seeds", "returns", "successes", "lengths", "eval/return"):
+        assert report[key] == last[key]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["returns"] == last["returns"]
+
+
+def test_the_policy_of_a_checkpoint_takes_raw_observations(reference: tuple[Path, dict]) -> None:
+    module, record = load_algorithm(reference[0])
+    assert record["env"]["env_id"] == "pointmaze-medium-singletask-v0"
+    policy = module.policy()
+    observations = torch.tensor([[0.0, 0.0], [8.0, 12.0]])
+    noise = policy.sample_noise((4, 2, 2), torch.Generator().manual_seed(0))
+    actions = policy.act(observations, noise)
+    assert actions.shape == (2, 2)
+    assert actions.abs().max() <= 1.0
+    mean, std = torch.tensor(module.spec.observation_mean), torch.tensor(module.spec.observation_std)
+    candidates = policy.candidates((observations - mean) / std, noise)
+    assert all(any(torch.allclose(actions[b], c) for c in candidates[:, b]) for b in range(2))
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="last good"):
+        run(
+            data_dir,
+            tmp_path / "diverged",
+            "algo.critic_lr=1e30",
+            "algo.clip_targets=false",
+            "checkpoint.every=1",
+        )
+    state = weights(tmp_path / "diverged")
+    assert all(bool(value.isfinite().all()) for name, value in state.items() if "alpha" not in name)
+    assert not list((tmp_path / "diverged" / "checkpoints").glob(".*"))
+
+
+def test_a_run_never_writes_into_an_existing_folder(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("keep")
+    run(data_dir, tmp_path / "taken", "updates=6", "eval.every=6")
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+    assert (tmp_path / "taken-2" / "result.json").is_file()
+
+
+# ---- checkpoints that must not be believed
+
+
+def test_a_missing_checkpoint_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoints/last\.ckpt"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_truncated_checkpoint_is_refused(reference: tuple[Path, dict], tmp_path: Path) -> None:
+    whole = find_checkpoint(reference[0]).read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt cannot be read"):
+        load_algorithm(tmp_path / "cut.ckpt")
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+def test_nothing_pickled_in_a_checkpoint_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"mfrl": Exploit()}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match="plain data"):
+        load_algorithm(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "exploited").exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "mfrl.files.os.system", "mfrl.run.RunFolder.create", "builtins.exec"]
+)
+def test_nothing_foreign_named_in_a_checkpoint_is_built(
+    target: str, reference: tuple[Path, dict], tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(find_checkpoint(reference[0]))
+    checkpoint["mfrl"]["config"]["algo"]["actor"] = {"_target_": target, "_partial_": True}
+    torch.save(checkpoint, tmp_path / "foreign.ckpt")
+    with pytest.raises(CheckpointError, match="not a class of mfrl"):
+        load_algorithm(tmp_path / "foreign.ckpt")
+
+
+def test_weights_that_do_not_fit_are_refused(reference: tuple[Path, dict], tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(find_checkpoint(reference[0]))
+    checkpoint["mfrl"]["config"]["network"]["actor"]["width"] = 32
+    torch.save(checkpoint, tmp_path / "misfit.ckpt")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_algorithm(tmp_path / "misfit.ckpt")
+
+
+# ---- the command line
+
+
+def mfrl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from mfrl.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+
+
+def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> None:
+    done = mfrl("train", *TINY, f"data_dir={data_dir}", "run_dir=out", "updates=6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "success" in done.stderr
+    assert "run folder" in done.stderr
+    done = mfrl("eval", "ckpt=out", "episodes=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "out" / "checkpoints" / "evaluation.json").read_text())["returns"]) == 2
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}  # Hydra leaves nothing of its own behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "algo.alhpa=3"], "did you mean algo.alpha"),
+        (["train", "env=ogbench/cube-singel-play"], "did you mean ogbench/cube-single-play"),
+        (["train", "variant=residuall"], "did you mean residual?"),
+        (["train", "algo.q_aggregation=maen", "data_dir=DATA"], "did you mean mean"),
+        (["train", "env.task=9", "data_dir=DATA"], "task must be in 1..5"),
+        (["train", "env=ogbench/scene-play", "data_dir=DATA"], "mfrl collect env=ogbench/scene-play"),
+        (["eval"], "ckpt must be given"),
+        (["eval", "ckpt=nowhere"], "no file or folder nowhere"),
+        (["collect"], "env"),
+        (["collect", "env=ogbench/antmaze-large-navigate", "data_dir=DATA"], "antmaze-large-navigate-v0.npz"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(
+    arguments: list[str], message: str, data_dir: Path, tmp_path: Path
+) -> None:
+    done = mfrl(*(a.replace("DATA", str(data_dir)) for a in arguments), cwd=tmp_path)
+    text = " ".join(done.stderr.split())
+    assert done.returncode != 0
+    assert message in text
+    assert "Traceback" not in done.stderr

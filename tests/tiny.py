@@ -1,0 +1,87 @@
+"""Small things several test files build: settings of the family, networks, batches."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.algorithms import MeanFlowQL
+from mfrl.data.transitions import Batch, DataSpec, Transitions
+from mfrl.meanflow import Time
+from mfrl.networks import MLP, DiT, QEnsemble
+from mfrl.reformulation import Reformulation
+
+torch.set_num_threads(1)
+
+OBSERVATION_DIM, ACTION_DIM = 3, 2
+
+SPEC = DataSpec(
+    observation_dim=OBSERVATION_DIM,
+    action_dim=ACTION_DIM,
+    observation_mean=(0.5, -1.0, 2.0),
+    observation_std=(2.0, 0.5, 1.0),
+    reward_min=-1.0,
+    reward_max=0.0,
+)
+
+RESIDUAL = Reformulation(1.0, -1.0)
+
+tiny_dit = partial(DiT, width=16, depth=2, mlp_ratio=2.0)
+tiny_mlp = partial(MLP, hidden=[16, 12], time_width=8)
+tiny_critic = partial(QEnsemble, hidden=[16, 12], ensemble=2)
+
+
+def randomise_(network: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:
+    """Every parameter moved away from its start, so that what is zero-initialised takes part."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=generator).to(p.dtype))
+    return network
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
+    """Distinct times in (0, 1]; with ``batch``, a row for each sample, some of them shared."""
+    generator = torch.Generator().manual_seed(seed)
+    t = 1.0 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+    return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
+
+
+def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+    """Transitions of which about a third end the task."""
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return 2.0 * torch.rand(*shape, generator=g, dtype=dtype) - 1.0
+
+    observations, next_observations = (
+        2.0 * uniform(size, OBSERVATION_DIM),
+        2.0 * uniform(size, OBSERVATION_DIM),
+    )
+    masks = (torch.rand(size, generator=g) > 0.3).to(dtype)
+    assert 0 < masks.sum() < size
+    return Batch(observations, 0.9 * uniform(size, ACTION_DIM), masks * -1.0, masks, next_observations)
+
+
+def transitions(rows: int = 200, seed: int = 0) -> Transitions:
+    """One trajectory in float32."""
+    b = batch(rows, seed, torch.float32)
+    return Transitions(b.observations, b.actions, b.rewards, b.masks, torch.arange(rows - 1))
+
+
+def algorithm(**settings: Any) -> MeanFlowQL:
+    """MeanFlowQL with tiny networks in float64, every parameter away from zero; the target critic differs."""
+    chosen = {"reformulation": RESIDUAL, "actor": tiny_dit, "critic": tiny_critic, "updates": 100} | settings
+    torch.manual_seed(0)
+    module = MeanFlowQL(SPEC, **chosen).double()
+    randomise_(module.actor, seed=1)
+    randomise_(module.critic, seed=2)
+    randomise_(module.target_critic, seed=3)
+    return module
