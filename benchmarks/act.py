@@ -35,9 +35,8 @@ def main() -> None:
                     policy.act(observations, noise).cpu()
                     seconds.append(time.perf_counter() - start)
             warm = sorted(seconds[20:])
-            print(
-                f"{batch:>5}{candidates:>12}{statistics.median(warm) * 1e3:>11.2f}{warm[int(0.95 * len(warm))] * 1e3:>9.2f}"
-            )
+            median, tail = statistics.median(warm) * 1e3, warm[int(0.95 * len(warm))] * 1e3
+            print(f"{batch:>5}{candidates:>12}{median:>11.2f}{tail:>9.2f}")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ def main() -> None:
             ).stdout
             row = json.loads(out.splitlines()[-1])
             ratio = row["peak_mib"] / row["arrays_mib"]
-            print(
-                f"{label:<8}{row['seconds']:>8.2f}{row['peak_mib']:>10.0f}{row['arrays_mib']:>12.0f}{ratio:>15.2f}"
-            )
+            print(f"{label:<8}{row['seconds']:>8.2f}{row['peak_mib']:>10.0f}{row['arrays_mib']:>12.0f}{ratio:>15.2f}")
 
 
 if __name__ == "__main__":

@@ -155,9 +155,7 @@ def test_ogbench_loads_it_goal_conditioned_and_as_a_single_task(collected):
     np.testing.assert_array_equal(train["next_observations"][:29], train["observations"][1:30])
 
     single_task = dataset.replace("-v0", "-singletask-task2-v0")
-    env, train, _ = ogbench.make_env_and_datasets(
-        single_task, dataset_path=str(result.train_path), add_info=True
-    )
+    env, train, _ = ogbench.make_env_and_datasets(single_task, dataset_path=str(result.train_path), add_info=True)
     simulator = env.unwrapped
     for i in (
         0,

@@ -9,14 +9,13 @@ import numpy as np
 import ogbench
 import pytest
 import torch
+from conftest import DATASET
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mfrl.data import DataError, Transitions
 from mfrl.data.ogbench import ACTION_CLIP, OGBenchData, keep_trajectories
 from mfrl.data.transitions import ChunkLoader, chunk_ends
-
-from conftest import DATASET
 
 
 @pytest.fixture
@@ -81,9 +80,7 @@ def test_fraction_keeps_whole_trajectories_and_the_same_ones_for_a_seed(data_dir
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.floats(0.05, 1.0), st.integers(0, 3))
-def test_trajectories_of_any_length_are_kept_or_dropped_whole(
-    lengths: list[int], fraction: float, seed: int
-) -> None:
+def test_trajectories_of_any_length_are_kept_or_dropped_whole(lengths: list[int], fraction: float, seed: int) -> None:
     rows, starts, at = [], [], 0
     for number, length in enumerate(lengths):
         starts += range(at, at + length)

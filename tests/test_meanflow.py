@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, randn, randomise_, times, tiny_dit, tiny_mlp
+from tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, randn, randomise_, times, tiny_dit, tiny_mlp
 from torch import Tensor, nn
 
 from mfrl.meanflow import (
@@ -109,9 +109,7 @@ def test_rows_shared_by_samples_change_nothing(name: str):
     one_by_one = torch.cat([network(s[[i]], x[[i]], Time(shared.t[[i]])) for i in range(BATCH)])
     torch.testing.assert_close(network(s, x, shared), one_by_one, rtol=0, atol=1e-12)
     each = [path_derivative(network, s[[i]], x[[i]], Time(shared.t[[i]]), v[[i]])[1] for i in range(BATCH)]
-    torch.testing.assert_close(
-        path_derivative(network, s, x, shared, v)[1], torch.cat(each), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(path_derivative(network, s, x, shared, v)[1], torch.cat(each), rtol=0, atol=1e-12)
     if name in BACKBONES:
         torch.testing.assert_close(network.jvp(s, x, shared, v)[1], torch.cat(each), rtol=0, atol=1e-12)
 
@@ -124,9 +122,7 @@ def test_the_path_derivative_is_what_finite_differences_along_the_path_give(name
     with torch.no_grad():
         ahead = network(s, x + h * v, Time(time.rows + h, time.index))
         behind = network(s, x - h * v, Time(time.rows - h, time.index))
-        at_rest = network(s, x, Time(time.rows + h, time.index)) - network(
-            s, x, Time(time.rows - h, time.index)
-        )
+        at_rest = network(s, x, Time(time.rows + h, time.index)) - network(s, x, Time(time.rows - h, time.index))
     difference = (ahead - behind) / (2 * h)
     # Both parts of the tangent matter here, or a derivative without one of them would pass.
     assert (at_rest / (2 * h)).abs().mean() > 1e-3
@@ -143,9 +139,7 @@ def test_the_path_derivative_is_what_finite_differences_along_the_path_give(name
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_backbones_own_jvp_agrees_with_functorch(name: str, when: str):
     network, (s, x, v), time = build(name), path_point(), TIMES[when]()
-    for mine, functorch in zip(
-        network.jvp(s, x, time, v), path_derivative(network, s, x, time, v), strict=True
-    ):
+    for mine, functorch in zip(network.jvp(s, x, time, v), path_derivative(network, s, x, time, v), strict=True):
         torch.testing.assert_close(mine, functorch, rtol=0, atol=1e-11)
 
 
@@ -190,9 +184,7 @@ def test_the_flow_target_is_clipped_and_carries_no_gradient():
     clipped = flow_target(RESIDUAL, g, dgdt, v, x, e, t, clip=1.0)
     torch.testing.assert_close(clipped, free.clamp(-1.0, 1.0), rtol=0, atol=0)
     torch.testing.assert_close(flow_target(RESIDUAL, g, dgdt, v, x, e, t, clip=1e9), free, rtol=0, atol=0)
-    endpoint = flow_target(
-        Reformulation(1.0, [0.0, -1.0]), g, dgdt, v, x, e, t, clip=5.0
-    )  # depends on g itself
+    endpoint = flow_target(Reformulation(1.0, [0.0, -1.0]), g, dgdt, v, x, e, t, clip=5.0)  # depends on g itself
     assert not clipped.requires_grad
     assert not endpoint.requires_grad
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from conftest import DATASET
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,8 +21,6 @@ from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.run import find_checkpoint, load_checkpoint
 from mfrl.train import train
-
-from conftest import DATASET
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -141,9 +140,7 @@ def test_the_same_command_twice_gives_the_same_numbers(
     assert without_seconds(reference[0]) == without_seconds(tmp_path / "again")
 
 
-def test_another_seed_gives_other_numbers(
-    reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
-) -> None:
+def test_another_seed_gives_other_numbers(reference: tuple[Path, dict], data_dir: Path, tmp_path: Path) -> None:
     run(data_dir, tmp_path / "other", "seed=1")
     a, b = weights(reference[0]), weights(tmp_path / "other")
     assert not torch.equal(a["critic.head_weight"], b["critic.head_weight"])
@@ -169,18 +166,12 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert result["updates"] == 24
     assert_equal(whole, weights(path))
     assert without_seconds(path) == evaluations
-    rows, again = (
-        list(csv.DictReader(text.splitlines())) for text in (metrics, (path / "metrics.csv").read_text())
-    )
+    rows, again = (list(csv.DictReader(text.splitlines())) for text in (metrics, (path / "metrics.csv").read_text()))
     deterministic = [key for key in rows[0] if not key.startswith("perf/")]
-    assert [[r[key] for key in deterministic] for r in rows] == [
-        [r[key] for key in deterministic] for r in again
-    ]
+    assert [[r[key] for key in deterministic] for r in rows] == [[r[key] for key in deterministic] for r in again]
 
 
-def test_a_finished_run_can_be_given_more_updates(
-    reference: tuple[Path, dict], data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_can_be_given_more_updates(reference: tuple[Path, dict], data_dir: Path, tmp_path: Path) -> None:
     run(data_dir, tmp_path / "long", "updates=36")
     run(data_dir, tmp_path / "grown")
     with pytest.raises(ConfigError, match="raise updates="):
@@ -194,9 +185,7 @@ def test_a_resumed_run_stays_the_same_experiment(reference: tuple[Path, dict]) -
         resume(reference[0], "seed=3", "updates=48")
 
 
-def test_a_checkpoint_alone_reproduces_the_runs_evaluation(
-    reference: tuple[Path, dict], tmp_path: Path
-) -> None:
+def test_a_checkpoint_alone_reproduces_the_runs_evaluation(reference: tuple[Path, dict], tmp_path: Path) -> None:
     path, _ = reference
     report = evaluate_checkpoint(compose("eval", f"ckpt={path}", f"out={tmp_path}"))
     last = without_seconds(path)[-1]
@@ -271,9 +260,7 @@ def test_nothing_pickled_in_a_checkpoint_runs(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "exploited").exists()
 
 
-@pytest.mark.parametrize(
-    "target", ["os.system", "mfrl.files.os.system", "mfrl.run.RunFolder.create", "builtins.exec"]
-)
+@pytest.mark.parametrize("target", ["os.system", "mfrl.files.os.system", "mfrl.run.RunFolder.create", "builtins.exec"])
 def test_nothing_foreign_named_in_a_checkpoint_is_built(
     target: str, reference: tuple[Path, dict], tmp_path: Path
 ) -> None:

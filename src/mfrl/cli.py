@@ -130,9 +130,8 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
             cfg = hydra.compose(config_name, first_of_each, return_hydra_config=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), config_name)) from error
-    missing = [key for key in OmegaConf.missing_keys(cfg)]
-    if missing:
-        raise ConfigError(f"{', '.join(sorted(missing))} must be given, e.g. {sorted(missing)[0]}=...")
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
 
 
 def explain(message: str, config_name: str) -> str:
@@ -145,9 +144,7 @@ def explain(message: str, config_name: str) -> str:
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", message):
         group, _, choice = match[1].rpartition("/")
         top = group.split("/")[0]
-        known = [
-            str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")
-        ]
+        known = [str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")]
         wanted = match[1].removeprefix(f"{top}/") if group else choice
         near = did_you_mean(wanted, [name for name in known if not name.rpartition("/")[2].startswith("_")])
         return f"there is no {match[1]!r} among the configurations in {CONFIG_DIR}{near}"

@@ -6,21 +6,30 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.errors import CheckpointError
+from mfrl.errors import CheckpointError, MfrlError
 
 CONFIG_DIR = next(
-    folder
-    for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf")
-    if folder.is_dir()
+    folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
+
+
+def build(node: DictConfig) -> Any:
+    """`hydra.utils.instantiate`, but an error meant for the user arrives as itself and not wrapped in Hydra's."""
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MfrlError):
+            raise error.__cause__ from None
+        raise
 
 
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
     """The LightningModule of a configuration, for data of the given spec."""
-    return instantiate(cfg.algo)(spec=spec)
+    return build(cfg.algo)(spec=spec)
 
 
 def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> None:

@@ -10,7 +10,7 @@ class MfrlError(Exception):
     """Base of every error whose message is meant for the person at the keyboard."""
 
 
-class ConfigError(MfrlError):
+class ConfigError(MfrlError, ValueError):
     """A setting that cannot be used."""
 
 

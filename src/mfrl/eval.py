@@ -21,9 +21,7 @@ from mfrl.files import write_json
 from mfrl.run import find_checkpoint, load_checkpoint
 
 
-def load_algorithm(
-    path: str | Path, trusted: tuple[str, ...] = ()
-) -> tuple[OfflineAlgorithm, dict[str, Any]]:
+def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     """The trained module of a checkpoint, and the plain record it carries (config, spec, env, provenance).
 
     Raises:

@@ -68,9 +68,7 @@ def action_samples(
     return figure
 
 
-def maze_paths(
-    maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequence[bool], title: str = ""
-) -> Figure:
+def maze_paths(maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequence[bool], title: str = "") -> Figure:
     """Evaluation paths ``(steps, 2)`` over the walls: blue where the goal was reached, else orange."""
     figure, axes = _new_maze(maze, title)
     axes.imshow(maze.walls, cmap=ListedColormap([FLOOR, WALL]), extent=maze.extent, origin="lower")

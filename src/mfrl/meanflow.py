@@ -42,9 +42,7 @@ class Field(Protocol):
 
     def __call__(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor: ...
 
-    def jvp(
-        self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
+    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def grid_times(num_steps: int, like: Tensor) -> Tensor:
@@ -58,9 +56,7 @@ def interpolate(a: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return a + t * v, v
 
 
-def path_derivative(
-    g: Field, observations: Tensor, a_t: Tensor, time: Time, v: Tensor
-) -> tuple[Tensor, Tensor]:
+def path_derivative(g: Field, observations: Tensor, a_t: Tensor, time: Time, v: Tensor) -> tuple[Tensor, Tensor]:
     """g and dg/dt = v . grad_{a_t} g + d_t g by one forward-mode JVP with tangents (v, 1).
 
     Works for any network; :class:`mfrl.networks` backbones bring the same as their method ``jvp``, which keeps no

@@ -98,6 +98,4 @@ class OneStepPolicy(nn.Module):
         """Mean Q of the action taken, ``(batch,)``: the value the critic gives this policy in each state."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
-        return best_of_n(self.critic, observations, self.candidates(observations, noise.to(device)))[1].mean(
-            0
-        )
+        return best_of_n(self.critic, observations, self.candidates(observations, noise.to(device)))[1].mean(0)

@@ -18,6 +18,8 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from mfrl.errors import ConfigError
+
 Coefficient = float | Tensor
 
 
@@ -27,7 +29,7 @@ class Polynomial:
 
     coefficients: tuple[float, ...]
 
-    def __call__(self, t: Tensor) -> Coefficient:
+    def __call__(self, t: Coefficient) -> Coefficient:
         *lower, value = self.coefficients
         for c in reversed(lower):
             value = value * t + c
@@ -49,25 +51,22 @@ class Reformulation:
         p, q, s: polynomial coefficients in ascending powers of t; a number stands for a constant.
 
     Raises:
-        ValueError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1].
+        ConfigError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1].
     """
 
-    def __init__(
-        self, p: float | Sequence[float], q: float | Sequence[float], s: float | Sequence[float] = 0.0
-    ):
+    def __init__(self, p: float | Sequence[float], q: float | Sequence[float], s: float | Sequence[float] = 0.0):
         self.p, self.q, self.s = (_polynomial(name, c) for name, c in (("p", p), ("q", q), ("s", s)))
         if not any(self.q.coefficients):
-            raise ValueError(
-                "q is zero everywhere: the output g then says nothing about the average velocity u"
-            )
+            raise ConfigError("q is zero everywhere: the output g then says nothing about the average velocity u")
         # q = t^m r(t) with r(0) != 0 gives  t q'/q = m + t r'/r,  which is finite at t = 0 too.
         self._zeros_at_0 = next(k for k, c in enumerate(self.q.coefficients) if c != 0.0)
         self._r = Polynomial(self.q.coefficients[self._zeros_at_0 :])
-        roots = np.roots(self._r.coefficients[::-1])
-        real = roots.real[np.abs(roots.imag) < 1e-9]
-        if inside := [float(t) for t in real if 0.0 < t <= 1.0 + 1e-9]:
-            raise ValueError(
-                f"q(t) with coefficients {list(self.q.coefficients)} is zero at t = {inside[0]:g}: "
+        size = sum(abs(c) for c in self._r.coefficients)
+        roots = (float(t) for t in np.roots(self._r.coefficients[::-1]).real if 0.0 < t <= 1.0)
+        # A multiple root comes out of np.roots as near misses off the real line, so the value decides.
+        if zeros := [t for t in (1.0, *roots) if abs(self._r(t)) <= 1e-9 * size]:
+            raise ConfigError(
+                f"q(t) with coefficients {list(self.q.coefficients)} is zero at t = {zeros[0]:g}: "
                 "u = (g - p a_t - s e) / q cannot be recovered there"
             )
 
@@ -124,9 +123,9 @@ class Reformulation:
 
 
 def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
-    values = [coefficients] if isinstance(coefficients, int | float) else list(coefficients)
-    if not values or not all(isinstance(c, int | float) and np.isfinite(c) for c in values):
-        raise ValueError(
+    values = list(coefficients) if isinstance(coefficients, Sequence) else [coefficients]
+    if not values or not all(type(c) in (int, float) and np.isfinite(c) for c in values):
+        raise ConfigError(
             f"{name} must be finite polynomial coefficients in ascending powers of t, got {coefficients!r}"
         )
     while len(values) > 1 and values[-1] == 0:

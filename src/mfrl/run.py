@@ -59,9 +59,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    found["device"] = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
-    )
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
     return found
 
 
@@ -101,6 +99,4 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of eval.jsonl."""
     path = run.path / "eval.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

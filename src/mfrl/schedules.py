@@ -36,7 +36,7 @@ class FixedAlpha(nn.Module):
 class CosineAlpha(FixedAlpha):
     """alpha falls from its start to a tenth of it along half a cosine over the offline updates."""
 
-    def step(self, k: int, flow_loss: Tensor) -> None:  # noqa: ARG002
+    def step(self, k: int, flow_loss: Tensor) -> None:
         low = 0.1 * self.start
         progress = min((k + 1) / self.total, 1.0)
         self.alpha.fill_(low + (self.start - low) * 0.5 * (1.0 + math.cos(math.pi * progress)))
@@ -46,13 +46,11 @@ class DynamicAlpha(FixedAlpha):
     """alpha answers to sudden changes of the flow loss (arXiv 2511.13035, Eq. 21).
 
     Every ``every`` updates the flow loss is compared with its mean over the last ``window`` such checks: above
-    ``threshold`` times the mean, alpha *= 1.2; below the mean / ``threshold``, alpha *= 0.8; kept within [0.1, 10] times
-    its start. During the first tenth of training the checks are only recorded. At least two are needed to compare.
+    ``threshold`` times the mean, alpha *= 1.2; below the mean / ``threshold``, alpha *= 0.8; kept within [0.1, 10]
+    times its start. During the first tenth of training the checks are only recorded. At least two are needed to compare.
     """
 
-    def __init__(
-        self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0
-    ) -> None:
+    def __init__(self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0) -> None:
         super().__init__(alpha, total)
         self.every, self.threshold = every, threshold
         self.register_buffer("history", torch.full((window,), math.nan))

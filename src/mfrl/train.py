@@ -8,14 +8,13 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from mfrl.callbacks import Checkpoint, Evaluate, Monitor, Progress
-from mfrl.config import build_algorithm
+from mfrl.config import build, build_algorithm
 from mfrl.errors import ConfigError
 from mfrl.loggers import MetricsCSV
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
@@ -39,13 +38,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         run = RunFolder.create(cfg.run_dir)
     first_update = load_checkpoint(checkpoint)["updates"] if checkpoint else 0
     if first_update >= cfg.updates:
-        raise ConfigError(
-            f"{checkpoint} is at update {first_update} of {cfg.updates}; raise updates= to go on"
-        )
+        raise ConfigError(f"{checkpoint} is at update {first_update} of {cfg.updates}; raise updates= to go on")
     run.write_config(cfg, overrides)
 
     L.seed_everything(cfg.seed, verbose=False)
-    data = instantiate(cfg.data)
+    data = build(cfg.data)
     if cfg.collect:
         collect_missing(cfg, data, console)
     data.setup()
@@ -70,10 +67,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         TensorBoardLogger(run.path.parent, name=run.path.name, version="", purge_step=first_update or None),
         MetricsCSV(run.path, first_update),
     ]
-    trainer: L.Trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=loggers)
-    console.print(
-        f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {run.path}", highlight=False
-    )
+    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
+    console.print(f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {run.path}", highlight=False)
     started = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -119,9 +114,7 @@ def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
         return
     from mfrl.collect import collect
 
-    console.print(
-        f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator", highlight=False
-    )
+    console.print(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator", highlight=False)
     collect(data.dataset, data.data_dir, **cfg.collect)
 
 

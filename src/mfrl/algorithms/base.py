@@ -55,6 +55,9 @@ class OfflineAlgorithm(L.LightningModule):
         finally:
             self.seconds_aside += time.perf_counter() - start
 
+    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+        return batch  # the transitions lie where the update runs
+
     def training_step(self, chunk: Chunk) -> None:
         for batch in chunk:
             self._add(self.update(batch))

@@ -1,13 +1,14 @@
 r"""MeanFlowQL: one-step generative policies with Q-learning (arXiv 2511.13035).
 
-One residual network g(s, a_t, t) is at once the velocity field of a flow from data to noise and the map from noise to an
-action. It is trained in a single stage together with the Q ensemble:
+One residual network g(s, a_t, t) is at once the velocity field of a flow from data to noise and the map from noise
+to an action. It is trained in a single stage together with the Q ensemble:
 
     L = L_critic + L_q + w_bound L_bound + alpha L_flow
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,11 +58,11 @@ class UnitPull(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, a: Tensor) -> Tensor:
         return a.view_as(a)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient / gradient.norm(dim=-1).sum().clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
@@ -132,7 +133,17 @@ class MeanFlowQL(OfflineAlgorithm):
         _one_of("algo.normalize_q", normalize_q, NORMALIZE_Q)
         _require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
         _require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
-        _require("algo.alpha", alpha >= 0.0, alpha, "at least 0")
+        _require("updates", updates >= 1, updates, "at least 1")
+        _require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "finite and at least 0")
+        for name, value in {
+            "actor_lr": actor_lr,
+            "critic_lr": critic_lr,
+            "max_grad_norm": max_grad_norm,
+            "target_clip": target_clip,
+            "c_adaptive": c_adaptive,
+        }.items():
+            _require(f"algo.{name}", value > 0.0, value, "positive")
+        _require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
         _require("algo.num_candidates", num_candidates >= 1, num_candidates, "at least 1")
         _require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
         _require("algo.sigma", sigma > 0.0, sigma, "positive")
@@ -180,9 +191,7 @@ class MeanFlowQL(OfflineAlgorithm):
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
         with torch.no_grad():
-            candidates = one_step(self.actor, self.reformulation, batch.next_observations, noise).clamp(
-                -1.0, 1.0
-            )
+            candidates = one_step(self.actor, self.reformulation, batch.next_observations, noise).clamp(-1.0, 1.0)
             _, next_q = best_of_n(self.target_critic, batch.next_observations, candidates)
             y = batch.rewards + self.discount * batch.masks * self.aggregate(next_q)
             if self.value_range is not None:
@@ -270,9 +279,7 @@ class MeanFlowQL(OfflineAlgorithm):
         actor_optimizer.step()
         critic_optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau
-            )
+            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
         metrics["alpha"] = self.alpha.alpha.clone()
         self.alpha.step(self.updates, metrics["flow_loss"].detach())
         actor_schedule.step()

@@ -33,9 +33,7 @@ class Checkpoint(L.Callback):
     def last(self) -> Path:
         return self.folder / "last.ckpt"
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:  # noqa: ARG002
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["mfrl"] = self.extra
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
@@ -56,9 +54,7 @@ class Checkpoint(L.Callback):
             finite = torch.stack([p.isfinite().all() for p in pl_module.parameters()])
         if not bool(finite.all()):
             names = [
-                name
-                for (name, _), ok in zip(pl_module.named_parameters(), finite.tolist(), strict=True)
-                if not ok
+                name for (name, _), ok in zip(pl_module.named_parameters(), finite.tolist(), strict=True) if not ok
             ]
             raise DivergedError(
                 f"update {pl_module.updates}: parameters are not finite ({names[0]} and {len(names) - 1} more); "

@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mfrl import figures
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.progress import Progress
+from mfrl.data.transitions import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
-from mfrl.data.transitions import Transitions
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.files import write_text
 from mfrl.policy import OneStepPolicy
@@ -58,7 +58,7 @@ class Evaluate(L.Callback):
         self._evaluator: Evaluator | None = None
         self._layout: MazeLayout | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         keep_until(self.run_dir / "eval.jsonl", pl_module.updates)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
@@ -67,7 +67,7 @@ class Evaluate(L.Callback):
             with pl_module.aside():
                 self._evaluate(trainer, pl_module)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._evaluator is not None:
             self._evaluator.close()
             self._evaluator = None
@@ -145,9 +145,7 @@ def action_samples(
     return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
 
 
-def maze_values(
-    policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def maze_values(policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The critic's value of the policy over the free cells of a maze: points ``(n, 2)`` and values ``(n,)``.
 
     Args:

@@ -34,7 +34,7 @@ class Monitor(L.Callback):
         """Share of the training time spent outside the updates."""
         return 1.0 - self.seconds_inside / self.seconds
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         self._open_window(pl_module)
 
     def on_train_batch_start(self, *_: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from mfrl.algorithms.base import OfflineAlgorithm
 
@@ -29,16 +30,16 @@ class Progress(L.Callback):
         )
         self._note = ""
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.start()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         self._first = pl_module.updates
         self._task = self.bar.add_task(
             "train", total=pl_module.total_updates, completed=pl_module.updates, note=self._note
         )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
         speed = self.bar.tasks[self._task].speed
         rate = f"{speed:,.1f} updates/s" if speed else ""
         note = f"{rate}  {self._note}" if self._note else rate
@@ -54,10 +55,8 @@ class Progress(L.Callback):
             highlight=False,
         )
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.bar.stop()

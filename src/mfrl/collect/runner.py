@@ -159,8 +159,7 @@ def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progres
 def _allocate(episode: Episode, count: int) -> Arrays:
     """Uninitialised room for `count` episodes like this one: they arrive in any order."""
     return {
-        field: np.empty((count * len(values), *values.shape[1:]), values.dtype)
-        for field, values in episode.items()
+        field: np.empty((count * len(values), *values.shape[1:]), values.dtype) for field, values in episode.items()
     }
 
 

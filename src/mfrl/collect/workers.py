@@ -25,9 +25,7 @@ Job = tuple[str, int]
 """A split and the index of an episode in it."""
 
 
-def run_episodes(
-    settings: Settings, seed: int, jobs: list[Job], workers: int
-) -> Iterator[tuple[Job, Episode]]:
+def run_episodes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
     """Run every job's episode and yield each as it finishes, in any order.
 
     Raises:
@@ -54,9 +52,7 @@ def _run_here(settings: Settings, seed: int, jobs: list[Job]) -> Iterator[tuple[
         np.random.set_state(state)  # noqa: NPY002
 
 
-def _run_in_processes(
-    settings: Settings, seed: int, jobs: list[Job], workers: int
-) -> Iterator[tuple[Job, Episode]]:
+def _run_in_processes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
     # Spawn: forking a process that has loaded torch, or started threads, is not safe.
     context = multiprocessing.get_context("spawn")
     start = (_start_worker, (settings,))

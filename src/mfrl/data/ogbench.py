@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mfrl.data import provenance
-from mfrl.data.transitions import Chunk, ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.data.transitions import ChunkLoader, DataError, DataSpec, Transitions
 from mfrl.envs.evaluation import EnvSpec
 from mfrl.envs.ogbench import singletask_id
 
@@ -72,7 +72,7 @@ class OGBenchData(L.LightningDataModule):
         """Where the files come from, with checksums, and which part of them is used."""
         return provenance.describe(self.data_dir, self.dataset) | {"fraction": self.fraction}
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+    def setup(self, stage: str | None = None) -> None:
         """Read, check, label and normalise both files. Does nothing the second time."""
         if self.train is not None:
             return
@@ -93,8 +93,8 @@ class OGBenchData(L.LightningDataModule):
             normalize_(part.observations, self.spec)
         if not bool((train.masks[train.starts] == 0).any()):
             self.warnings.append(
-                f"{train_path} holds no success at all for {self.env.env_id}: every reward says 'not yet', and Q-learning "
-                "has nothing to find. Choose another task (env.task=...) or more data."
+                f"{train_path} holds no success at all for {self.env.env_id}: every reward says 'not yet', and "
+                "Q-learning has nothing to find. Choose another task (env.task=...) or more data."
             )
         self.train, self.val = train, val
 
@@ -108,12 +108,7 @@ class OGBenchData(L.LightningDataModule):
         assert self.trainer is not None
         first = self.trainer.lightning_module.updates
         transitions = self.on_device(self.trainer.strategy.root_device)
-        return ChunkLoader(
-            transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks
-        )
-
-    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:  # noqa: ARG002
-        return batch  # it is there already
+        return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks)
 
     def _how_to_get(self, path: Path) -> str:
         from mfrl.collect import plan
@@ -121,9 +116,7 @@ class OGBenchData(L.LightningDataModule):
 
         try:
             plan(self.dataset)
-            remedy = (
-                f"collect it in the simulator:  mfrl collect env=ogbench/{self.dataset.removesuffix('-v0')}"
-            )
+            remedy = f"collect it in the simulator:  mfrl collect env=ogbench/{self.dataset.removesuffix('-v0')}"
         except CollectError as error:
             remedy = str(error)
         return f"{path.name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {remedy}"
@@ -219,9 +212,7 @@ def normalize_(observations: torch.Tensor, spec: DataSpec) -> None:
 def _starts(path: Path, terminals: np.ndarray) -> np.ndarray:
     """Rows that have a successor in their trajectory."""
     if terminals.ndim != 1 or len(terminals) < 2:
-        raise DataError(
-            f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,) with at least 2 rows"
-        )
+        raise DataError(f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,) with at least 2 rows")
     if not np.isin(terminals, (0.0, 1.0)).all():
         raise DataError(f"{path}: field 'terminals' holds values other than 0 and 1")
     if terminals[-1] != 1.0:

@@ -88,13 +88,14 @@ class Transitions:
         return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True)
+class Chunk:
     """Several index batches over the same transitions: what Lightning sees as one batch."""
 
     transitions: Transitions
     indices: Tensor  #: (updates, batch)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:
         return (self.transitions[index] for index in self.indices)
 
 
@@ -136,9 +137,7 @@ class ChunkLoader:
         device, at = self.transitions.starts.device, self.first
         for end in self.ends:
             indices = [
-                torch.randint(
-                    len(self.transitions), (self.batch_size,), generator=self.stream.at(k), device=device
-                )
+                torch.randint(len(self.transitions), (self.batch_size,), generator=self.stream.at(k), device=device)
                 for k in range(at, end)
             ]
             yield Chunk(self.transitions, torch.stack(indices))

@@ -185,9 +185,7 @@ class VectorEnv:
         WorkerError: here or in any later call, when a worker fails or dies; only ``close`` is left then.
     """
 
-    def __init__(
-        self, maker: Maker, num_envs: int, workers: int | None = None, *, render: bool = False
-    ) -> None:
+    def __init__(self, maker: Maker, num_envs: int, workers: int | None = None, *, render: bool = False) -> None:
         if num_envs < 1 or (workers is not None and workers < 0):
             raise EnvError(f"need num_envs >= 1 and workers >= 0, not {num_envs} and {workers}")
         workers = min(num_envs, _usable_cores() if workers is None else workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,7 @@ class QEnsemble(nn.Module):
         super().__init__()
         self.sizes = [observation_dim, action_dim]
         dims = [observation_dim + action_dim, *hidden]
-        self.weights = nn.ParameterList(
-            _xavier(ensemble, i, o) for i, o in zip(dims[:-1], dims[1:], strict=True)
-        )
+        self.weights = nn.ParameterList(_xavier(ensemble, i, o) for i, o in pairwise(dims))
         self.biases = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
         self.gains = nn.ParameterList(torch.ones(ensemble, 1, o) for o in hidden)
         self.shifts = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
@@ -51,9 +50,7 @@ class QEnsemble(nn.Module):
         lead = actions.shape[:-1]
         of_s = torch.baddbmm(self.biases[0], observations.expand(len(w_s), -1, -1), w_s)
         x = torch.bmm(actions.reshape(1, -1, actions.shape[-1]).expand(len(w_a), -1, -1), w_a)
-        x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(
-            1, -2
-        )
+        x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(1, -2)
         for k, (gain, shift) in enumerate(zip(self.gains, self.shifts, strict=True)):
             if k > 0:
                 x = torch.baddbmm(self.biases[k], x, self.weights[k])

@@ -103,9 +103,7 @@ class DiT(nn.Module):
         """
         return self._run(observations, Dual(actions), time, with_tangent=False).value
 
-    def jvp(
-        self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """g and its derivative along the path, tangents (velocity, 1); the derivative carries no graph."""
         g = self._run(observations, Dual(actions, velocity), time, with_tangent=True)
         assert g.tangent is not None

@@ -51,10 +51,12 @@ def silu(x: Dual) -> Dual:
 
 
 def add(x: Dual, y: Dual) -> Dual:
+    """x + y, where a missing tangent is zero."""
     if x.tangent is None or y.tangent is None:
         return Dual(x.value + y.value, x.tangent if y.tangent is None else y.tangent)
+    value = x.value + y.value
     with torch.no_grad():
-        return Dual(x.value + y.value, x.tangent + y.tangent)
+        return Dual(value, x.tangent + y.tangent)
 
 
 def rms_normalize(x: Dual, gain: Tensor, eps: float = 1e-6) -> Dual:
@@ -73,7 +75,8 @@ def modulate(x: Dual, scale: Dual, shift: Dual) -> Dual:
     value = torch.addcmul(x.value + shift.value, x.value, scale.value)
     if x.tangent is None:
         return Dual(value)
-    assert scale.tangent is not None and shift.tangent is not None
+    assert scale.tangent is not None
+    assert shift.tangent is not None
     with torch.no_grad():
         tangent = torch.addcmul(x.tangent + shift.tangent, x.tangent, scale.value)
         return Dual(value, tangent.addcmul_(x.value, scale.tangent))
@@ -84,7 +87,8 @@ def add_gated(x: Dual, gate: Dual, y: Dual) -> Dual:
     value = torch.addcmul(x.value, gate.value, y.value)
     if x.tangent is None:
         return Dual(value)
-    assert gate.tangent is not None and y.tangent is not None
+    assert gate.tangent is not None
+    assert y.tangent is not None
     with torch.no_grad():
         tangent = torch.addcmul(x.tangent, gate.value, y.tangent)
         return Dual(value, tangent.addcmul_(gate.tangent, y.value))

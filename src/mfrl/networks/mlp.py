@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -31,18 +32,14 @@ class MLP(nn.Module):
         self.sizes = [observation_dim, action_dim, time_width]
         self.time = TimeEmbedding(time_width)
         self.input = Linear(sum(self.sizes), hidden[0], scale=1.0)
-        self.hidden = nn.ModuleList(
-            Linear(i, o, scale=1.0) for i, o in zip(hidden[:-1], hidden[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(Linear(i, o, scale=1.0) for i, o in pairwise(hidden))
         self.head = Linear(hidden[-1], action_dim, scale=0.0)
 
     def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
         """As :meth:`mfrl.networks.DiT.forward`."""
         return self._run(observations, Dual(actions), time, with_tangent=False).value
 
-    def jvp(
-        self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`mfrl.networks.DiT.jvp`."""
         g = self._run(observations, Dual(actions, velocity), time, with_tangent=True)
         assert g.tangent is not None
@@ -51,9 +48,7 @@ class MLP(nn.Module):
     def _run(self, observations: Tensor, actions: Dual, time: Time, with_tangent: bool) -> Dual:
         w_s, w_a, w_t = self.input.weight.split(self.sizes, dim=1)
         of_time = linear(self.time(time.rows, with_tangent), w_t)
-        of_time = Dual(
-            time.spread(of_time.value), None if of_time.tangent is None else time.spread(of_time.tangent)
-        )
+        of_time = Dual(time.spread(of_time.value), None if of_time.tangent is None else time.spread(of_time.tangent))
         x = add(linear(Dual(observations), w_s, self.input.bias), linear(actions, w_a))
         x = gelu(add(x, of_time))
         for layer in self.hidden:

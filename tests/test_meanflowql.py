@@ -1,0 +1,583 @@
+"""MeanFlowQL: who learns from which loss, the Bellman target by hand, and updates that can be repeated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny import (
+    ACTION_DIM,
+    OBSERVATION_DIM,
+    RESIDUAL,
+    SPEC,
+    algorithm,
+    batch,
+    randn,
+    tiny_critic,
+    tiny_dit,
+    tiny_mlp,
+    transitions,
+)
+from torch import Tensor, nn
+
+from mfrl.algorithms import MeanFlowQL
+from mfrl.algorithms.meanflowql import Noise, UnitPull
+from mfrl.data.transitions import Batch, Chunk, ChunkLoader
+from mfrl.errors import ConfigError
+from mfrl.meanflow import Time, grid_times, path_derivative
+from mfrl.networks import DiT
+from mfrl.reformulation import Reformulation
+from mfrl.schedules import warmup_cosine
+
+SIZE = 6
+
+
+def noise(candidates: int = 3, size: int = SIZE, seed: int = 5) -> Noise:
+    index = torch.randint(4, (size,), generator=torch.Generator().manual_seed(seed))
+    return Noise(
+        flow=randn(size, ACTION_DIM, seed=seed + 1),
+        time=Time(grid_times(4, torch.empty(0, dtype=torch.float64)), index),
+        policy=0.3 * randn(size, ACTION_DIM, seed=seed + 2),
+        target=randn(candidates, size, ACTION_DIM, seed=seed + 3),
+    )
+
+
+def gradients(module: nn.Module) -> dict[str, float]:
+    return {name: 0.0 if p.grad is None else p.grad.abs().max().item() for name, p in module.named_parameters()}
+
+
+class FreeActions(nn.Module):
+    """An actor whose output is a parameter, so that its gradient is that of the actions."""
+
+    def __init__(self, actions: Tensor) -> None:
+        super().__init__()
+        self.actions = nn.Parameter(actions)
+
+    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+        return self.actions.expand_as(actions)
+
+
+# ---- who learns from what
+
+LOSSES: dict[str, Callable[[MeanFlowQL, Batch, Noise], Tensor]] = {
+    "critic": lambda m, b, n: m.critic_loss(b, n.target)[0],
+    "policy": lambda m, b, n: m.policy_loss(b, n.policy)[0],
+    "flow": lambda m, b, n: m.flow_loss(b, n.flow, n.time)[0],
+    "total": lambda m, b, n: m.loss(b, n, m.alpha.alpha)[0],
+}
+LEARNERS = {"critic": {"critic"}, "policy": {"actor"}, "flow": {"actor"}, "total": {"actor", "critic"}}
+
+
+@pytest.mark.parametrize("actor", [tiny_dit, tiny_mlp])
+@pytest.mark.parametrize("normalize_q", ["none", "value", "gradient"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_trains_its_networks_and_no_other(name: str, normalize_q: str, actor: Callable[..., nn.Module]):
+    module = algorithm(normalize_q=normalize_q, actor=actor)
+    LOSSES[name](module, batch(SIZE), noise()).backward()
+    for part in ("actor", "critic", "target_critic"):
+        found = gradients(getattr(module, part))
+        if part in LEARNERS[name]:
+            assert all(size > 0 for size in found.values()), f"{part} does not learn from {name}: {found}"
+        else:
+            assert all(p.grad is None for p in getattr(module, part).parameters()), f"{name} trains {part}"
+
+
+def test_the_target_critic_starts_as_the_critic_and_never_asks_for_gradients():
+    module = MeanFlowQL(SPEC, tiny_dit, tiny_critic, RESIDUAL, updates=10)
+    pairs = list(zip(module.target_critic.parameters(), module.critic.parameters(), strict=True))
+    assert all(torch.equal(t, c) and t.data_ptr() != c.data_ptr() for t, c in pairs)
+    assert not any(t.requires_grad for t, _ in pairs)
+    actor_optimizer, critic_optimizer = module.configure_optimizers()[0]
+    held = {id(p) for o in (actor_optimizer, critic_optimizer) for g in o.param_groups for p in g["params"]}
+    assert held == {id(p) for net in (module.actor, module.critic) for p in net.parameters()}
+
+
+def test_the_policy_loss_reaches_the_actor_through_the_critic():
+    # By the chain rule: d(-mean Q)/d actor = -dQ/da da/d actor with the critic held fixed.
+    module, b, e = algorithm(bound_weight=0.0), batch(SIZE), noise().policy
+    parameters = list(module.actor.parameters())
+    got = torch.autograd.grad(module.policy_loss(b, e)[0], parameters)
+    one = Time(torch.ones(SIZE, 1, dtype=torch.float64))
+    a = module.actor(b.observations, e, one)
+    clipped = a.detach().clamp(-1, 1).requires_grad_()
+    (pull,) = torch.autograd.grad(module.critic(b.observations, clipped).mean(), clipped)
+    inside = a.detach().abs() < 1
+    assert inside.any()
+    assert not inside.all(), "what is clipped must not be pulled: some actions should be"
+    expected = torch.autograd.grad((a * -pull * inside).sum(), parameters)
+    for mine, by_hand in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, by_hand, rtol=1e-9, atol=1e-12)
+
+
+def test_the_total_is_the_sum_of_its_parts_with_alpha_on_the_flow_loss():
+    module, b, n = algorithm(bound_weight=0.5), batch(SIZE), noise()
+    critic, flow = (LOSSES[name](module, b, n) for name in ("critic", "flow"))
+    _, parts = module.policy_loss(b, n.policy)
+    assert parts["bound_loss"] > 0
+    for alpha in (0.0, 2.0, 300.0):
+        total, metrics = module.loss(b, n, torch.tensor(alpha))
+        torch.testing.assert_close(total, critic + parts["q_loss"] + 0.5 * parts["bound_loss"] + alpha * flow)
+        assert metrics["flow_loss"] == flow
+        assert metrics["critic_loss"] == critic
+
+
+@pytest.mark.parametrize("variant", [RESIDUAL, Reformulation(0.0, 1.0), Reformulation(1.0, [0.0, -1.0])])
+def test_the_flow_loss_is_the_weighted_distance_to_the_identity_s_target(variant: Reformulation):
+    module = algorithm(reformulation=variant, gamma_adaptive=0.4, c_adaptive=0.01, target_clip=1.5)
+    b, n = batch(SIZE), noise()
+    t, a, e = n.time.t, b.actions, n.flow
+    x, v = (1 - t) * a + t * e, e - a
+    g, dgdt = path_derivative(module.actor, b.observations, x, n.time, v)
+    target = variant.target(g, dgdt, v, x, e, t).detach()
+    assert (target.abs() > 1.5).any()
+    error = (g - target.clamp(-1.5, 1.5)).square().mean(-1)
+    loss, metrics = module.flow_loss(b, e, n.time)
+    torch.testing.assert_close(loss, (error * (error.detach() + 0.01) ** -0.6).mean())
+    torch.testing.assert_close(metrics["flow_error"], error.detach().mean())
+
+
+class WithoutJvp(nn.Module):
+    """A backbone as a user would write one."""
+
+    def __init__(self, actor: nn.Module) -> None:
+        super().__init__()
+        self.inner = actor
+
+    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+        return self.inner(observations, actions, time)
+
+
+@pytest.mark.parametrize("actor", [tiny_dit, tiny_mlp])
+def test_an_actor_without_a_jvp_of_its_own_learns_the_same(actor: Callable[..., nn.Module]):
+    module, b, n = algorithm(actor=actor), batch(SIZE), noise()
+    parameters = list(module.actor.parameters())
+    loss = module.flow_loss(b, n.flow, n.time)[0]
+    expected = torch.autograd.grad(loss, parameters)
+    module.actor = WithoutJvp(module.actor)
+    plain = module.flow_loss(b, n.flow, n.time)[0]
+    torch.testing.assert_close(plain, loss, rtol=1e-9, atol=0)
+    for mine, other in zip(torch.autograd.grad(plain, parameters), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
+
+
+# ---- the Bellman target
+
+
+def bellman_targets(module: MeanFlowQL, b: Batch, e: Tensor, aggregate: Callable[[Tensor], Tensor]) -> Tensor:
+    """r + discount mask Q(s', a'), one transition and one candidate at a time."""
+    one = Time(torch.ones(1, 1, dtype=torch.float64))
+    y = []
+    for i in range(len(b.actions)):
+        s = b.next_observations[[i]]
+        values = []
+        for e_n in e:
+            g = module.actor(s, e_n[[i]], one)
+            u = module.reformulation.average_velocity(g, e_n[[i]], e_n[[i]], one.t)
+            values.append(module.target_critic(s, (e_n[[i]] - u).clamp(-1, 1))[:, 0])
+        best = max(values, key=lambda q: q.mean().item())
+        y.append(b.rewards[i] + module.discount * b.masks[i] * aggregate(best))
+    return torch.stack(y).detach()
+
+
+@pytest.mark.parametrize("variant", [RESIDUAL, Reformulation(0.0, 1.0)])
+@pytest.mark.parametrize("how", ["mean", "min"])
+def test_the_bellman_target_is_the_one_of_a_loop(how: str, variant: Reformulation):
+    module = algorithm(q_aggregation=how, discount=0.9, num_candidates=3, reformulation=variant)
+    b, e = batch(20), noise(size=20).target
+    aggregate = {"mean": torch.mean, "min": torch.min}[how]
+    y = bellman_targets(module, b, e, aggregate)
+    torch.testing.assert_close(y[b.masks == 0], b.rewards[b.masks == 0])
+    loss, metrics = module.critic_loss(b, e)
+    q = module.critic(b.observations, b.actions)
+    torch.testing.assert_close(loss, ((q - y) ** 2).mean(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(metrics["target"], y.mean(), rtol=1e-10, atol=0)
+    # The gradient is that of the critic alone: y is a constant.
+    for p, wanted in zip(
+        module.critic.parameters(),
+        torch.autograd.grad(((q - y) ** 2).mean(), list(module.critic.parameters())),
+        strict=True,
+    ):
+        (got,) = torch.autograd.grad(loss, p, retain_graph=True)
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("bias", "limit"), [(1000.0, 0.0), (-1000.0, -10.0)])
+def test_clipped_targets_stay_within_what_rewards_can_add_up_to(bias: float, limit: float):
+    # Rewards lie in [-1, 0] and the discount is 0.9: no return leaves [-10, 0].
+    b, e = batch(SIZE), noise().target
+    clipped, free = (algorithm(clip_targets=clip, discount=0.9, num_candidates=3) for clip in (True, False))
+    for module in (clipped, free):
+        module.target_critic.head_bias.data.fill_(bias)
+    y = torch.where(b.masks > 0, limit, b.rewards)
+    loss, metrics = clipped.critic_loss(b, e)
+    torch.testing.assert_close(metrics["target"], y.mean())
+    torch.testing.assert_close(loss, (clipped.critic(b.observations, b.actions) - y).square().mean())
+    assert free.critic_loss(b, e)[1]["target"].abs() > 100
+
+
+def test_target_candidates_are_counted_apart_from_those_when_acting():
+    both = algorithm(num_candidates=5)
+    apart = algorithm(num_candidates=5, target_candidates=2)
+    assert (both.noise(0, SIZE).target.shape, both.policy().num_candidates) == ((5, SIZE, ACTION_DIM), 5)
+    assert (apart.noise(0, SIZE).target.shape, apart.policy().num_candidates) == ((2, SIZE, ACTION_DIM), 5)
+    assert algorithm(num_candidates=1, target_candidates=4).noise(0, SIZE).target.shape[0] == 4
+
+
+def test_the_policy_acts_with_the_networks_in_training():
+    module = algorithm(num_candidates=4, sigma=0.7)
+    acting = module.policy()
+    assert acting.actor is module.actor
+    assert acting.critic is module.target_critic
+    assert acting.reformulation is module.reformulation
+    assert acting.sigma == 0.7
+    torch.testing.assert_close(acting.normalizer.mean, torch.tensor(SPEC.observation_mean, dtype=torch.float64))
+    torch.testing.assert_close(acting.normalizer.std, torch.tensor(SPEC.observation_std, dtype=torch.float64))
+
+
+# ---- normalised Q
+
+
+def pull_on_actions(scale: float, normalize_q: str, actions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradients of the policy loss and of Q with respect to the actions, the critic's values times ``scale``."""
+    b = batch(SIZE)
+    free = FreeActions((0.8 * b.actions.roll(1, 0)) if actions is None else actions)
+    module = algorithm(normalize_q=normalize_q)
+    module.actor = free
+    module.critic.head_weight.data *= scale
+    module.critic.head_bias.data *= scale
+    loss, _ = module.policy_loss(b, noise().policy)
+    (pull,) = torch.autograd.grad(loss, free.actions)
+    clipped = free.actions.detach().clamp(-1, 1).requires_grad_()
+    (of_q,) = torch.autograd.grad(module.critic(b.observations, clipped).mean(0).sum(), clipped)
+    return pull, of_q
+
+
+def test_gradient_normalisation_gives_the_critic_s_pull_a_mean_length_of_one():
+    pull, of_q = pull_on_actions(1.0, "gradient")
+    assert of_q.norm(dim=-1).mean() < 0.9 or of_q.norm(dim=-1).mean() > 1.1
+    torch.testing.assert_close((SIZE * pull).norm(dim=-1).mean(), torch.tensor(1.0, dtype=torch.float64))
+    # Directions and relative lengths are those of dQ/da, uphill.
+    torch.testing.assert_close(-SIZE * pull, of_q / of_q.norm(dim=-1).mean())
+
+
+def test_gradient_normalisation_does_not_pull_what_is_clipped():
+    actions = 0.5 * randn(SIZE, ACTION_DIM, seed=3).clamp(-1.5, 1.5)
+    actions[0, 0], actions[1] = 2.0, -2.0
+    module = algorithm(normalize_q="gradient", bound_weight=0.0)
+    module.actor = FreeActions(actions)
+    loss, _ = module.policy_loss(batch(SIZE), noise().policy)
+    (pull,) = torch.autograd.grad(loss, module.actor.actions)
+    assert pull[0, 0] == 0
+    assert pull[0, 1] != 0
+    assert not pull[1].any()
+    torch.testing.assert_close(pull.norm(dim=-1).sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("normalize_q", "growth"), [("gradient", 1.0), ("value", 1.0), ("none", 1000.0)])
+def test_normalised_q_keeps_the_balance_of_policy_and_flow_at_any_reward_scale(normalize_q: str, growth: float):
+    pull, _ = pull_on_actions(1.0, normalize_q)
+    scaled, _ = pull_on_actions(1000.0, normalize_q)
+    assert pull.norm() > 1e-4
+    torch.testing.assert_close(scaled, growth * pull, rtol=1e-9, atol=0)
+
+
+def test_value_normalisation_divides_by_the_mean_absolute_value_as_a_constant():
+    pull, of_q = pull_on_actions(1.0, "value")
+    module, b = algorithm(), batch(SIZE)
+    q = module.critic(b.observations, 0.8 * b.actions.roll(1, 0)).mean(0)
+    assert q.min() < 0 < q.max() or q.max() < 0 or q.min() > 0
+    torch.testing.assert_close(pull, -of_q / SIZE / q.abs().mean().detach())
+
+
+def test_the_bound_loss_is_not_scaled_by_gradient_normalisation():
+    actions = torch.full((SIZE, ACTION_DIM), 1.5, dtype=torch.float64)
+    pull, _ = pull_on_actions(1.0, "gradient", actions)  # all clipped: only the bound loss pulls
+    torch.testing.assert_close(pull, torch.full_like(pull, 1.0 / pull.numel()))
+
+
+def test_unit_pull_survives_a_critic_without_slope():
+    a = randn(SIZE, ACTION_DIM).requires_grad_()
+    (UnitPull.apply(a) * 0.0).sum().backward()
+    assert torch.equal(a.grad, torch.zeros_like(a))
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"q_aggregation": "men"}, r"algo\.q_aggregation=men .*did you mean mean"),
+        ({"alpha_schedule": "dynamc"}, r"algo\.alpha_schedule=dynamc .*did you mean dynamic"),
+        ({"normalize_q": "grad"}, r"algo\.normalize_q=grad .*none, value, gradient.*did you mean gradient"),
+        ({"discount": 1.0}, r"algo\.discount=1\.0 must be in \[0, 1\)"),
+        ({"discount": math.nan}, r"algo\.discount=nan"),
+        ({"discount": -0.1}, r"algo\.discount=-0\.1"),
+        ({"tau": 0.0}, r"algo\.tau=0\.0 must be in \(0, 1\]"),
+        ({"tau": 1.5}, r"algo\.tau=1\.5"),
+        ({"alpha": -1.0}, r"algo\.alpha=-1\.0 must be at least 0"),
+        ({"alpha": math.nan}, r"algo\.alpha=nan"),
+        ({"num_candidates": 0}, r"algo\.num_candidates=0 must be at least 1"),
+        ({"target_candidates": 0}, r"algo\.target_candidates=0 must be at least 1"),
+        ({"time_steps": 0}, r"algo\.time_steps=0 must be at least 1"),
+        ({"sigma": 0.0}, r"algo\.sigma=0\.0 must be positive"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(setting: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        algorithm(**setting)
+
+
+def test_settings_at_the_edge_of_their_range_are_accepted():
+    algorithm(discount=0.0, tau=1.0, alpha=0.0, num_candidates=1, target_candidates=1, time_steps=1)
+
+
+# ---- random numbers of an update
+
+
+def flat(n: Noise) -> list[Tensor]:
+    index = [] if n.time.index is None else [n.time.index]
+    return [n.flow, n.policy, n.target, n.time.rows, *index]
+
+
+@pytest.mark.parametrize("time_steps", [50, None])
+def test_noise_depends_on_seed_and_update_alone(time_steps: int | None):
+    first, other = (algorithm(seed=3, time_steps=time_steps) for _ in range(2))
+    torch.manual_seed(1)
+    wanted = flat(first.noise(7, SIZE))
+    torch.manual_seed(2)
+    for k in (0, 7, 8):
+        other.noise(k, SIZE)
+    assert all(torch.equal(x, y) for x, y in zip(wanted, flat(other.noise(7, SIZE)), strict=True))
+    for different in (other.noise(8, SIZE), algorithm(seed=4, time_steps=time_steps).noise(7, SIZE)):
+        assert not torch.equal(different.flow, wanted[0])
+        assert not torch.equal(different.time.t, first.noise(7, SIZE).time.t)
+
+
+def test_noise_has_the_deviation_sigma_and_its_parts_are_independent():
+    n = algorithm(sigma=0.5, num_candidates=2).noise(0, 20_000)
+    for part in (n.flow, n.policy, n.target):
+        assert part.std().item() == pytest.approx(0.5, rel=0.03)
+    columns = torch.stack([n.flow[:, 0], n.policy[:, 0], n.target[0, :, 0], n.target[1, :, 0], n.time.t[:, 0]])
+    assert (columns.corrcoef() - torch.eye(5)).abs().max() < 0.05
+
+
+def test_times_are_drawn_from_the_grid_evenly_or_from_the_half_open_interval():
+    n = 20_000
+    grid = algorithm(time_steps=4).noise(0, n).time.t
+    assert sorted(grid.unique().tolist()) == [0.25, 0.5, 0.75, 1.0]
+    assert all(abs((grid == t).double().mean() - 0.25) < 0.02 for t in (0.25, 0.5, 0.75, 1.0))
+    free = algorithm(time_steps=None).noise(0, n).time.t
+    assert 0 < free.min() < 0.01
+    assert 0.99 < free.max() <= 1
+    assert free.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+# ---- updates in a real Trainer
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, updates: int, chunk: int, seed: int = 0) -> None:
+        super().__init__()
+        self.updates, self.chunk, self.seed = updates, chunk, seed
+
+    def train_dataloader(self) -> ChunkLoader:
+        first = self.trainer.lightning_module.updates
+        return ChunkLoader(transitions(), 16, self.seed, first, self.updates, self.chunk, ())
+
+    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+        return batch
+
+
+class Recorder(L.Callback):
+    """Parameters and rates around every chunk."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.rates: list[tuple[float, float]] = []
+        self.norms: list[tuple[float, float]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: MeanFlowQL) -> None:
+        self.states.append(snapshot(pl_module))
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: MeanFlowQL, *_: Any) -> None:
+        self.rates.append(tuple(o.param_groups[0]["lr"] for o in trainer.optimizers))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: MeanFlowQL, *_: Any) -> None:
+        self.states.append(snapshot(pl_module))
+        grads = ([p.grad for p in net.parameters()] for net in (pl_module.actor, pl_module.critic))
+        self.norms.append(tuple(torch.nn.utils.get_total_norm(g).item() for g in grads))
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in module.state_dict().items()}
+
+
+def trainer(*callbacks: L.Callback) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
+def fresh(seed: int = 0, **settings: Any) -> MeanFlowQL:
+    torch.manual_seed(seed)
+    chosen = {"updates": 20, "actor_lr": 1e-2, "critic_lr": 1e-2, "tau": 0.1} | settings
+    return MeanFlowQL(SPEC, tiny_dit, tiny_critic, RESIDUAL, seed=seed, **chosen)
+
+
+def fit(last: int, chunk: int, seed: int = 0, **settings: Any) -> tuple[MeanFlowQL, Recorder]:
+    module, recorder = fresh(seed, **settings), Recorder()
+    trainer(recorder).fit(module, datamodule=Data(last, chunk, seed))
+    assert module.updates == last
+    return module, recorder
+
+
+def same(x: dict[str, Tensor], y: dict[str, Tensor]) -> bool:
+    return x.keys() == y.keys() and all(torch.equal(x[name].nan_to_num(7), y[name].nan_to_num(7)) for name in x)
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7))}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level("ERROR", logger="lightning.pytorch"):
+        yield
+
+
+def test_chunks_of_any_size_give_the_same_parameters_bit_for_bit():
+    settings = {"alpha_schedule": "cosine", "num_candidates": 3}
+    one, eight, whole = (fit(12, chunk, **settings)[0] for chunk in (1, 8, 12))
+    assert same(snapshot(one), snapshot(eight))
+    assert same(snapshot(one), snapshot(whole))
+    assert {"actor", "critic", "target_critic", "alpha"} <= {
+        name.split(".")[0] for name in moved(snapshot(fresh(**settings)), snapshot(one))
+    }
+
+
+def test_a_seed_repeats_a_run_and_another_seed_does_not():
+    first, again, other = (snapshot(fit(4, 4, seed)[0]) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert {name.split(".")[0] for name in moved(first, other)} == {"actor", "critic", "target_critic"}
+
+
+def test_every_update_draws_its_own_noise():
+    module, drawn = fresh(), []
+    draw = module.noise
+    module.noise = lambda k, batch_size: drawn.append(k) or draw(k, batch_size)
+    trainer().fit(module, datamodule=Data(7, 3))
+    assert drawn == list(range(7))
+
+
+def test_after_an_update_the_target_critic_is_the_average_and_nothing_else_moved_it():
+    _, recorder = fit(6, 1, tau=0.1)
+    names = [name.removeprefix("critic.") for name in recorder.states[0] if name.startswith("critic.")]
+    for before, after in zip(recorder.states[:-1], recorder.states[1:], strict=True):
+        assert moved(before, after) >= {f"critic.{n}" for n in names}
+        for n in names:
+            wanted = 0.9 * before[f"target_critic.{n}"].double() + 0.1 * after[f"critic.{n}"].double()
+            got = after[f"target_critic.{n}"].double()
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_rates_follow_their_schedules_by_update():
+    _, recorder = fit(12, 1, updates=12, actor_warmup=0.25, actor_lr=1e-2, critic_lr=3e-3)
+    for k, (actor, critic) in enumerate(recorder.rates):
+        assert actor == pytest.approx(1e-2 * warmup_cosine(k, 12, 0.25, 0.1))
+        assert critic == 3e-3
+    actors = [{n: x for n, x in state.items() if n.startswith("actor.")} for state in recorder.states]
+    assert not moved(actors[0], actors[1]), "the first update has a rate of zero"
+    assert moved(actors[1], actors[2])
+
+
+def test_gradients_of_actor_and_critic_are_clipped_apart():
+    _, free = fit(3, 1, max_grad_norm=1e9)
+    assert all(norm > 1e-2 for norms in free.norms for norm in norms)
+    _, clipped = fit(3, 1, max_grad_norm=1e-2)
+    for norms in clipped.norms:
+        assert norms == pytest.approx((1e-2, 1e-2), rel=1e-3)
+
+
+def test_what_is_logged_are_means_over_the_updates_of_a_window():
+    module, recorder = fit(6, 6, alpha_schedule="cosine", alpha=5.0, updates=6)
+    metrics = module.pop_metrics()
+    alphas = [5.0 * (0.1 + 0.45 * (1 + math.cos(math.pi * k / 6))) for k in range(6)]  # as used by update k
+    assert metrics["alpha"] == pytest.approx(sum(alphas) / 6)
+    assert module.pop_metrics() == {}
+    assert metrics["critic_loss"] > 0
+    assert len(recorder.states) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path: Any, chunk: int):
+    settings = {"alpha_schedule": "dynamic", "updates": 12}
+    straight, _ = fit(12, chunk, **settings)
+    half, first = fresh(**settings), trainer()
+    first.fit(half, datamodule=Data(6, chunk))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fresh(seed=0, **settings)
+    trainer().fit(resumed, datamodule=Data(12, chunk), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert resumed.updates == 12
+    assert same(snapshot(resumed), snapshot(straight))
+    assert not same(snapshot(half), snapshot(straight))
+
+
+@pytest.mark.parametrize("variant", [RESIDUAL, Reformulation(0.0, 1.0)])
+def test_flow_training_alone_learns_the_action_of_a_dataset_with_one(variant: Reformulation):
+    # All data actions equal a*: the average velocity is e - a*, and one step from any noise is a*.
+    torch.manual_seed(0)
+    module = MeanFlowQL(SPEC, partial(DiT, width=32, depth=1), tiny_critic, variant, updates=250, time_steps=4)
+    wanted = torch.tensor([0.8, -0.7])
+    b = batch(256, dtype=torch.float32)._replace(actions=wanted.expand(256, 2))
+    optimizer = torch.optim.Adam(module.actor.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
+    e = module.noise(999, 256).policy[None]
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (module.policy().candidates(b.observations, e) - wanted).square().mean().sqrt().item()
+
+    assert distance() > 0.7
+    for k in range(250):
+        n = module.noise(k, 256)
+        optimizer.zero_grad()
+        module.flow_loss(b, n.flow, n.time)[0].backward()
+        optimizer.step()
+        schedule.step()
+    assert distance() < 0.3
+
+
+@pytest.mark.slow
+def test_the_compiled_loss_is_the_eager_one():
+    torch.manual_seed(0)
+    module = algorithm(normalize_q="gradient")
+    b, n, alpha = batch(SIZE), noise(), torch.tensor(3.0, dtype=torch.float64)
+    compiled = torch.compile(module.loss)
+    parameters = [*module.actor.parameters(), *module.critic.parameters()]
+    eager, eager_metrics = module.loss(b, n, alpha)
+    fast, metrics = compiled(b, n, alpha)
+    torch.testing.assert_close(fast, eager, rtol=1e-8, atol=0)
+    for name, value in eager_metrics.items():
+        torch.testing.assert_close(metrics[name], value, rtol=1e-8, atol=1e-10)
+    wanted = torch.autograd.grad(eager, parameters)
+    for mine, other in zip(torch.autograd.grad(fast, parameters), wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+def test_observations_of_a_batch_are_taken_as_normalised():
+    module, b = algorithm(), batch(SIZE)
+    assert b.observations.shape[1] == OBSERVATION_DIM
+    q = module.critic(b.observations, b.actions).mean()
+    torch.testing.assert_close(module.critic_loss(b, noise().target)[1]["q"], q)
