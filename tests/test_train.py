@@ -102,6 +102,13 @@ def test_a_run_folder_holds_everything_that_was_promised(reference: tuple[Path, 
     assert result["final"]["eval/return"] == lines[-1]["eval/return"]
 
 
+def test_a_run_collects_its_dataset_where_it_may_and_it_is_missing(tmp_path: Path) -> None:
+    settings = "collect={episodes:2,val_episodes:1,episode_steps:21,workers:1,progress:false}"
+    result = run(tmp_path / "data", tmp_path / "run", settings, "updates=6")
+    assert (tmp_path / "data" / f"{DATASET}-v0.npz").is_file()
+    assert result["data"] == "collected"
+
+
 def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict]) -> None:
     path, _ = reference
     with (path / "metrics.csv").open() as file:

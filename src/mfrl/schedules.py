@@ -47,7 +47,7 @@ class DynamicAlpha(FixedAlpha):
 
     Every ``every`` updates the flow loss is compared with its mean over the last ``window`` such checks: above
     ``threshold`` times the mean, alpha *= 1.2; below the mean / ``threshold``, alpha *= 0.8; kept within [0.1, 10]
-    times its start. During the first tenth of training the checks are only recorded. At least two are needed to compare.
+    times its start. During the first tenth of training checks are only recorded; at least two are needed to compare.
     """
 
     def __init__(self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0) -> None:

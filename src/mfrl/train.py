@@ -43,7 +43,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
 
     L.seed_everything(cfg.seed, verbose=False)
     data = build(cfg.data)
-    if cfg.collect:
+    if cfg.collect is not None:
         collect_missing(cfg, data, console)
     data.setup()
     for warning in data.warnings:

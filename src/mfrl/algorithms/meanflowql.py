@@ -134,7 +134,7 @@ class MeanFlowQL(OfflineAlgorithm):
         _require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
         _require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
         _require("updates", updates >= 1, updates, "at least 1")
-        _require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "finite and at least 0")
+        _require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "at least 0 and finite")
         for name, value in {
             "actor_lr": actor_lr,
             "critic_lr": critic_lr,
