@@ -21,7 +21,7 @@ from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.files import write_text
 from mfrl.policy import OneStepPolicy
 
-FPS = 30
+FPS = 15
 
 
 class Evaluate(L.Callback):

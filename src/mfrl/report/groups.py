@@ -1,0 +1,408 @@
+"""Which runs are repetitions of one another: tasks, methods and groups.
+
+* A **task** is an environment with the exact data learned from. Runs on different data are never pooled, be it
+  another checksum or another source.
+* A **group** is what differs in nothing but the seed and in what changes speed, not results.
+* A **method** is a group's counterpart over tasks: algorithm, variant and the settings that were swept. A
+  setting that differs from task to task, or from variant to variant, but not among the runs of one variant on
+  one task, belongs to the task or variant and does not split a method.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mfrl.report.runs import DUPLICATE, FAILED, FINISHED, ReportError, Run
+
+# What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind.
+_NO_SETTING = {"seed", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
+_NO_SETTING |= {"workers", "num_workers", "num_envs", "videos"}
+_NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
+_IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # columns of their own
+_TRAINER_SETTINGS = {"trainer.precision"}  # of Lightning's trainer nothing else changes a result
+_AMBIGUOUS = {"_target_", "every", "episodes", "seed", "name"}
+
+ABSENT = "-"  # a key that a run's configuration does not have
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of an evaluation as the report shows it: ``factor`` times the logged value, in ``unit``."""
+
+    name: str
+    factor: float = 1.0
+    unit: str = ""
+    digits: str = ".4g"
+
+    @property
+    def label(self) -> str:
+        name = self.name.removeprefix("eval/").replace("_", " ")
+        return f"{name} ({self.unit})" if self.unit else name
+
+    def format(self, value: float) -> str:
+        return format(value, self.digits)
+
+
+SUCCESS = Metric("eval/success", 100.0, "%", ".1f")
+NORMALIZED = Metric("eval/normalized_score", digits=".1f")
+_KNOWN = {metric.name: metric for metric in (SUCCESS, NORMALIZED)}
+
+SCORES = {"final": 1, "last3": 3}  # evaluations averaged
+
+
+@dataclass(frozen=True)
+class Score:
+    """A finished run's score and what stands behind it.
+
+    Attributes:
+        value: in the metric's unit, the mean of the last ``evaluations`` evaluations.
+        episodes: of those evaluations together.
+    """
+
+    metric: Metric
+    value: float
+    evaluations: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, its task and the exact data.
+
+    Attributes:
+        identity: of the data; equal exactly where it is the same data.
+        name: for people; carries a checksum where two tasks differ in their data alone.
+        number: the task's number, None where the environment has one task or its default is meant.
+    """
+
+    env_id: str
+    dataset: str
+    identity: Hashable
+    name: str
+
+    @property
+    def number(self) -> int | None:
+        match = re.search(r"-task(\d+)(-v\d+)?$", self.env_id)
+        return int(match[1]) if match else None
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Algorithm, variant and swept settings; compared with itself over tasks."""
+
+    algo: str
+    variant: str
+    swept: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        settings: the values of the report's shown keys.
+        runs, scores: in order of seed.
+    """
+
+    task: Task
+    method: Method
+    settings: dict[str, Any]
+    runs: list[Run]
+    scores: list[Score]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Scores ``(runs,)``."""
+        return np.array([score.value for score in self.scores])
+
+    @property
+    def metric(self) -> Metric:
+        return self.scores[0].metric
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    @property
+    def episodes(self) -> int:
+        return sum(score.episodes for score in self.scores)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """All that was found, sorted out.
+
+    Attributes:
+        groups: in order of task, algorithm, variant and settings.
+        keys: the settings in which groups differ, beyond what algorithm, variant and task explain.
+        excluded: runs that do not count, with the reason.
+    """
+
+    groups: list[Group]
+    keys: list[str]
+    excluded: list[Run]
+
+    @property
+    def tasks(self) -> list[Task]:
+        return list(dict.fromkeys(group.task for group in self.groups))
+
+    @property
+    def methods(self) -> dict[Method, list[Group]]:
+        """Each method's groups, one for each task it was run on."""
+        methods: dict[Method, list[Group]] = defaultdict(list)
+        for group in self.groups:
+            methods[group.method].append(group)
+        return dict(methods)
+
+
+def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None = None) -> Grouping:
+    """Sort runs into groups; what cannot be counted is set aside with its reason.
+
+    Args:
+        metric: e.g. ``eval/return``; None for the normalised score where there is one, else the success.
+        score: ``final``, ``last3``, or None for the protocol of each suite.
+
+    Raises:
+        ReportError: no finished run has the metric.
+    """
+    scored, excluded = _score_all(runs, metric, score)
+    finished = [run for run, _ in scored]
+    task_of = _tasks(finished)
+    differing = _differing(finished, _setting_keys(finished))
+
+    def values(run: Run, keys: Iterable[str]) -> tuple[Any, ...]:
+        return tuple(run.config.get(key, ABSENT) for key in keys)
+
+    # A run that is there twice counts once: the newest result.json wins, then the last path.
+    kept: dict[Hashable, dict[int, tuple[Run, Score]]] = defaultdict(dict)
+    for run, points in sorted(scored, key=lambda item: (item[0].written, item[0].path), reverse=True):
+        key = (task_of[run.path], run.algo, run.variant, values(run, differing))
+        if run.seed in kept[key]:
+            newest = kept[key][run.seed][0].path
+            excluded.append(replace(run, status=DUPLICATE, reason=f"same settings, data and seed as {newest}"))
+        else:
+            kept[key][run.seed] = (run, points)
+
+    def choice(run: Run, key: str) -> Hashable:
+        """What explains a value of ``key``: the choice its section belongs to."""
+        explained = {"env": task_of[run.path], "variant": run.variant, "algo": run.algo}
+        return explained.get(key.split(".")[0])
+
+    shown = _differing_within(finished, differing, choice)
+    swept = _differing_within(finished, shown, lambda run, _: (task_of[run.path], run.algo, run.variant))
+    groups = []
+    for members in kept.values():
+        ordered = [members[seed] for seed in sorted(members)]
+        first = ordered[0][0]
+        groups.append(
+            Group(
+                task=task_of[first.path],
+                method=Method(first.algo, first.variant, tuple(zip(swept, values(first, swept), strict=True))),
+                settings=dict(zip(shown, values(first, shown), strict=True)),
+                runs=[run for run, _ in ordered],
+                scores=[points for _, points in ordered],
+            )
+        )
+    groups.sort(key=lambda g: (g.task.name, g.method.algo, _variant_order(g), _natural(g.settings.values())))
+    return Grouping(groups, shown, sorted(excluded, key=lambda run: (run.status, run.path)))
+
+
+def score_of(run: Run, metric: str | None = None, score: str | None = None) -> Score:
+    """A finished run's score; see :func:`group_runs`.
+
+    OGBench's protocol is the mean of the last three evaluations, on pixels and on D4RL the final one.
+
+    Raises:
+        KeyError: the run was not evaluated by this metric; names those it has.
+    """
+    last = run.evaluations[-1]
+    if metric is None:
+        metric = next((name for name in (NORMALIZED.name, SUCCESS.name) if name in last), "eval/success")
+    if score is None:
+        pixels = run.result["dataset"].startswith("visual-")
+        score = "last3" if run.suite == "ogbench" and not pixels else "final"
+    shown = _KNOWN.get(metric, Metric(metric))
+    recent = run.evaluations[-SCORES[score] :]
+    values = [evaluation.get(metric) for evaluation in recent]
+    if not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
+        known = ", ".join(key for key in last if key.startswith("eval/"))
+        raise KeyError(f"no finite {metric} in its last evaluations (eval.jsonl has {known})")
+    episodes = sum(int(e.get("episodes", len(e.get("returns", [])))) for e in recent)
+    return Score(shown, shown.factor * float(np.mean(values)), len(recent), episodes)
+
+
+def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Learning curves of a group at the updates where all of its runs were evaluated.
+
+    Returns:
+        updates ``(points,)`` and metric values ``(points, runs)`` in the metric's unit.
+    """
+    metric = group.metric
+    curves = [{e["updates"]: e[metric.name] for e in run.evaluations if metric.name in e} for run in group.runs]
+    updates = sorted(set.intersection(*(set(points) for points in curves)))
+    values = [[metric.factor * points[k] for points in curves] for k in updates]
+    return np.array(updates), np.array(values, dtype=float).reshape(len(updates), len(curves))
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """A short name for each group that says only what tells them apart."""
+    keys = list(groups[0].settings) if groups else []
+    parts = [
+        {"algo": g.method.algo, "variant": g.method.variant}
+        | {key: f"{short_names(keys)[key]}={text(g.settings[key])}" for key in keys}
+        for g in groups
+    ]
+    return _tell_apart(parts, always=("variant",))
+
+
+def method_labels(methods: Sequence[Method]) -> list[str]:
+    """The same for methods."""
+    keys = [key for key, _ in methods[0].swept] if methods else []
+    parts = [
+        {"algo": m.algo, "variant": m.variant}
+        | {key: f"{short_names(keys)[key]}={text(value)}" for key, value in m.swept}
+        for m in methods
+    ]
+    return _tell_apart(parts, always=("variant",))
+
+
+def _tell_apart(parts: Sequence[dict[str, str]], always: tuple[str, ...]) -> list[str]:
+    varying = [key for key in (parts[0] if parts else ()) if key in always or len({p[key] for p in parts}) > 1]
+    return [" ".join(p[key] for key in varying if p[key] != ABSENT) or p["algo"] for p in parts]
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Dotted keys by their last part, or their last two where that would not tell them apart."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {
+        key: ".".join(key.split(".")[-2:]) if name in _AMBIGUOUS or last.count(name) > 1 else name
+        for key, name in zip(keys, last, strict=True)
+    }
+
+
+def text(value: Any) -> str:
+    """A setting's value as short as it can be said."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return "[" + ",".join(text(item) for item in value) + "]"
+    value = str(value)
+    return value.rpartition(".")[2] if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value) else value
+
+
+def data_identity(run: Run) -> Hashable:
+    """What makes two runs' data the same: source and checksums; without files, everything but when it was made."""
+    record = run.provenance
+    files = record.get("files") or {}
+    sums = sorted(str(f.get("sha256")) for f in files.values() if isinstance(f, dict) and f.get("sha256"))
+    if sums:
+        return (record["source"], *sums)
+    passing = {"created", "seconds", "versions", "fraction", "seed"}
+    return (record["source"], json.dumps({k: v for k, v in record.items() if k not in passing}, sort_keys=True))
+
+
+def checksum(run: Run) -> str | None:
+    """SHA-256 of the training file."""
+    files = run.provenance.get("files") or {}
+    train = [name for name in files if not re.search(r"-val\.\w+$", name)] or list(files)
+    return files[train[0]].get("sha256") if train and isinstance(files[train[0]], dict) else None
+
+
+def _score_all(
+    runs: Sequence[Run], metric: str | None, score: str | None
+) -> tuple[list[tuple[Run, Score]], list[Run]]:
+    scored, excluded, problem = [], [], ""
+    for run in runs:
+        if run.status != FINISHED:
+            excluded.append(run)
+            continue
+        try:
+            scored.append((run, score_of(run, metric, score)))
+        except KeyError as error:
+            problem = error.args[0]
+            excluded.append(replace(run, status=FAILED, reason=problem))
+    if problem and not scored:
+        raise ReportError(f"no finished run can be scored: {problem}; choose another with --metric")
+    return scored, excluded
+
+
+def _tasks(runs: Sequence[Run]) -> dict[Any, Task]:
+    """The task of each run by its path; tasks that differ in data alone get a piece of checksum in their name."""
+    raw = {}
+    for run in runs:
+        env_id, dataset = run.result["env"], run.result["dataset"]
+        task = Task(env_id, dataset, data_identity(run), re.sub(r"-v\d+$", "", dataset))
+        name = f"{task.name} task {task.number}" if task.number is not None else task.name
+        raw[run.path] = replace(task, name=name)
+    same_name = defaultdict(set)
+    for task in raw.values():
+        same_name[task.name].add(task)
+    named = {}
+    for run in runs:
+        task = raw[run.path]
+        if len(same_name[task.name]) > 1:
+            data = " ".join(filter(None, [run.provenance["source"], (checksum(run) or "")[:8]]))
+            name = f"{task.name} ({data})"
+            clash = any(named_task.name == name and named_task != replace(task, name=name) for named_task in named.values())
+            task = replace(task, name=f"{name} {len(named)}" if clash else name)
+        named[run.path] = task
+    return named
+
+
+def _setting_keys(runs: Sequence[Run]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    return [key for key in keys if _is_setting(key)]
+
+
+def _is_setting(key: str) -> bool:
+    if key == "eval.seed":  # other episodes: scores are no longer of the same evaluation
+        return True
+    if key in _IDENTITY or key.rpartition(".")[2] in _NO_SETTING or key.startswith(_NO_SETTING_SECTIONS):
+        return False
+    return not key.startswith("trainer.") or key in _TRAINER_SETTINGS
+
+
+def _differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if len({run.config.get(key, ABSENT) for run in runs}) > 1]
+
+
+def _differing_within(
+    runs: Sequence[Run], keys: Iterable[str], part: Callable[[Run, str], Hashable]
+) -> list[str]:
+    """Keys that take several values among runs of at least one part."""
+
+    def differs(key: str) -> bool:
+        values: dict[Hashable, set[Any]] = defaultdict(set)
+        for run in runs:
+            values[part(run, key)].add(run.config.get(key, ABSENT))
+        return any(len(v) > 1 for v in values.values())
+
+    return [key for key in keys if differs(key)]
+
+
+def _variant_order(group: Group) -> tuple[bool, str]:
+    return group.method.variant != "residual", group.method.variant  # the paper's choice first
+
+
+def _natural(values: Iterable[Any]) -> list[tuple[int, float, str]]:
+    """Sorts numbers by size and before everything else."""
+    return [
+        (0, float(v), "") if isinstance(v, int | float) and not isinstance(v, bool) else (1, 0.0, str(v)) for v in values
+    ]
