@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from mfrl.randomness import Stream, derived_seed
+from mfrl.randomness import derived_seed, generator
 
 LOW = (1 << 32) - 1  # what a CPU generator uses of its seed
 
@@ -52,25 +52,23 @@ def test_neighbouring_updates_differ_in_half_of_the_bits():
 
 
 def test_draws_of_neighbouring_updates_are_uncorrelated_and_standard_normal():
-    stream = Stream(0, "update")
-    x = torch.stack([torch.randn(64, generator=stream.at(k)) for k in range(4000)])
+    x = torch.stack([torch.randn(64, generator=generator(0, "update", k)) for k in range(4000)])
     assert abs(x.mean()) < 5 / math.sqrt(x.numel())
     assert abs(x.var() - 1) < 5 * math.sqrt(2 / x.numel())
     assert abs((x[1:] * x[:-1]).mean()) < 5 / math.sqrt(x.numel())
 
 
 def test_an_update_s_draws_do_not_depend_on_what_was_drawn_before():
-    stream, late = Stream(7, "update"), Stream(7, "update")
-    for k in range(5):
-        last = torch.rand(100, generator=stream.at(k))
-        torch.rand(k, generator=stream.at(99))
-    assert torch.equal(torch.rand(100, generator=late.at(4)), last)
-    assert torch.equal(torch.rand(100, generator=stream.at(4)), last)
+    early = generator(7, "update", 4)
+    others = [generator(7, "update", k) for k in range(5)]
+    for other in others[:4]:
+        torch.rand(100, generator=other)
+    assert torch.equal(torch.rand(100, generator=early), torch.rand(100, generator=others[4]))
 
 
 def test_streams_of_other_purposes_and_seeds_draw_something_else():
     def draw(seed: int, purpose: str, k: int) -> list[float]:
-        return torch.rand(4, generator=Stream(seed, purpose).at(k)).tolist()
+        return torch.rand(4, generator=generator(seed, purpose, k)).tolist()
 
     draws = [draw(*key) for key in ((0, "update", 0), (0, "update", 1), (1, "update", 0), (0, "batch", 0))]
     assert all(a != b for a, b in itertools.combinations(draws, 2))

@@ -128,6 +128,7 @@ def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict
         "eval/success",
         "eval/return",
         "eval/length",
+        "val/flow_loss",
     }
     assert wanted <= set(rows[1])
     events = EventAccumulator(str(path), size_guidance={"images": 0})

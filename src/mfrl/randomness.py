@@ -24,13 +24,6 @@ def derived_seed(seed: int, purpose: str, k: int) -> int:
     return x >> 1
 
 
-class Stream:
-    """Hands out one generator, seeded afresh for every step."""
-
-    def __init__(self, seed: int, purpose: str, device: torch.device | str = "cpu") -> None:
-        self.seed, self.purpose = seed, purpose
-        self.device = torch.device(device)
-        self._generator = torch.Generator(device=device)
-
-    def at(self, k: int) -> torch.Generator:
-        return self._generator.manual_seed(derived_seed(self.seed, self.purpose, k))
+def generator(seed: int, purpose: str, k: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on ``device`` at the start of step ``k`` of the stream ``purpose``."""
+    return torch.Generator(device).manual_seed(derived_seed(seed, purpose, k))

@@ -23,7 +23,8 @@ class OfflineAlgorithm(L.LightningModule):
     of all optimisers).
 
     A subclass defines ``update(batch)``, one gradient step that returns scalars without synchronising,
-    ``policy()``, and ``configure_optimizers`` with a name for each optimiser in ``optimizer_names``.
+    ``held_out(batch)``, the same scalars without a step, ``policy()``, and ``configure_optimizers`` with a name for
+    each optimiser in ``optimizer_names``.
     """
 
     optimizer_names: tuple[str, ...]
@@ -41,6 +42,9 @@ class OfflineAlgorithm(L.LightningModule):
         self._count = 0
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def policy(self) -> OneStepPolicy:

@@ -32,7 +32,7 @@ from mfrl.meanflow import (
     path_derivative,
 )
 from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
-from mfrl.randomness import Stream
+from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
 from mfrl.schedules import CosineAlpha, DynamicAlpha, FixedAlpha, warmup_cosine
 
@@ -172,7 +172,6 @@ class MeanFlowQL(OfflineAlgorithm):
             max_grad_norm,
         )
         self._loss = torch.compile(self.loss) if compile else self.loss
-        self._stream: Stream | None = None
 
     def policy(self) -> OneStepPolicy:
         """What acts in an environment; shares the networks being trained."""
@@ -246,12 +245,9 @@ class MeanFlowQL(OfflineAlgorithm):
 
     # ---- one update
 
-    def noise(self, k: int, batch_size: int) -> Noise:
-        """The random numbers of update k, a function of (seed, k)."""
-        if self._stream is None or self._stream.device != self.device:
-            self._stream = Stream(self.seed, "update", self.device)
-        generator = self._stream.at(k)
-        draw = {"generator": generator, "device": self.device}
+    def noise(self, k: int, batch_size: int, purpose: str = "update") -> Noise:
+        """The random numbers of update k, a function of (seed, purpose, k)."""
+        draw: dict[str, Any] = {"generator": generator(self.seed, purpose, k, self.device), "device": self.device}
         shape = (batch_size, self.spec.action_dim)
         if self.time_steps is None:
             time = Time(1.0 - torch.rand(batch_size, 1, **draw))
@@ -264,6 +260,11 @@ class MeanFlowQL(OfflineAlgorithm):
             policy=self.sigma * torch.randn(shape, **draw),
             target=self.sigma * torch.randn(self.target_candidates, *shape, **draw),
         )
+
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the loss on data not trained on, with the same noise each time."""
+        return self.loss(batch, self.noise(0, len(batch.actions), "held out"), self.alpha.alpha)[1]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of both optimisers, then the target critic's average and the schedules."""

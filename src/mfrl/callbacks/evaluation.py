@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mfrl import figures
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.progress import Progress
-from mfrl.data.transitions import Transitions
+from mfrl.data.transitions import Batch, Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
@@ -27,7 +27,7 @@ FPS = 15
 class Evaluate(L.Callback):
     """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
 
-    Each evaluation is one line of ``eval.jsonl`` with every episode's seed, return, success and length. The
+    Losses on the validation split are logged as ``val/...`` at the same updates. Each evaluation is one line of ``eval.jsonl`` with every episode's seed, return, success and length. The
     figures (action samples; for mazes, paths and values) go to TensorBoard.
 
     Args:
@@ -94,8 +94,9 @@ class Evaluate(L.Callback):
         self.progress.report(k, summary, result.seconds)
         with (self.run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"updates": k} | summary | result.to_json_dict()) + "\n")
+        metrics = summary | {f"val/{name}": value for name, value in held_out(trainer.datamodule, pl_module).items()}
         for logger in trainer.loggers:
-            logger.log_metrics(summary, step=k)
+            logger.log_metrics(metrics, step=k)
             if isinstance(logger, TensorBoardLogger):
                 self._draw(logger.experiment, trainer, pl_module, result)
         for number, frames in enumerate(result.frames):
@@ -120,6 +121,13 @@ def keep_until(path: Path, updates: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(path, "".join(line for line in lines if json.loads(line)["updates"] <= updates))
+
+
+def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm, size: int = 4096) -> dict[str, float]:
+    """Losses on a fixed sample of the validation split."""
+    index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
+    batch = Batch(*(x.to(pl_module.device) for x in data.val[index]))
+    return {name: float(value) for name, value in pl_module.held_out(batch).items()}
 
 
 def action_samples(

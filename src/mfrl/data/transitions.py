@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfrl.errors import MfrlError
-from mfrl.randomness import Stream
+from mfrl.randomness import generator
 
 
 class DataError(MfrlError):
@@ -126,9 +126,8 @@ class ChunkLoader:
         size: int,
         marks: tuple[int, ...],
     ) -> None:
-        self.transitions, self.batch_size, self.first = transitions, batch_size, first
+        self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
         self.ends = chunk_ends(first, last, size, marks)
-        self.stream = Stream(seed, "batch", transitions.starts.device)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -136,9 +135,10 @@ class ChunkLoader:
     def __iter__(self) -> Iterator[Chunk]:
         device, at = self.transitions.starts.device, self.first
         for end in self.ends:
-            indices = [
-                torch.randint(len(self.transitions), (self.batch_size,), generator=self.stream.at(k), device=device)
-                for k in range(at, end)
-            ]
-            yield Chunk(self.transitions, torch.stack(indices))
+            indices = torch.stack([self._draw(k, device) for k in range(at, end)])
+            yield Chunk(self.transitions, indices)
             at = end
+
+    def _draw(self, k: int, device: torch.device) -> Tensor:
+        draws = generator(self.seed, "batch", k, device)
+        return torch.randint(len(self.transitions), (self.batch_size,), generator=draws, device=device)
