@@ -57,6 +57,15 @@ def test_normalisation_uses_the_training_transitions_alone(data_dir: Path, data:
     np.testing.assert_allclose(normalised.val.observations.numpy(), expected, atol=2e-5)
 
 
+def test_rewards_are_scaled_and_so_is_the_value_range(data_dir: Path, data: OGBenchData) -> None:
+    scaled = OGBenchData(DATASET, data_dir=str(data_dir), reward_scale=10.0)
+    scaled.setup()
+    assert torch.equal(scaled.train.rewards, 10.0 * data.train.rewards)
+    assert scaled.spec.value_range(0.99) == pytest.approx((-1000.0, 0.0))
+    with pytest.raises(DataError, match="reward_scale"):
+        OGBenchData(DATASET, data_dir=str(data_dir), reward_scale=-1.0)
+
+
 def test_a_coordinate_that_never_varies_stays_finite(data_dir: Path, tmp_path: Path) -> None:
     edit(data_dir, tmp_path, lambda fields: fields["observations"].__setitem__((slice(None), 1), 7.0))
     data = OGBenchData(DATASET, data_dir=str(tmp_path))

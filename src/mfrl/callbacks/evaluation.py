@@ -27,8 +27,9 @@ FPS = 15
 class Evaluate(L.Callback):
     """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
 
-    Losses on the validation split are logged as ``val/...`` at the same updates. Each evaluation is one line of ``eval.jsonl`` with every episode's seed, return, success and length. The
-    figures (action samples; for mazes, paths and values) go to TensorBoard.
+    Losses on the validation split are logged as ``val/...`` at the same updates. Each evaluation is one line of
+    ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for mazes,
+    paths and values) go to TensorBoard.
 
     Args:
         spec: the environment.

@@ -31,6 +31,7 @@ class OGBenchData(L.LightningDataModule):
         dataset: e.g. ``cube-single-play-v0``.
         task: 1 to 5, or None for the dataset's default task.
         data_dir: folder of ``<dataset>.npz`` and ``<dataset>-val.npz``; None is OGBench's own default.
+        reward_scale: factor of the rewards, positive.
         fraction: share of the training trajectories to keep, chosen by ``seed``.
         normalize: whether observations are normalised with the mean and deviation of the kept training data.
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
@@ -44,6 +45,7 @@ class OGBenchData(L.LightningDataModule):
         dataset: str,
         task: int | None = None,
         data_dir: str | None = None,
+        reward_scale: float = 1.0,
         fraction: float = 1.0,
         normalize: bool = True,
         batch_size: int = 256,
@@ -56,8 +58,11 @@ class OGBenchData(L.LightningDataModule):
         self.dataset = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
         if not 0.0 < fraction <= 1.0:
             raise DataError(f"data.fraction={fraction} must be in (0, 1]")
+        if not 0.0 < reward_scale < float("inf"):
+            raise DataError(f"data.reward_scale={reward_scale} must be positive and finite")
         self.env = EnvSpec(singletask_id(self.dataset, task))
         self.data_dir = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+        self.reward_scale = reward_scale
         self.fraction, self.normalize, self.seed = fraction, normalize, seed
         self.batch_size, self.chunk, self.updates, self.marks = batch_size, chunk, updates, tuple(marks)
         self.train: Transitions | None = None
@@ -88,6 +93,8 @@ class OGBenchData(L.LightningDataModule):
             env.close()
         if self.fraction < 1.0:
             train.starts = keep_trajectories(train.starts, self.fraction, self.seed)
+        for part in (train, val):
+            part.rewards *= self.reward_scale
         self.spec = summarise(train, self.normalize)
         for part in (train, val):
             normalize_(part.observations, self.spec)
