@@ -185,6 +185,9 @@ def test_a_finished_run_can_be_given_more_updates(reference: tuple[Path, dict], 
     with pytest.raises(ConfigError, match="raise updates="):
         resume(tmp_path / "grown")
     resume(tmp_path / "grown", "updates=36")
+    overrides = list(OmegaConf.load(tmp_path / "grown" / "overrides.yaml"))
+    assert "updates=24" in overrides
+    assert overrides[-1] == "updates=36"
     assert_equal(weights(tmp_path / "long"), weights(tmp_path / "grown"))
 
 

@@ -27,6 +27,7 @@ USAGE = """mfrl: one-step generative policies for offline RL
   mfrl train   [overrides]                    train; -m sweeps over comma-separated values
   mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
   mfrl collect env=ogbench/DATASET            collect a dataset in the simulator
+  mfrl report  RUNS... [--out report]         tables, intervals and figures from run folders
 
 Overrides are Hydra's: env=ogbench/cube-single-play env.task=2 seed=1. `mfrl COMMAND --cfg job` shows the
 composed configuration, `mfrl COMMAND --help` what can be overridden."""
@@ -69,8 +70,17 @@ def main() -> None:
         print(metadata.version("mfrl"))
         return
     name = arguments[0]
+    if name == "report":  # reads finished runs: nothing to compose
+        from mfrl.report import main as report
+
+        try:
+            report(arguments[1:])
+        except MfrlError as error:
+            fail(str(error), 1)
+        return
     if name not in COMMANDS:
-        fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}", 2)
+        known = [*COMMANDS, "report"]
+        fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
     function, config_name = COMMANDS[name]
     try:
         check_overrides(config_name, overrides_in(arguments[1:]))

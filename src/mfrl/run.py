@@ -41,8 +41,12 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_config(self, cfg: DictConfig, overrides: list[str]) -> None:
+        """What was composed, and what the user changed: of a resumed run, at first and since."""
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
-        write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        path = self.path / "overrides.yaml"
+        earlier = list(OmegaConf.load(path)) if path.exists() else []
+        now = [override for override in overrides if not override.startswith("resume=")]
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_json(self.path / "provenance.json", provenance)

@@ -259,29 +259,24 @@ def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 def labels(groups: Sequence[Group]) -> list[str]:
     """A short name for each group that says only what tells them apart."""
-    keys = list(groups[0].settings) if groups else []
-    parts = [
-        {"algo": g.method.algo, "variant": g.method.variant}
-        | {key: f"{short_names(keys)[key]}={text(g.settings[key])}" for key in keys}
-        for g in groups
-    ]
-    return _tell_apart(parts, always=("variant",))
+    return _tell_apart([(g.method.algo, g.method.variant, g.settings) for g in groups])
 
 
 def method_labels(methods: Sequence[Method]) -> list[str]:
     """The same for methods."""
-    keys = [key for key, _ in methods[0].swept] if methods else []
-    parts = [
-        {"algo": m.algo, "variant": m.variant}
-        | {key: f"{short_names(keys)[key]}={text(value)}" for key, value in m.swept}
-        for m in methods
-    ]
-    return _tell_apart(parts, always=("variant",))
+    return _tell_apart([(m.algo, m.variant, dict(m.swept)) for m in methods])
 
 
-def _tell_apart(parts: Sequence[dict[str, str]], always: tuple[str, ...]) -> list[str]:
-    varying = [key for key in (parts[0] if parts else ()) if key in always or len({p[key] for p in parts}) > 1]
-    return [" ".join(p[key] for key in varying if p[key] != ABSENT) or p["algo"] for p in parts]
+def _tell_apart(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
+    varying = [key for key in (named[0][2] if named else ()) if len({settings[key] for _, _, settings in named}) > 1]
+    short = short_names(varying)
+    several = [len(set(column)) > 1 for column in zip(*((algo, variant) for algo, variant, _ in named), strict=True)]
+    names = []
+    for algo, variant, settings in named:
+        parts = [name for name, told in zip((algo, variant), several, strict=True) if told and name != ABSENT]
+        parts += [f"{short[key]}={text(settings[key])}" for key in varying if settings[key] != ABSENT]
+        names.append(" ".join(parts) or " ".join(name for name in (algo, variant) if name != ABSENT))
+    return names
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -325,9 +320,7 @@ def checksum(run: Run) -> str | None:
     return files[train[0]].get("sha256") if train and isinstance(files[train[0]], dict) else None
 
 
-def _score_all(
-    runs: Sequence[Run], metric: str | None, score: str | None
-) -> tuple[list[tuple[Run, Score]], list[Run]]:
+def _score_all(runs: Sequence[Run], metric: str | None, score: str | None) -> tuple[list[tuple[Run, Score]], list[Run]]:
     scored, excluded, problem = [], [], ""
     for run in runs:
         if run.status != FINISHED:
@@ -351,19 +344,15 @@ def _tasks(runs: Sequence[Run]) -> dict[Any, Task]:
         task = Task(env_id, dataset, data_identity(run), re.sub(r"-v\d+$", "", dataset))
         name = f"{task.name} task {task.number}" if task.number is not None else task.name
         raw[run.path] = replace(task, name=name)
-    same_name = defaultdict(set)
-    for task in raw.values():
-        same_name[task.name].add(task)
-    named = {}
+    told_apart = {}
     for run in runs:
         task = raw[run.path]
-        if len(same_name[task.name]) > 1:
+        if task not in told_apart and any(other.name == task.name for other in raw.values() if other != task):
             data = " ".join(filter(None, [run.provenance["source"], (checksum(run) or "")[:8]]))
-            name = f"{task.name} ({data})"
-            clash = any(named_task.name == name and named_task != replace(task, name=name) for named_task in named.values())
-            task = replace(task, name=f"{name} {len(named)}" if clash else name)
-        named[run.path] = task
-    return named
+            taken = {named.name for named in told_apart.values()}
+            names = [f"{task.name} ({data})", *(f"{task.name} ({data}, {k})" for k in range(2, len(runs) + 1))]
+            told_apart[task] = replace(task, name=next(name for name in names if name not in taken))
+    return {path: told_apart.get(task, task) for path, task in raw.items()}
 
 
 def _setting_keys(runs: Sequence[Run]) -> list[str]:
@@ -383,9 +372,7 @@ def _differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if len({run.config.get(key, ABSENT) for run in runs}) > 1]
 
 
-def _differing_within(
-    runs: Sequence[Run], keys: Iterable[str], part: Callable[[Run, str], Hashable]
-) -> list[str]:
+def _differing_within(runs: Sequence[Run], keys: Iterable[str], part: Callable[[Run, str], Hashable]) -> list[str]:
     """Keys that take several values among runs of at least one part."""
 
     def differs(key: str) -> bool:
@@ -404,5 +391,6 @@ def _variant_order(group: Group) -> tuple[bool, str]:
 def _natural(values: Iterable[Any]) -> list[tuple[int, float, str]]:
     """Sorts numbers by size and before everything else."""
     return [
-        (0, float(v), "") if isinstance(v, int | float) and not isinstance(v, bool) else (1, 0.0, str(v)) for v in values
+        (0, float(v), "") if isinstance(v, int | float) and not isinstance(v, bool) else (1, 0.0, str(v))
+        for v in values
     ]

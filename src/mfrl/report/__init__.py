@@ -1,0 +1,14 @@
+"""From run folders to tables, intervals and figures.
+
+runs         which folders are runs, and which of them finished
+groups       which runs are repetitions of one another, and what a run's score is
+statistics   interquartile mean, stratified bootstrap, probability of improvement
+summary      these for every group, over tasks, and between methods
+published    published scores, beside which ours may be put
+tables, figures, command
+"""
+
+from mfrl.report.command import main, report
+from mfrl.report.runs import ReportError
+
+__all__ = ["ReportError", "main", "report"]
