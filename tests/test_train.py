@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from conftest import DATASET
@@ -17,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mfrl.config import CONFIG_DIR
+from mfrl.data import DataError
 from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.run import find_checkpoint, load_checkpoint
@@ -192,8 +195,33 @@ def test_a_finished_run_can_be_given_more_updates(reference: tuple[Path, dict], 
 
 
 def test_a_resumed_run_stays_the_same_experiment(reference: tuple[Path, dict]) -> None:
-    with pytest.raises(ConfigError, match="seed cannot change"):
-        resume(reference[0], "seed=3", "updates=48")
+    for change in ("seed=3", "algo.alpha=5", "env.task=2", "variant=residual"):
+        with pytest.raises(ConfigError, match=f"{change.partition('=')[0]} cannot change"):
+            resume(reference[0], change, "updates=48")
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(data_dir: Path, tmp_path: Path) -> None:
+    run(data_dir, tmp_path / "run", "updates=12")
+    shutil.copytree(data_dir, tmp_path / "other")
+    with np.load(tmp_path / "other" / f"{DATASET}-v0.npz") as file:
+        fields = dict(file)
+    fields["observations"][0] += 1.0
+    np.savez(tmp_path / "other" / f"{DATASET}-v0.npz", **fields)
+    with pytest.raises(ConfigError, match="not the file this run began with"):
+        resume(tmp_path / "run", f"data_dir={tmp_path / 'other'}", "updates=24")
+
+
+def test_a_loose_checkpoint_is_evaluated_but_not_resumed(reference: tuple[Path, dict], tmp_path: Path) -> None:
+    shutil.copy(find_checkpoint(reference[0]), tmp_path / "loose.ckpt")
+    with pytest.raises(CheckpointError, match="lies in no run folder"):
+        resume(tmp_path / "loose.ckpt", "updates=48")
+    assert load_algorithm(tmp_path / "loose.ckpt")[0].updates == 24
+
+
+def test_data_that_is_refused_leaves_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        run(tmp_path / "nothing", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_alone_reproduces_the_runs_evaluation(reference: tuple[Path, dict], tmp_path: Path) -> None:

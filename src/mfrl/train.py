@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mfrl.callbacks import Checkpoint, Evaluate, Monitor, Progress
-from mfrl.config import build, build_algorithm
-from mfrl.errors import ConfigError
+from mfrl.config import build, build_algorithm, refuse_foreign_targets
+from mfrl.errors import CheckpointError, ConfigError
 from mfrl.loggers import MetricsCSV
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
 
+# What may change when a run goes on: its length and what leaves its numbers alone.
+RESUMABLE = ("resume", "updates", "chunk", "compile", "accelerator", "data_dir", "log", "eval", "checkpoint")
 FINAL_EVALUATIONS = 3  # OGBench's protocol reports the mean of the last three
 
 
@@ -30,16 +33,12 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         overrides: what the user changed, for overrides.yaml.
     """
     console = Console(stderr=True)
-    checkpoint = find_checkpoint(cfg.resume) if cfg.resume else None
-    if checkpoint:
-        cfg = continued(load_checkpoint(checkpoint), cfg, overrides)
-        run = RunFolder(checkpoint.parents[1])
-    else:
-        run = RunFolder.create(cfg.run_dir)
-    first_update = load_checkpoint(checkpoint)["updates"] if checkpoint else 0
-    if first_update >= cfg.updates:
-        raise ConfigError(f"{checkpoint} is at update {first_update} of {cfg.updates}; raise updates= to go on")
-    run.write_config(cfg, overrides)
+    checkpoint, saved = None, None
+    if cfg.resume:
+        checkpoint = find_checkpoint(cfg.resume)
+        saved = load_checkpoint(checkpoint)
+        cfg = continued(checkpoint, saved, cfg, overrides)
+    first_update = saved["updates"] if saved else 0
 
     L.seed_everything(cfg.seed, verbose=False)
     data = build(cfg.data)
@@ -49,8 +48,15 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {warning}", highlight=False)
     provenance = data.provenance()
-    run.write_provenance(provenance)
+    if saved:
+        refuse_other_data(saved["mfrl"]["provenance"], provenance)
     module = build_algorithm(cfg, data.spec)
+
+    # Everything that can be refused has been looked at: now the run leaves its first trace.
+    run = RunFolder(checkpoint.parents[1]) if checkpoint else RunFolder.create(cfg.run_dir)
+    cfg.run_dir = str(run.path)
+    run.write_config(cfg, overrides)
+    run.write_provenance(provenance)
 
     plain = OmegaConf.to_container(cfg, resolve=False)
     extra = {
@@ -91,21 +97,40 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     return result
 
 
-def continued(checkpoint: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
+def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run that is resumed, with what is overridden now.
 
     Raises:
-        ConfigError: for overrides that would make it another run.
+        ConfigError: for overrides that would make it another run, or where there is nothing left to do.
+        CheckpointError: for a checkpoint outside a run folder, or one that asks for foreign classes.
     """
-    old = OmegaConf.create(checkpoint["mfrl"]["config"])
+    if not (path.parents[1] / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{path} lies in no run folder, so there is no run to resume (no {path.parents[1]}/config.yaml)"
+        )
+    old = OmegaConf.create(saved["mfrl"]["config"])
     for override in overrides:
-        key, _, _ = override.lstrip("+~").partition("=")
-        if key == "resume":
-            continue
-        if key in ("env", "algo", "variant", "network", "experiment", "seed", "run_dir"):
-            raise ConfigError(f"{key} cannot change in a resumed run; start a new one for {override}")
-        OmegaConf.update(old, key, OmegaConf.select(cfg, key))
+        key = override.lstrip("+~").partition("=")[0]
+        if key.split(".")[0] not in RESUMABLE:
+            raise ConfigError(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
+        if key != "resume":
+            OmegaConf.update(old, key, OmegaConf.select(cfg, key))
+    for part in (old.algo, old.data, old.trainer):
+        refuse_foreign_targets(part, trusted=("lightning",))
+    if saved["updates"] >= old.updates:
+        raise ConfigError(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
+
+
+def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on with the files it began with.
+
+    Raises:
+        ConfigError: naming the file whose checksum differs.
+    """
+    for name, file in before["files"].items():
+        if file["sha256"] != now["files"][name]["sha256"]:
+            raise ConfigError(f"{name} is not the file this run began with (its checksum differs); start a new run")
 
 
 def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
