@@ -171,6 +171,8 @@ def replace(field: str, new):
 REFUSALS = {
     "missing field": (without("actions"), "field 'actions' is missing"),
     "missing simulator state": (without("qpos"), "field 'qpos' is missing"),
+    "qpos of another simulator": (replace("qpos", lambda x: x[:, :1]), r"field 'qpos' has shape"),
+    "terminals are no list": (replace("terminals", lambda x: x[0]), "field 'terminals' has shape"),
     "NaN observation": (
         put("observations", (5, 1), np.nan),
         "field 'observations' holds NaN or infinity at row 5",
@@ -230,7 +232,7 @@ def test_missing_data_says_which_file_where_and_how_to_get_it(tmp_path: Path) ->
     message = str(error.value)
     assert "cube-single-play-v0.npz" in message
     assert str(tmp_path) in message
-    assert "mfrl collect env=ogbench/cube-single-play" in message
+    assert f"mfrl collect env=ogbench/cube-single-play data_dir={tmp_path}" in message
 
 
 def test_data_that_cannot_be_collected_says_what_to_download(tmp_path: Path) -> None:
@@ -238,6 +240,7 @@ def test_data_that_cannot_be_collected_says_what_to_download(tmp_path: Path) -> 
         OGBenchData("antmaze-large-navigate", data_dir=str(tmp_path)).setup()
     assert "antmaze-large-navigate-v0.npz" in str(error.value)
     assert "download" in str(error.value).lower()
+    assert f"put both in {tmp_path}" in str(error.value)
 
 
 def test_a_set_without_any_success_is_warned_about(data_dir: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hydra
@@ -22,7 +23,7 @@ from mfrl.config import CONFIG_DIR
 from mfrl.data import DataError
 from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
-from mfrl.run import find_checkpoint, load_checkpoint
+from mfrl.run import RunFolder, find_checkpoint, load_checkpoint
 from mfrl.train import train
 
 TINY = [
@@ -200,6 +201,45 @@ def test_a_resumed_run_stays_the_same_experiment(reference: tuple[Path, dict]) -
             resume(reference[0], change, "updates=48")
 
 
+def test_resuming_keeps_tensorboard_and_survives_a_line_cut_off_by_a_crash(
+    reference: tuple[Path, dict], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(reference[0], path)
+    with (path / "eval.jsonl").open("a") as file:
+        file.write('{"updates": 36, "retu')
+    resume(path, "updates=36")
+    assert [line["updates"] for line in without_seconds(path)] == [12, 24, 36]
+    events = EventAccumulator(str(path))
+    events.Reload()
+    assert [e.step for e in events.Scalars("eval/success")] == [12, 24, 36]
+    assert [e.step for e in events.Scalars("train/q")] == [6, 12, 18, 24, 30, 36]
+
+
+def test_an_evaluation_that_a_crash_prevented_is_made_up_for(reference: tuple[Path, dict], tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(reference[0], path)
+    before = without_seconds(path)
+    (path / "eval.jsonl").write_text(json.dumps(before[0]) + "\n")
+    resume(path, "updates=36")
+    assert without_seconds(path)[:2] == before
+
+
+def test_two_processes_do_not_train_in_one_folder(reference: tuple[Path, dict], tmp_path: Path) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(ConfigError, match="another process"):
+        resume(tmp_path / "run", "updates=36")
+
+
+@pytest.mark.parametrize(
+    "setting", ["chunk=0", "batch_size=0", "eval.every=0", "log.every=-1", "updates=0", "updates=x"]
+)
+def test_numbers_no_run_can_be_made_of_are_refused(setting: str, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        run(data_dir, tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_only_with_the_data_it_began_with(data_dir: Path, tmp_path: Path) -> None:
     run(data_dir, tmp_path / "run", "updates=12")
     shutil.copytree(data_dir, tmp_path / "other")
@@ -230,7 +270,8 @@ def test_a_checkpoint_alone_reproduces_the_runs_evaluation(reference: tuple[Path
     last = without_seconds(path)[-1]
     for key in ("seeds", "returns", "successes", "lengths", "eval/return"):
         assert report[key] == last[key]
-    assert json.loads((tmp_path / "evaluation.json").read_text())["returns"] == last["returns"]
+    written = json.loads((tmp_path / "evaluation-last-seed=1000-episodes=3.json").read_text())
+    assert written["returns"] == last["returns"]
 
 
 def test_the_policy_of_a_checkpoint_takes_raw_observations(reference: tuple[Path, dict]) -> None:
@@ -299,15 +340,39 @@ def test_nothing_pickled_in_a_checkpoint_runs(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "exploited").exists()
 
 
-@pytest.mark.parametrize("target", ["os.system", "mfrl.files.os.system", "mfrl.run.RunFolder.create", "builtins.exec"])
+FOREIGN = ["os.system", "mfrl.files.os.system", "mfrl.run.RunFolder.create", "builtins.exec", "pathlib.Path.write_text"]
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+@pytest.mark.parametrize("place", ["algo.actor", "network.actor", "network.critic", "algo.reformulation"])
 def test_nothing_foreign_named_in_a_checkpoint_is_built(
-    target: str, reference: tuple[Path, dict], tmp_path: Path
+    target: str, place: str, reference: tuple[Path, dict], tmp_path: Path
 ) -> None:
     checkpoint = load_checkpoint(find_checkpoint(reference[0]))
-    checkpoint["mfrl"]["config"]["algo"]["actor"] = {"_target_": target, "_partial_": True}
+    group, name = place.split(".")
+    checkpoint["mfrl"]["config"][group][name] = {"_target_": target, "_partial_": True}
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match="not a class of mfrl"):
         load_algorithm(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("place", ["network.actor", "data", "trainer", "env.datamodule"])
+def test_resuming_builds_nothing_foreign_either(place: str, reference: tuple[Path, dict], tmp_path: Path) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(path)
+    config = OmegaConf.create(checkpoint["mfrl"]["config"])
+    mark = tmp_path / "called"
+    call = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(mark)]}}
+    OmegaConf.update(config, place, "pathlib.Path.touch" if place == "env.datamodule" else call, merge=False)
+    checkpoint["mfrl"]["config"] = OmegaConf.to_container(config, resolve=False)
+    torch.save(checkpoint, path)
+    if place == "trainer":  # never taken from a file: the run just goes on
+        assert resume(tmp_path / "run", "updates=30")["updates"] == 30
+    else:
+        with pytest.raises(CheckpointError, match="not a class of mfrl"):
+            resume(tmp_path / "run", "updates=30")
+    assert not mark.exists()
 
 
 def test_weights_that_do_not_fit_are_refused(reference: tuple[Path, dict], tmp_path: Path) -> None:
@@ -333,7 +398,8 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
     assert "run folder" in done.stderr
     done = mfrl("eval", "ckpt=out", "episodes=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads((tmp_path / "out" / "checkpoints" / "evaluation.json").read_text())["returns"]) == 2
+    written = tmp_path / "out" / "checkpoints" / "evaluation-last-seed=1000-episodes=2.json"
+    assert len(json.loads(written.read_text())["returns"]) == 2
     assert {p.name for p in tmp_path.iterdir()} == {"out"}  # Hydra leaves nothing of its own behind
 
 
@@ -347,9 +413,10 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
         (["train", "algo.q_aggregation=maen", "data_dir=DATA"], "did you mean mean"),
         (["train", "env.task=9", "data_dir=DATA"], "task must be in 1..5"),
         (["train", "env=ogbench/scene-play", "data_dir=DATA"], "mfrl collect env=ogbench/scene-play"),
+        (["train", "-m", "network=small,smal"], "did you mean small"),
+        (["train", "resume='x[/y]'"], "no file or folder x[/y]"),
         (["eval"], "ckpt must be given"),
         (["eval", "ckpt=nowhere"], "no file or folder nowhere"),
-        (["collect"], "env"),
         (["collect", "env=ogbench/antmaze-large-navigate", "data_dir=DATA"], "antmaze-large-navigate-v0.npz"),
     ],
 )
@@ -361,3 +428,32 @@ def test_a_mistake_is_answered_in_one_sentence(
     assert done.returncode != 0
     assert message in text
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["eval", "--help"], ["collect", "--help"], ["train", "--cfg", "job"], ["--help"]]
+)
+def test_help_is_given(arguments: list[str], tmp_path: Path) -> None:
+    done = mfrl(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 8
+
+
+def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) -> None:
+    changes = [*TINY, f"data_dir={data_dir}", "run_dir=runs/alpha=${algo.alpha}", "updates=6", "algo.alpha=1,2"]
+    done = mfrl("train", "-m", *changes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = {p.parent.name: json.loads(p.read_text())["alpha"] for p in tmp_path.rglob("result.json")}
+    assert results == {"alpha=1": 1, "alpha=2": 2}
+
+
+def test_a_stopped_run_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from mfrl.cli import main; main()", "train", *TINY]
+    command += [f"data_dir={data_dir}", "run_dir=out", "updates=100000", "checkpoint.every=6"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.1)
+    process.terminate()
+    _, text = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "mfrl train resume=out" in " ".join(text.split())

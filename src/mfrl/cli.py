@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError, MfrlError, did_you_mean
@@ -48,7 +49,7 @@ def evaluate(cfg: DictConfig) -> Any:
 
 def collect(cfg: DictConfig) -> Any:
     from mfrl.collect import collect
-    from mfrl.data.ogbench import DEFAULT_DATA_DIR
+    from mfrl.collect.settings import DEFAULT_DATA_DIR
 
     collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **cfg.collect)
 
@@ -82,10 +83,12 @@ def main() -> None:
         known = [*COMMANDS, "report"]
         fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
     function, config_name = COMMANDS[name]
-    try:
-        check_overrides(config_name, overrides_in(arguments[1:]))
-    except MfrlError as error:
-        fail(str(error), 2)
+    # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
+    if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
+        try:
+            check_overrides(config_name, [argument for argument in arguments[1:] if not argument.startswith("-")])
+        except MfrlError as error:
+            fail(str(error), 2)
 
     def task(cfg: DictConfig) -> Any:
         try:
@@ -99,45 +102,25 @@ def main() -> None:
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
 
 
-def overrides_in(arguments: list[str]) -> list[str]:
-    """The arguments that are overrides: neither Hydra's flags nor their values."""
-    with_value = {
-        "--cfg",
-        "-c",
-        "--package",
-        "-p",
-        "--config-path",
-        "-cp",
-        "--config-name",
-        "-cn",
-        "--config-dir",
-        "-cd",
-    }
-    return [
-        argument
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-        if not argument.startswith("-") and before not in with_value
-    ]
-
-
 def check_overrides(config_name: str, overrides: list[str]) -> None:
     """Compose once up front, to say in our own words what is wrong with an override.
 
     Raises:
         ConfigError: with near names where a name is unknown.
     """
-    first_of_each = []
     try:
-        for override in OverridesParser.create().parse_overrides(overrides):
-            if override.get_key_element().startswith("hydra"):
-                continue
-            if override.is_sweep_override():
-                value = next(iter(override.sweep_string_iterator()))
-                first_of_each.append(f"{override.get_key_element()}={value}")
-            else:
-                first_of_each.append(override.input_line)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        choices = [
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            if o.is_sweep_override()
+            else [o.input_line]
+            for o in parsed
+            if not o.get_key_element().startswith("hydra")
+        ]
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            cfg = hydra.compose(config_name, first_of_each, return_hydra_config=False)
+            # Every value of a sweep once, beside the first of the others.
+            for k in range(max(map(len, choices), default=1)):
+                cfg = hydra.compose(config_name, [values[min(k, len(values) - 1)] for values in choices])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), config_name)) from error
     if missing := sorted(OmegaConf.missing_keys(cfg)):
@@ -183,5 +166,5 @@ def quiet_lightning() -> None:
 
 
 def fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {message}", highlight=False, markup=True)
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {escape(message)}", highlight=False)
     sys.exit(code)

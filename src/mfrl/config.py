@@ -66,4 +66,5 @@ def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> No
             f"package, say so: trust=[{str(name).split('.')[0]}]"
         )
 
-    visit(OmegaConf.to_container(cfg, resolve=False))
+    # Resolved: ${network.actor} would hide the node it stands for.
+    visit(OmegaConf.to_container(cfg, resolve=True))

@@ -18,6 +18,10 @@ class CheckpointError(MfrlError):
     """A checkpoint that is missing, unreadable or refused."""
 
 
+class InterruptedRun(MfrlError):
+    """Training was stopped from outside before its last update."""
+
+
 class DivergedError(MfrlError):
     """Training produced a number that is not finite."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -43,7 +44,7 @@ def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Off
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate as the run did, unless told otherwise, and write ``evaluation.json``."""
+    """Evaluate as the run did, unless told otherwise, and write every episode's numbers to a file."""
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
@@ -69,20 +70,23 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     out = Path(cfg.out) if cfg.out else path.parent
     out.mkdir(parents=True, exist_ok=True)
     report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
-    report |= {"num_candidates": policy.num_candidates} | result.summary() | result.to_json_dict()
-    write_json(out / "evaluation.json", report)
+    report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()
+    file = out / f"evaluation-{path.stem}-seed={settings['seed']}-episodes={episodes}.json"
+    write_json(file, report)
     videos = [out / f"{path.stem}-episode={k}.mp4" for k in range(len(result.frames))]
-    for file, frames in zip(videos, result.frames, strict=True):
-        write_video(frames, file, FPS)
+    for video, frames in zip(videos, result.frames, strict=True):
+        write_video(frames, video, FPS)
 
     table = Table(title=f"{spec.env_id} · update {module.updates:,}", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     summary = result.summary()
     table.add_row("success", f"[bold]{summary['eval/success']:.2f}[/] over {episodes} episodes")
     table.add_row("return", f"{summary['eval/return']:.1f}")
     table.add_row("episode length", f"{summary['eval/length']:.1f}")
     table.add_row("data", f"{record['provenance']['dataset']} ({record['provenance']['source']})")
-    table.add_row("every episode", str(out / "evaluation.json"))
-    for file in videos:
-        table.add_row("video", str(file))
+    table.add_row("every episode", escape(str(file)))
+    for video in videos:
+        table.add_row("video", escape(str(video)))
     console.print(table, highlight=False)
     return report

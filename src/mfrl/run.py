@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.errors import CheckpointError
+from mfrl.errors import CheckpointError, ConfigError, MfrlError
 from mfrl.files import write_json, write_text
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", "gymnasium", "ogbench", "mujoco", "numpy")
@@ -47,6 +50,20 @@ class RunFolder:
         earlier = list(OmegaConf.load(path)) if path.exists() else []
         now = [override for override in overrides if not override.startswith("resume=")]
         write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from going on with the same run.
+
+        Raises:
+            ConfigError: where one is at it already.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another process is training in {self.path}") from None
+            yield
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_json(self.path / "provenance.json", provenance)
@@ -101,6 +118,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
-    """The lines of eval.jsonl."""
+    """The lines of eval.jsonl; a last line that a crash cut off is left out."""
     path = run.path / "eval.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    evaluations = []
+    for number, line in enumerate(lines, 1):
+        try:
+            evaluations.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise MfrlError(f"{path}, line {number} is damaged: {error}") from error
+    return evaluations

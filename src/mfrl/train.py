@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mfrl.callbacks import Checkpoint, Evaluate, Monitor, Progress
 from mfrl.config import build, build_algorithm, refuse_foreign_targets
-from mfrl.errors import CheckpointError, ConfigError
+from mfrl.errors import CheckpointError, ConfigError, InterruptedRun
 from mfrl.loggers import MetricsCSV
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
 
 # What may change when a run goes on: its length and what leaves its numbers alone.
-RESUMABLE = ("resume", "updates", "chunk", "compile", "accelerator", "data_dir", "log", "eval", "checkpoint")
+RESUMABLE = ("resume", "updates", "chunk", "compile", "accelerator", "data_dir", "trust", "log", "eval", "checkpoint")
 FINAL_EVALUATIONS = 3  # OGBench's protocol reports the mean of the last three
 
 
@@ -32,10 +34,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         cfg: the composed configuration (conf/train.yaml).
         overrides: what the user changed, for overrides.yaml.
     """
+    check_settings(cfg)
     console = Console(stderr=True)
     checkpoint, saved = None, None
     if cfg.resume:
-        checkpoint = find_checkpoint(cfg.resume)
+        checkpoint = find_checkpoint(cfg.resume).resolve()
         saved = load_checkpoint(checkpoint)
         cfg = continued(checkpoint, saved, cfg, overrides)
     first_update = saved["updates"] if saved else 0
@@ -46,7 +49,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         collect_missing(cfg, data, console)
     data.setup()
     for warning in data.warnings:
-        console.print(f"[bold red]warning[/] {warning}", highlight=False)
+        console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
     provenance = data.provenance()
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
@@ -54,7 +57,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     run = RunFolder(checkpoint.parents[1]) if checkpoint else RunFolder.create(cfg.run_dir)
-    cfg.run_dir = str(run.path)
+    cfg.run_dir, cfg.data_dir = str(run.path), str(data.data_dir.resolve())
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
 
@@ -68,15 +71,24 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     }
     progress, monitor = Progress(console), Monitor(cfg.log.every)
     evaluate = Evaluate(data.env, run.path, progress=progress, **cfg.eval)
-    callbacks = [monitor, evaluate, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), progress]
+    # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
+    callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
     loggers = [
-        TensorBoardLogger(run.path.parent, name=run.path.name, version="", purge_step=first_update or None),
+        TensorBoardLogger(
+            run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
+        ),
         MetricsCSV(run.path, first_update),
     ]
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
-    console.print(f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {run.path}", highlight=False)
+    console.print(
+        f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}", highlight=False
+    )
     started = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with run.locked():
+        with suppress(SystemExit):  # Lightning's answer to Ctrl-C
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if module.updates < cfg.updates:
+            raise InterruptedRun(f"stopped at update {module.updates:,}; go on with:  mfrl train resume={run.path}")
 
     result = {
         "env": data.env.env_id,
@@ -97,6 +109,19 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     return result
 
 
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse numbers that no run can be made of.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key in ("updates", "batch_size", "chunk", "log.every", "eval.every", "eval.episodes", "eval.num_envs",
+                "checkpoint.every"):  # fmt: skip
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+
+
 def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run that is resumed, with what is overridden now.
 
@@ -115,8 +140,9 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
             raise ConfigError(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
         if key != "resume":
             OmegaConf.update(old, key, OmegaConf.select(cfg, key))
-    for part in (old.algo, old.data, old.trainer):
-        refuse_foreign_targets(part, trusted=("lightning",))
+    old.trainer = cfg.trainer  # of this installation, not out of the file
+    for part in (old.algo, old.data):
+        refuse_foreign_targets(part, tuple(cfg.trust))
     if saved["updates"] >= old.updates:
         raise ConfigError(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
@@ -158,6 +184,8 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
         title=f"{result['env']} · {result['algo']} · {result['variant']} · seed {result['seed']}",
         show_header=False,
     )
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are there to be copied
     final = result["final"]
     table.add_row("success", f"[bold]{final['eval/success']:.2f}[/] over {result['episodes']} episodes")
     table.add_row("return", f"{final['eval/return']:.1f}")
@@ -166,7 +194,7 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table.add_row("updates", f"{result['updates']:,} at {result['updates_per_second']:.1f} per second")
     table.add_row("time", f"{result['seconds']:.0f} s, evaluations included")
     table.add_row("data", f"{result['dataset']} ({result['data']})")
-    table.add_row("run folder", str(run.path))
-    table.add_row("look", f"tensorboard --logdir {run.path}")
-    table.add_row("evaluate", f"mfrl eval ckpt={run.path}")
+    table.add_row("run folder", escape(str(run.path)))
+    table.add_row("look", escape(f"tensorboard --logdir {run.path}"))
+    table.add_row("evaluate", escape(f"mfrl eval ckpt={run.path}"))
     console.print(table, highlight=False)

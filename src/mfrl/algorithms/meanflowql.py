@@ -79,7 +79,7 @@ class MeanFlowQL(OfflineAlgorithm):
         alpha, alpha_schedule: weight of the flow loss, and how it changes: "fixed", "cosine" or "dynamic".
         num_candidates: actions to choose from when acting.
         target_candidates: the same in the Bellman target; None means as many as when acting.
-        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
         q_aggregation: of the ensemble in the Bellman target: "mean" or "min".
         clip_targets: keep Bellman targets within what the data's rewards can add up to.
         normalize_q: makes alpha independent of the reward scale: "value" divides L_q by mean |Q|, "gradient" gives

@@ -17,9 +17,11 @@ from mfrl.callbacks.progress import Progress
 from mfrl.data.transitions import Batch, Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
+from mfrl.envs.rendering import choose_backend
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.files import write_text
 from mfrl.policy import OneStepPolicy
+from mfrl.run import RunFolder, read_evaluations
 
 FPS = 15
 
@@ -55,12 +57,20 @@ class Evaluate(L.Callback):
         self.every, self.episodes, self.videos = every, episodes, videos
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
-        self.history: list[tuple[int, Evaluation]] = []
         self._evaluator: Evaluator | None = None
         self._layout: MazeLayout | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        keep_until(self.run_dir / "eval.jsonl", pl_module.updates)
+        k = pl_module.updates
+        done = keep_until(self.run_dir, k)
+        with pl_module.aside():
+            # Started now: a simulator or renderer that does not work should not wait for the first evaluation.
+            self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
+            self._layout = self._evaluator.env.signature.maze
+            if self.videos:
+                choose_backend()
+            if k and k % self.every == 0 and k not in done:
+                self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
         k = pl_module.updates
@@ -74,9 +84,6 @@ class Evaluate(L.Callback):
             self._evaluator = None
 
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
-            self._layout = self._evaluator.env.signature.maze
         task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
         policy = pl_module.policy()
         result = self._evaluator.run(
@@ -91,10 +98,9 @@ class Evaluate(L.Callback):
         self.progress.bar.remove_task(task)
 
         k, summary = pl_module.updates, result.summary()
-        self.history.append((k, result))
         self.progress.report(k, summary, result.seconds)
         with (self.run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"updates": k} | summary | result.to_json_dict()) + "\n")
+            file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
         metrics = summary | {f"val/{name}": value for name, value in held_out(trainer.datamodule, pl_module).items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=k)
@@ -117,11 +123,18 @@ class Evaluate(L.Callback):
         writer.flush()
 
 
-def keep_until(path: Path, updates: int) -> None:
-    """Drop the evaluations after ``updates`` from eval.jsonl: a run that goes on from there makes them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(path, "".join(line for line in lines if json.loads(line)["updates"] <= updates))
+def keep_until(run_dir: Path, updates: int) -> list[int]:
+    """Drop the evaluations after ``updates``: a run that goes on from there makes them again.
+
+    Returns:
+        the updates of those that stay.
+    """
+    kept = [line for line in read_evaluations(RunFolder(run_dir)) if line["updates"] <= updates]
+    if kept:
+        write_text(run_dir / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    else:
+        (run_dir / "eval.jsonl").unlink(missing_ok=True)
+    return [line["updates"] for line in kept]
 
 
 def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm, size: int = 4096) -> dict[str, float]:
@@ -158,7 +171,7 @@ def maze_values(policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray) ->
     """The critic's value of the policy over the free cells of a maze: points ``(n, 2)`` and values ``(n,)``.
 
     Args:
-        start: an observation of the environment, whose first two numbers are x and y and give way to each point.
+        start: an observation, e.g. the data's mean, whose first two numbers, x and y, give way to each point.
     """
     xy = layout.free_points(resolution=8)
     observations = torch.from_numpy(np.repeat(start[None], len(xy), axis=0)).float()

@@ -41,10 +41,12 @@ class Monitor(L.Callback):
         self._entered = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+        due = pl_module.updates % self.every == 0 or pl_module.updates == pl_module.total_updates
+        # Waits for the device, so that the time of its work counts as inside.
+        metrics = {f"train/{name}": value for name, value in pl_module.pop_metrics().items()} if due else {}
         self._inside += time.perf_counter() - self._entered
-        if pl_module.updates % self.every and pl_module.updates < pl_module.total_updates:
+        if not due:
             return
-        metrics = {f"train/{name}": value for name, value in pl_module.pop_metrics().items()}
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise DivergedError(
                 f"diverged between updates {self._first} and {pl_module.updates}: {', '.join(bad)} not finite. The "

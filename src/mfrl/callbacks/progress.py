@@ -40,7 +40,7 @@ class Progress(L.Callback):
         )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
-        speed = self.bar.tasks[self._task].speed
+        speed = next(task.speed for task in self.bar.tasks if task.id == self._task)
         rate = f"{speed:,.1f} updates/s" if speed else ""
         note = f"{rate}  {self._note}" if self._note else rate
         self.bar.update(self._task, completed=pl_module.updates, note=note)

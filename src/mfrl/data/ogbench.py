@@ -13,12 +13,12 @@ import lightning as L
 import numpy as np
 import torch
 
+from mfrl.collect.settings import DEFAULT_DATA_DIR, CollectError, plan
 from mfrl.data import provenance
 from mfrl.data.transitions import ChunkLoader, DataError, DataSpec, Transitions
 from mfrl.envs.evaluation import EnvSpec
 from mfrl.envs.ogbench import singletask_id
 
-DEFAULT_DATA_DIR = "~/.ogbench/data"
 ACTION_CLIP = 1e-5
 _SLICE = 1 << 14  # rows looked at together, so that checks and sums need no memory to speak of
 _LABEL_SLICE = 1 << 17  # rows labelled together; each call resets the environment
@@ -118,12 +118,11 @@ class OGBenchData(L.LightningDataModule):
         return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks)
 
     def _how_to_get(self, path: Path) -> str:
-        from mfrl.collect import plan
-        from mfrl.collect.settings import CollectError
-
         try:
-            plan(self.dataset)
-            remedy = f"collect it in the simulator:  mfrl collect env=ogbench/{self.dataset.removesuffix('-v0')}"
+            plan(self.dataset, self.data_dir)
+            elsewhere = "" if self.data_dir == Path(DEFAULT_DATA_DIR).expanduser() else f" data_dir={self.data_dir}"
+            name = self.dataset.removesuffix("-v0")
+            remedy = f"collect it in the simulator:  mfrl collect env=ogbench/{name}{elsewhere}"
         except CollectError as error:
             remedy = str(error)
         return f"{path.name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {remedy}"
@@ -141,6 +140,8 @@ def read_transitions(path: Path, env_id: str, env: Any) -> Transitions:
             if field not in file:
                 raise DataError(f"{path}: field '{field}' is missing (found {', '.join(sorted(file))})")
         terminals = _read(file, path, "terminals", np.float32)
+        if terminals.ndim != 1:
+            raise DataError(f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,)")
         rows = len(terminals)
 
         rewards, masks = _labels(file, path, env_id, env, rows)
@@ -163,9 +164,17 @@ def _labels(file: Any, path: Path, env_id: str, env: Any, rows: int) -> tuple[np
     """Rewards and masks ``(rows,)`` by OGBench's own rule, from the simulator's state, which is not kept."""
     from ogbench.relabel_utils import relabel_dataset
 
-    state = {name: _read(file, path, name) for name in ("qpos", "button_states") if name in file}
-    for name in state:
-        _check(path, name, state[name], rows)
+    env.reset()  # the manipulation scenes build their model at the first reset
+    core = env.unwrapped
+    widths = {"qpos": core.model.nq}
+    if hasattr(core, "_cur_button_states"):
+        widths["button_states"] = len(core._cur_button_states)
+    state = {}
+    for name, width in widths.items():
+        if name not in file:
+            raise DataError(f"{path}: field '{name}' is missing, which rewards are computed from")
+        state[name] = _read(file, path, name)
+        _check(path, name, state[name], rows, width)
     rewards, masks = np.empty(rows, np.float32), np.empty(rows, np.float32)
     for part in (slice(k, k + _LABEL_SLICE) for k in range(0, rows, _LABEL_SLICE)):
         labels = {name: array[part] for name, array in state.items()}
@@ -218,8 +227,8 @@ def normalize_(observations: torch.Tensor, spec: DataSpec) -> None:
 
 def _starts(path: Path, terminals: np.ndarray) -> np.ndarray:
     """Rows that have a successor in their trajectory."""
-    if terminals.ndim != 1 or len(terminals) < 2:
-        raise DataError(f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,) with at least 2 rows")
+    if len(terminals) < 2:
+        raise DataError(f"{path}: field 'terminals' has {len(terminals)} rows, expected at least 2")
     if not np.isin(terminals, (0.0, 1.0)).all():
         raise DataError(f"{path}: field 'terminals' holds values other than 0 and 1")
     if terminals[-1] != 1.0:
