@@ -48,7 +48,7 @@ print(json.dumps({"seconds": seconds, "peak_mib": peak, "arrays_mib": arrays}))
 def write(folder: Path) -> None:
     for name, episodes in (
         ("cube-single-play-v0.npz", EPISODES),
-        ("cube-single-play-v0-val.npz", EPISODES // 100),
+        ("cube-single-play-v0-val.npz", EPISODES // 10),
     ):
         rng, rows = np.random.default_rng(0), episodes * STEPS
         terminals = np.zeros(rows, bool)

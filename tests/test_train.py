@@ -440,11 +440,11 @@ def test_help_is_given(arguments: list[str], tmp_path: Path) -> None:
 
 
 def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) -> None:
-    changes = [*TINY, f"data_dir={data_dir}", "run_dir=runs/alpha=${algo.alpha}", "updates=6", "algo.alpha=1,2"]
+    changes = [*TINY, f"data_dir={data_dir}", "run_dir=runs/alpha_${algo.alpha}", "updates=6", "algo.alpha=1,2"]
     done = mfrl("train", "-m", *changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = {p.parent.name: json.loads(p.read_text())["alpha"] for p in tmp_path.rglob("result.json")}
-    assert results == {"alpha=1": 1, "alpha=2": 2}
+    assert results == {"alpha_1": 1, "alpha_2": 2}
 
 
 def test_a_stopped_run_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
