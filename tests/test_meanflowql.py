@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.meanflowql import Noise, UnitPull
-from mfrl.data.transitions import Batch, Chunk, ChunkLoader
+from mfrl.data.transitions import Batch, ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.meanflow import Time, grid_times, path_derivative
 from mfrl.networks import DiT
@@ -389,9 +389,6 @@ class Data(L.LightningDataModule):
     def train_dataloader(self) -> ChunkLoader:
         first = self.trainer.lightning_module.updates
         return ChunkLoader(transitions(), 16, self.seed, first, self.updates, self.chunk, ())
-
-    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
-        return batch
 
 
 class Recorder(L.Callback):

@@ -8,17 +8,17 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mfrl.data import provenance
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
 from mfrl.files import write_json, write_text
 
-PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", "gymnasium", "ogbench", "mujoco", "numpy")
+PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,10 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     """Versions of Python, the packages that shape a result, and the processor or GPU."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
-    return found
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return provenance.versions(PACKAGES) | {"device": device}
 
 
 def find_checkpoint(path: str | Path) -> Path:

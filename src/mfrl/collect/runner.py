@@ -1,7 +1,6 @@
 """Collecting a dataset: episodes from the simulators into arrays, arrays into files with a record."""
 
 import dataclasses
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mfrl.collect.episode import SPLITS, Episode
 from mfrl.collect.settings import CollectError, Settings, default_val_episodes, plan
 from mfrl.collect.workers import run_episodes
+from mfrl.envs.vector import usable_cores
 
 Arrays = dict[str, np.ndarray]
 """The fields of one `.npz`; every array is `(episodes * episode_steps, ...)`."""
@@ -78,7 +78,7 @@ def collect(
 
     started = time.perf_counter()
     settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
-    workers = _usable_cores() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     if workers < 1 or seed < 0:
         raise CollectError(f"workers must be at least 1 and seed non-negative, got {workers} and {seed}.")
     folder = Path(data_dir).expanduser()
@@ -129,10 +129,6 @@ def _settings(
         if not getattr(settings, name) >= minimum:
             raise CollectError(f"{name} must be at least {minimum}, got {getattr(settings, name)}.")
     return settings
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progress: bool) -> dict[str, Arrays]:

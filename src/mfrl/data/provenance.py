@@ -6,16 +6,17 @@ A record speaks only for the exact bytes it was written for. Files without one, 
 
 import hashlib
 import json
-import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mfrl.errors import MfrlError
+from mfrl.files import write_json
 
 FORMAT = 1
-_PACKAGES = ("ogbench", "mujoco", "gymnasium", "numpy")
+SIMULATION = ("ogbench", "mujoco", "gymnasium", "numpy")
 
 
 class ProvenanceError(MfrlError, RuntimeError):
@@ -44,10 +45,10 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that shape a simulated trajectory; None where not installed."""
+def versions(packages: Sequence[str] = SIMULATION) -> dict[str, str | None]:
+    """Versions of Python and of packages, by default those that shape a trajectory; None where not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -67,12 +68,7 @@ def write(path: str | Path, record: dict[str, Any]) -> None:
     """
     record = {"format": FORMAT, **record}
     _validate(record, Path(path))
-    temporary = Path(f"{path}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(Path(path), record)
 
 
 def read(data_dir: str | Path, dataset: str) -> dict[str, Any] | None:

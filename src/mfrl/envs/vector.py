@@ -188,7 +188,7 @@ class VectorEnv:
     def __init__(self, maker: Maker, num_envs: int, workers: int | None = None, *, render: bool = False) -> None:
         if num_envs < 1 or (workers is not None and workers < 0):
             raise EnvError(f"need num_envs >= 1 and workers >= 0, not {num_envs} and {workers}")
-        workers = min(num_envs, _usable_cores() if workers is None else workers)
+        workers = min(num_envs, usable_cores() if workers is None else workers)
         if render:
             workers = max(workers, 1)
             choose_backend()
@@ -386,7 +386,8 @@ def _work(pipe: Connection, maker: Maker, count: int, render: bool) -> None:
         os._exit(0)  # the system frees memory and OpenGL contexts; their destructors complain at exit
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """The cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

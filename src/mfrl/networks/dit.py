@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.meanflow import Time
-from mfrl.networks.dual import Dual, Linear, add_gated, gelu, lerp, linear, modulate, rms_normalize, silu
+from mfrl.networks.dual import Dual, DualNetwork, Linear, add_gated, gelu, lerp, linear, modulate, rms_normalize, silu
 from mfrl.networks.dual import add as add_duals
 from mfrl.networks.time import TimeEmbedding
 
@@ -67,7 +67,7 @@ class Block(nn.Module):
         return add_gated(x, gate2, self.mlp_out(gelu(self.mlp_in(h))))
 
 
-class DiT(nn.Module):
+class DiT(DualNetwork):
     """g(s, a_t, t) as a DiT over the single token [s, a_t].
 
     Args:
@@ -96,24 +96,11 @@ class DiT(nn.Module):
         self.final_modulation = Modulation(width, 2)
         self.head = Linear(width, action_dim, scale=0.0)
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
-        """g ``(..., batch, action_dim)`` for observations ``(batch, observation_dim)``.
-
-        Actions may lead with further axes, e.g. ``(candidate, batch, action_dim)``; time then has one row.
-        """
-        return self._run(observations, Dual(actions), time, with_tangent=False).value
-
-    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """g and its derivative along the path, tangents (velocity, 1); the derivative carries no graph."""
-        g = self._run(observations, Dual(actions, velocity), time, with_tangent=True)
-        assert g.tangent is not None
-        return g.value, g.tangent
-
-    def _run(self, observations: Tensor, actions: Dual, time: Time, with_tangent: bool) -> Dual:
+    def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
         # [s, a_t] W^T as two products: s is shared by all candidates and has no tangent.
         w_s, w_a = self.embed.weight.split([self.observation_dim, actions.value.shape[-1]], dim=1)
         x = add_duals(linear(Dual(observations), w_s, self.embed.bias + self.offset), linear(actions, w_a))
-        c = silu(self.time(time.rows, with_tangent))
+        c = silu(self.time(time.rows, actions.tangent is not None))
         for block in self.blocks:
             x = lerp(x, block(x, c, time), self.residual_scale)
         shift, scale = self.final_modulation(c, time)

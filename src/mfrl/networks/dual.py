@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mfrl.meanflow import Time
+
 
 class Dual(NamedTuple):
     """x and dx/dt of the same shape; ``tangent=None`` where only x is wanted or where dx/dt = 0."""
@@ -101,6 +103,27 @@ def lerp(x: Dual, y: Dual, weight: float) -> Dual:
         return Dual(value)
     with torch.no_grad():
         return Dual(value, torch.lerp(x.tangent, y.tangent, weight))
+
+
+class DualNetwork(nn.Module):
+    """An actor written on duals: its one pass gives g, or g and its derivative along the path."""
+
+    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+        """g ``(..., batch, action_dim)`` for observations ``(batch, observation_dim)``.
+
+        Actions may lead with further axes, e.g. ``(candidate, batch, action_dim)``; time then has one row.
+        """
+        return self.run(observations, Dual(actions), time).value
+
+    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """g and its derivative along the path, tangents (velocity, 1); the derivative carries no graph."""
+        g = self.run(observations, Dual(actions, velocity), time)
+        assert g.tangent is not None
+        return g.value, g.tangent
+
+    def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
+        """The pass itself; a tangent of the actions asks for the derivative, time's own tangent being 1."""
+        raise NotImplementedError
 
 
 class Linear(nn.Linear):

@@ -8,11 +8,11 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from mfrl.meanflow import Time
-from mfrl.networks.dual import Dual, Linear, add, gelu, linear
+from mfrl.networks.dual import Dual, DualNetwork, Linear, add, gelu, linear
 from mfrl.networks.time import TimeEmbedding
 
 
-class MLP(nn.Module):
+class MLP(DualNetwork):
     """g(s, a_t, t): GELU layers over [s, a_t, time embedding], zero-initialised head.
 
     Args:
@@ -35,19 +35,9 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(Linear(i, o, scale=1.0) for i, o in pairwise(hidden))
         self.head = Linear(hidden[-1], action_dim, scale=0.0)
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
-        """As :meth:`mfrl.networks.DiT.forward`."""
-        return self._run(observations, Dual(actions), time, with_tangent=False).value
-
-    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`mfrl.networks.DiT.jvp`."""
-        g = self._run(observations, Dual(actions, velocity), time, with_tangent=True)
-        assert g.tangent is not None
-        return g.value, g.tangent
-
-    def _run(self, observations: Tensor, actions: Dual, time: Time, with_tangent: bool) -> Dual:
+    def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
         w_s, w_a, w_t = self.input.weight.split(self.sizes, dim=1)
-        of_time = linear(self.time(time.rows, with_tangent), w_t)
+        of_time = linear(self.time(time.rows, actions.tangent is not None), w_t)
         of_time = Dual(time.spread(of_time.value), None if of_time.tangent is None else time.spread(of_time.tangent))
         x = add(linear(Dual(observations), w_s, self.input.bias), linear(actions, w_a))
         x = gelu(add(x, of_time))
