@@ -78,15 +78,12 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         write_video(frames, video, FPS)
 
     table = Table(title=f"{spec.env_id} · update {module.updates:,}", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
     summary = result.summary()
     table.add_row("success", f"[bold]{summary['eval/success']:.2f}[/] over {episodes} episodes")
     table.add_row("return", f"{summary['eval/return']:.1f}")
     table.add_row("episode length", f"{summary['eval/length']:.1f}")
     table.add_row("data", f"{record['provenance']['dataset']} ({record['provenance']['source']})")
-    table.add_row("every episode", escape(str(file)))
-    for video in videos:
-        table.add_row("video", escape(str(video)))
     console.print(table, highlight=False)
+    for what in (f"every episode  {file}", *(f"video          {video}" for video in videos)):
+        console.print(escape(what), highlight=False, soft_wrap=True)
     return report

@@ -80,9 +80,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         MetricsCSV(run.path, first_update),
     ]
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
-    console.print(
-        f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}", highlight=False
-    )
+    what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
+    console.print(what, highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with run.locked():
         with suppress(SystemExit):  # Lightning's answer to Ctrl-C
@@ -165,7 +164,8 @@ def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
         return
     from mfrl.collect import collect
 
-    console.print(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator", highlight=False)
+    what = escape(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator")
+    console.print(what, highlight=False, soft_wrap=True)
     collect(data.dataset, data.data_dir, **cfg.collect)
 
 
@@ -180,21 +180,21 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     """The closing table: the scores and where everything lies."""
-    table = Table(
-        title=f"{result['env']} · {result['algo']} · {result['variant']} · seed {result['seed']}",
-        show_header=False,
-    )
-    table.add_column()
-    table.add_column(overflow="fold")  # paths are there to be copied
+    table = Table(title=result["env"], show_header=False)
     final = result["final"]
     table.add_row("success", f"[bold]{final['eval/success']:.2f}[/] over {result['episodes']} episodes")
     table.add_row("return", f"{final['eval/return']:.1f}")
     table.add_row("episode length", f"{final['eval/length']:.1f}")
-    table.add_row("alpha", f"{result['alpha']:g}")
+    table.add_row("algo, variant", f"{result['algo']}, {result['variant']}")
+    table.add_row("alpha, seed", f"{result['alpha']:g}, {result['seed']}")
     table.add_row("updates", f"{result['updates']:,} at {result['updates_per_second']:.1f} per second")
     table.add_row("time", f"{result['seconds']:.0f} s, evaluations included")
     table.add_row("data", f"{result['dataset']} ({result['data']})")
-    table.add_row("run folder", escape(str(run.path)))
-    table.add_row("look", escape(f"tensorboard --logdir {run.path}"))
-    table.add_row("evaluate", escape(f"mfrl eval ckpt={run.path}"))
     console.print(table, highlight=False)
+    # Below the table and unwrapped: these lines are there to be copied.
+    for what in (
+        f"run folder  {run.path}",
+        f"look        tensorboard --logdir {run.path}",
+        f"evaluate    mfrl eval ckpt={run.path}",
+    ):
+        console.print(escape(what), highlight=False, soft_wrap=True)
