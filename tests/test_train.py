@@ -302,6 +302,36 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(data_dir: Path
     assert not list((tmp_path / "diverged" / "checkpoints").glob(".*"))
 
 
+VARIANTS = {
+    "residual": ([1.0], [-1.0], [0.0]),
+    "velocity": ([0.0], [1.0], [0.0]),
+    "noise_residual": ([0.0], [-1.0], [1.0]),
+    "time_residual": ([0.0, 1.0], [-1.0], [0.0]),
+}
+
+
+def test_every_variant_file_has_its_equation_here() -> None:
+    assert {path.stem for path in (CONFIG_DIR / "variant").glob("*.yaml")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_a_yaml_file(variant: str, data_dir: Path, tmp_path: Path) -> None:
+    result = run(data_dir, tmp_path / "run", f"variant={variant}", "updates=6", "eval.every=6")
+    assert result["variant"] == variant
+    module, _ = load_algorithm(tmp_path / "run")
+    g = module.reformulation
+    assert tuple(list(c.coefficients) for c in (g.p, g.q, g.s)) == VARIANTS[variant]
+
+
+def test_a_variant_can_be_written_on_the_command_line(data_dir: Path, tmp_path: Path) -> None:
+    run(data_dir, tmp_path / "run", "variant.name=mine", "variant.p=[0.5,0.5]", "updates=6", "eval.every=6")
+    module, _ = load_algorithm(tmp_path / "run")
+    assert module.reformulation.p.coefficients == (0.5, 0.5)
+    with pytest.raises(ConfigError, match="is zero at t = 1"):
+        run(data_dir, tmp_path / "ill", "variant.q=[-1,1]")
+    assert not (tmp_path / "ill").exists()
+
+
 def test_a_run_never_writes_into_an_existing_folder(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("keep")
