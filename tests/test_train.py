@@ -439,7 +439,7 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
         (["trian"], "did you mean train?"),
         (["train", "algo.alhpa=3"], "did you mean algo.alpha"),
         (["train", "env=ogbench/cube-singel-play"], "did you mean ogbench/cube-single-play"),
-        (["train", "variant=residuall"], "did you mean residual?"),
+        (["train", "variant=residuall"], "did you mean residual,"),
         (["train", "algo.q_aggregation=maen", "data_dir=DATA"], "did you mean mean"),
         (["train", "env.task=9", "data_dir=DATA"], "task must be in 1..5"),
         (["train", "env=ogbench/scene-play", "data_dir=DATA"], "mfrl collect env=ogbench/scene-play"),
