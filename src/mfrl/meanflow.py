@@ -5,7 +5,8 @@ Time t = 0 is data, t = 1 is noise. Shapes: actions a, noise e and outputs g are
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,12 +38,8 @@ class Time(NamedTuple):
         return self.spread(self.rows)
 
 
-class Field(Protocol):
-    """A network g(s, a_t, t) that can also be differentiated along the path."""
-
-    def __call__(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor: ...
-
-    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]: ...
+#: A network g(s, a_t, t), called with observations, actions and times.
+Network = Callable[[Tensor, Tensor, Time], Tensor]
 
 
 def grid_times(num_steps: int, like: Tensor) -> Tensor:
@@ -56,7 +53,7 @@ def interpolate(a: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return a + t * v, v
 
 
-def path_derivative(g: Field, observations: Tensor, a_t: Tensor, time: Time, v: Tensor) -> tuple[Tensor, Tensor]:
+def path_derivative(g: Network, observations: Tensor, a_t: Tensor, time: Time, v: Tensor) -> tuple[Tensor, Tensor]:
     """g and dg/dt = v . grad_{a_t} g + d_t g by one forward-mode JVP with tangents (v, 1).
 
     Works for any network; :class:`mfrl.networks` backbones bring the same as their method ``jvp``, which keeps no

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from mfrl.files import replacing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,15 +29,11 @@ def write_video(frames: np.ndarray, path: str | Path, fps: float = 20.0) -> Path
         raise ValueError(f"a video is .mp4 or .gif, not {path.name!r}")
     _check(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with replacing(path) as part:
         if path.suffix == ".mp4":
             _write_mp4(frames, part, fps)
         else:
             part.write_bytes(gif_bytes(frames, fps))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
