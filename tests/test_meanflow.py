@@ -13,6 +13,9 @@ from mfrl.meanflow import (
     Time,
     adaptive_loss,
     bound_loss,
+    draw_time,
+    end_time,
+    flow_loss,
     flow_target,
     grid_times,
     interpolate,
@@ -176,9 +179,9 @@ def test_the_jvp_does_not_disturb_values_used_by_the_backward_pass(name: str):
 
 def test_the_flow_target_is_clipped_and_carries_no_gradient():
     g, dgdt, v, x, e = randn(5, BATCH, 2, seed=4)
-    t = times(BATCH).t
+    t = times(BATCH)
     g.requires_grad_()
-    free = RESIDUAL.target(g, dgdt, v, x, e, t).detach()
+    free = RESIDUAL.target(g, dgdt, v, x, e, t.t).detach()
     assert (free.abs() > 1.0).any()
     assert (free.abs() < 1.0).any()
     clipped = flow_target(RESIDUAL, g, dgdt, v, x, e, t, clip=1.0)
@@ -187,6 +190,97 @@ def test_the_flow_target_is_clipped_and_carries_no_gradient():
     endpoint = flow_target(Reformulation(1.0, [0.0, -1.0]), g, dgdt, v, x, e, t, clip=5.0)  # depends on g itself
     assert not clipped.requires_grad
     assert not endpoint.requires_grad
+
+
+def test_the_flow_target_is_that_of_the_interval_s_start():
+    g, dgdt, v, x, e = randn(5, BATCH, 2, seed=4)
+    t = times(BATCH).t
+    for b in (0.25 * t, t):
+        wanted = x - v + (t - b) * (v - dgdt)
+        torch.testing.assert_close(flow_target(RESIDUAL, g, dgdt, v, x, e, Time(t, start=b), clip=1e9), wanted)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_endpoint_s_loss_is_residual_s_with_errors_scaled_by_t(name: str):
+    # Pinned, g = (1 - t) a_t + t F with F = a_t - u: the same network learns the same thing.
+    network, (s, a, e), time = build(name), path_point(), times(BATCH)
+    plain = {"clip": 1e9, "gamma": 1.0, "c": 1e-4}  # unweighted, so that errors can be compared
+    endpoint, residual = Reformulation(1.0, [0.0, -1.0]), RESIDUAL
+    per_sample = [
+        tuple(flow_loss(network, r, s[[i]], a[[i]], e[[i]], Time(time.rows[[i]]), **plain)[0] for i in range(BATCH))
+        for r in (endpoint, residual)
+    ]
+    errors = [torch.stack(values) for values in per_sample]
+    torch.testing.assert_close(errors[0], time.t[:, 0].square() * errors[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_pinned_variant_learns_from_a_zero_initialised_head():
+    torch.manual_seed(0)
+    network, (s, a, e) = BACKBONES["mlp"]().double(), path_point()
+    loss, _ = flow_loss(network, Reformulation(1.0, [0.0, -1.0]), s, a, e, times(BATCH), clip=5.0, gamma=0.8, c=1e-4)
+    loss.backward()
+    assert network.head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_network_of_two_times_depends_on_both_and_its_derivative_keeps_the_start(name: str):
+    s, x, v = path_point()
+    torch.manual_seed(0)
+    network = randomise_({"dit": tiny_dit, "mlp": tiny_mlp}[name](OBSERVATION_DIM, ACTION_DIM, two_times=True).double())
+    t = times(BATCH).rows
+    b, h = 0.4 * t, 1e-5
+
+    def at(start: Tensor, dt: float = 0.0) -> Tensor:
+        return network(s, x + dt * v, Time(t + dt, start=start))
+
+    assert (at(b) - at(0.5 * b)).abs().min() > 1e-3
+    difference = (at(b, h) - at(b, -h)) / (2 * h)
+    time = Time(t, start=b)
+    for g, dgdt in (network.jvp(s, x, time, v), path_derivative(network, s, x, time, v)):
+        torch.testing.assert_close(g, at(b), rtol=0, atol=1e-12)
+        torch.testing.assert_close(dgdt, difference, rtol=1e-6, atol=1e-8)
+    with pytest.raises(AssertionError, match="where the interval starts"):
+        network(s, x, Time(t))
+
+
+def draws(seed: int = 0) -> dict[str, object]:
+    return {"device": torch.device("cpu"), "generator": torch.Generator().manual_seed(seed)}
+
+
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_with_two_times_the_start_lies_below_except_for_its_share(num_steps: int | None):
+    n, share = 40_000, 0.75
+    time = draw_time(n, num_steps, share, **draws())
+    t, b = time.t[:, 0], time.b[:, 0]
+    assert ((t > 0) & (t <= 1) & (b >= 0) & (b <= t)).all()
+    assert (b == t).double().mean().item() == pytest.approx(share, abs=0.02)
+    t, b = t[b < t], b[b < t]
+    if num_steps is None:  # of two uniform draws: means 2/3 and 1/3, and every gap
+        assert t.mean().item() == pytest.approx(2 / 3, abs=0.01)
+        assert b.mean().item() == pytest.approx(1 / 3, abs=0.01)
+    else:
+        assert set(t.tolist()) == {0.25, 0.5, 0.75, 1.0}
+        assert set(b.tolist()) == {0.0, 0.25, 0.5, 0.75}
+        # Of the 16 pairs of indices, 7 end at t = 1, and one of them starts at b = 0.75.
+        assert (t == 1.0).double().mean().item() == pytest.approx(7 / 16, abs=0.02)
+        assert ((t == 1.0) & (b == 0.75)).double().mean().item() == pytest.approx(1 / 16, abs=0.01)
+    assert torch.equal(draw_time(50, num_steps, 1.0, **draws()).b, draw_time(50, num_steps, 1.0, **draws()).t)
+    assert (draw_time(5000, num_steps, 0.0, **draws()).b < draw_time(5000, num_steps, 0.0, **draws()).t).all()
+
+
+def test_without_a_share_every_interval_starts_at_the_data():
+    for num_steps in (None, 4):
+        time = draw_time(50, num_steps, None, **draws())
+        assert time.start is None
+        assert time.b == 0.0
+        assert len(time.rows) == (num_steps or 50)
+
+
+def test_acting_starts_at_time_one_and_ends_at_zero():
+    e = randn(3, 2)
+    assert end_time(e, two_times=False) == Time(torch.ones(1, 1, dtype=torch.float64))
+    time = end_time(e, two_times=True)
+    assert (time.t.item(), time.b.item()) == (1.0, 0.0)
 
 
 def test_adaptive_loss_has_the_values_worked_out_by_hand():

@@ -31,6 +31,7 @@ from mfrl.data.transitions import Batch, ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.meanflow import Time, grid_times, path_derivative
 from mfrl.networks import DiT
+from mfrl.policy import one_step
 from mfrl.reformulation import Reformulation
 from mfrl.schedules import warmup_cosine
 
@@ -133,12 +134,30 @@ def test_the_flow_loss_is_the_weighted_distance_to_the_identity_s_target(variant
     t, a, e = n.time.t, b.actions, n.flow
     x, v = (1 - t) * a + t * e, e - a
     g, dgdt = path_derivative(module.actor, b.observations, x, n.time, v)
+    if variant.is_pinned:  # endpoint: g = (1 - t) a_t + t F
+        g, dgdt = (1 - t) * x + t * g, -x + (1 - t) * v + g + t * dgdt
     target = variant.target(g, dgdt, v, x, e, t).detach()
     assert (target.abs() > 1.5).any()
     error = (g - target.clamp(-1.5, 1.5)).square().mean(-1)
     loss, metrics = module.flow_loss(b, e, n.time)
     torch.testing.assert_close(loss, (error * (error.detach() + 0.01) ** -0.6).mean())
     torch.testing.assert_close(metrics["flow_error"], error.detach().mean())
+
+
+def test_a_variant_of_two_times_trains_and_acts():
+    variant = Reformulation(1.0, -1.0, instant_share=0.5)
+    module = algorithm(reformulation=variant)
+    time = module.noise(0, SIZE).time
+    assert (time.b <= time.t).all()
+    n = noise()._replace(time=Time(time.rows.double(), start=time.start.double()))
+    loss, _ = module.loss(batch(SIZE), n, torch.tensor(1.0))
+    loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in module.actor.time.parameters())
+    # The action is the output for the whole interval [0, 1].
+    e, b = noise().policy, batch(SIZE)
+    whole = Time(torch.ones(1, 1, dtype=torch.float64), start=torch.zeros(1, 1, dtype=torch.float64))
+    acted = one_step(module.actor, variant, b.observations, e)
+    torch.testing.assert_close(acted, module.actor(b.observations, e, whole))
 
 
 class WithoutJvp(nn.Module):

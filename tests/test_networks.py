@@ -167,7 +167,7 @@ def test_time_features_are_cosines_and_sines_of_the_published_frequencies():
     t = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64)
     slowest = 10_000.0 ** (-127 / 128)
     features = torch.cat([t.cos(), (slowest * t).cos(), t.sin(), (slowest * t).sin()], -1)
-    torch.testing.assert_close(embedding(t).value[:, :4], F.silu(features), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(embedding(Time(t)).value[:, :4], F.silu(features), rtol=1e-6, atol=1e-9)
 
 
 def test_linear_maps_start_with_variance_of_a_hundredth_over_fan_in_cut_at_two_deviations():

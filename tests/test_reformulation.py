@@ -233,6 +233,81 @@ def test_endpoint_s_identity_does_not_tell_the_flow_from_any_constant():
             assert torch.allclose(target, g, rtol=0, atol=1e-12) == (name == "endpoint"), name
 
 
+PINNED = {
+    name: variant
+    for name, variant in (FAMILY | {"scaled": Reformulation([0.0, 2.0], [0.0, -2.0], [0.0, 3.0])}).items()
+    if name in ("endpoint", "quadratic_q", "general_q", "all_vanish_at_0", "scaled")
+}
+
+
+def test_exactly_the_variants_whose_q_vanishes_at_0_are_pinned():
+    assert {name for name, variant in FAMILY.items() if variant.is_pinned} == set(PINNED) - {"scaled"}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_a_pinned_output_has_its_boundary_whatever_the_network_says(name: str):
+    variant = PINNED[name]
+    F, dF, x, v = randn(4, 6, 3, seed=20)
+    p0 = variant.p.coefficients[0]
+    g, _ = variant.pinned(F, dF, x, v, torch.zeros(6, 1, dtype=torch.float64))
+    torch.testing.assert_close(g, p0 * x, rtol=0, atol=1e-12)
+    g, _ = variant.pinned(F, dF, x, v, torch.ones(6, 1, dtype=torch.float64))
+    torch.testing.assert_close(g, F, rtol=0, atol=1e-12)  # so that acting needs no pin
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_exact_network_of_a_pinned_variant_gives_the_exact_output_and_only_it_does(name: str):
+    variant = PINNED[name]
+    p, q = variant.p.at_one, variant.q.at_one
+    e, t, x = points()
+    v = marginal_velocity(x, t)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        ratio = variant.s(t) / variant.q(t) * q if any(variant.s.coefficients) else 0.0
+        return p * x + q * average_velocity(x, 0.0, t) + ratio * e
+
+    F, dF = along(network, x, t, v)
+    g, dg = variant.pinned(F, dF, x, v, t)
+    exact, derivative = along(exact_output(variant, e), x, t, v)
+    torch.testing.assert_close(g, exact, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(dg, derivative, rtol=1e-7, atol=1e-7)
+    # A network off by a constant is off its target by q/q(1) of it, everywhere but at t = 0, and towards the truth.
+    g, dg = variant.pinned(F + 0.1, dF, x, v, t)
+    off = variant.target(g, dg, v, x, e, t) - g
+    torch.testing.assert_close(off, (-0.1 * variant.q(t) / q).expand_as(g), rtol=1e-6, atol=1e-9)
+
+
+def test_a_variant_that_needs_no_pin_is_the_network_itself():
+    F, dF, x, v = randn(4, 6, 3, seed=21)
+    t = torch.linspace(0, 1, 6, dtype=torch.float64)[:, None]
+    for name in set(NAMES) - set(PINNED):
+        g, dg = FAMILY[name].pinned(F, dF, x, v, t)
+        assert g is F
+        assert dg is dF
+
+
+def test_a_boundary_of_noise_is_refused():
+    for s in (1.0, [0.5, 1.0]):
+        with pytest.raises(ValueError, match=r"vanishes at t = 0 faster than s.*the noise itself"):
+            Reformulation(1.0, [0.0, -1.0], s)
+    with pytest.raises(ValueError, match="faster than s"):
+        Reformulation(1.0, [0.0, 0.0, -1.0], [0.0, 1.0])
+    Reformulation(1.0, [0.0, -1.0], [0.0, 0.5])  # vanishes as fast
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+def test_a_share_that_is_none_is_refused(share: float):
+    with pytest.raises(ValueError, match=r"instant_share=.* must be in \[0, 1\]"):
+        Reformulation(1.0, -1.0, instant_share=share)
+
+
+def test_a_second_time_where_the_output_cannot_tell_the_velocity_is_refused():
+    with pytest.raises(ValueError, match="leave instant_share null"):
+        Reformulation(1.0, [0.0, -1.0], instant_share=0.75)
+    assert Reformulation(1.0, -1.0, instant_share=0.75).two_times
+    assert not Reformulation(1.0, -1.0).two_times
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_action_of_the_exact_output_is_one_flow_step_from_noise(name: str):
     variant = FAMILY[name]

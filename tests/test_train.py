@@ -307,7 +307,11 @@ VARIANTS = {
     "velocity": ([0.0], [1.0], [0.0]),
     "noise_residual": ([0.0], [-1.0], [1.0]),
     "time_residual": ([0.0, 1.0], [-1.0], [0.0]),
+    "endpoint": ([1.0], [0.0, -1.0], [0.0]),
+    "two_time_residual": ([1.0], [-1.0], [0.0]),
+    "custom": ([0.5, 0.5], [-1.0], [0.0]),
 }
+OF_CUSTOM = ("variant.p=[0.5,0.5]", "variant.q=-1")
 
 
 def test_every_variant_file_has_its_equation_here() -> None:
@@ -316,11 +320,15 @@ def test_every_variant_file_has_its_equation_here() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_is_a_yaml_file(variant: str, data_dir: Path, tmp_path: Path) -> None:
-    result = run(data_dir, tmp_path / "run", f"variant={variant}", "updates=6", "eval.every=6")
+    coefficients = OF_CUSTOM if variant == "custom" else ()
+    result = run(data_dir, tmp_path / "run", f"variant={variant}", *coefficients, "updates=6", "eval.every=6")
     assert result["variant"] == variant
     module, _ = load_algorithm(tmp_path / "run")
     g = module.reformulation
     assert tuple(list(c.coefficients) for c in (g.p, g.q, g.s)) == VARIANTS[variant]
+    assert g.two_times == (variant == "two_time_residual")
+    first, *_ = (CONFIG_DIR / "variant" / f"{variant}.yaml").read_text().splitlines()
+    assert first.startswith("# g"), "a variant's file opens with its equation"
 
 
 def test_a_variant_can_be_written_on_the_command_line(data_dir: Path, tmp_path: Path) -> None:

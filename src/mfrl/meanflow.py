@@ -6,10 +6,10 @@ Time t = 0 is data, t = 1 is noise. Shapes: actions a, noise e and outputs g are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfrl.reformulation import Reformulation
 
@@ -23,10 +23,13 @@ class Time(NamedTuple):
     Attributes:
         rows: ``(rows, 1)`` distinct times in [0, 1].
         index: ``(batch,)`` row of each sample, or None where rows broadcast against the batch.
+        start: ``(rows, 1)`` starts b of the intervals [b, t] of the average velocity; None is b = 0 throughout, which
+            a network without a second time needs not be told.
     """
 
     rows: Tensor
     index: Tensor | None = None
+    start: Tensor | None = None
 
     def spread(self, x: Tensor) -> Tensor:
         """From one value per row to one value per sample: ``(rows, ...)`` -> ``(batch, ...)`` (or broadcastable)."""
@@ -36,6 +39,11 @@ class Time(NamedTuple):
     def t(self) -> Tensor:
         """``(batch, 1)``, or ``(1, 1)`` where every sample has the same time."""
         return self.spread(self.rows)
+
+    @property
+    def b(self) -> Tensor | float:
+        """Shaped like ``t``; the float 0.0 where there is no start."""
+        return 0.0 if self.start is None else self.spread(self.start)
 
 
 #: A network g(s, a_t, t), called with observations, actions and times.
@@ -47,6 +55,37 @@ def grid_times(num_steps: int, like: Tensor) -> Tensor:
     return torch.arange(1, num_steps + 1, dtype=like.dtype, device=like.device)[:, None] / num_steps
 
 
+def draw_time(
+    batch_size: int, num_steps: int | None, instant_share: float | None, device: torch.device, **draw: Any
+) -> Time:
+    """Training times: t from the grid 1/T, ..., 1, or from (0, 1] where ``num_steps`` is None.
+
+    With ``instant_share``, as in MeanFlow (arXiv 2505.13447, Section 4.3): of two draws the later is t, the earlier is
+    b, which lies below t, at 0 at the earliest; for this share of the samples b = t instead.
+
+    Args:
+        draw: ``generator=`` of the random numbers.
+    """
+    draw = {"device": device, **draw}
+    if instant_share is None and num_steps is not None:
+        rows = grid_times(num_steps, torch.empty(0, device=device))
+        return Time(rows, torch.randint(num_steps, (batch_size,), **draw))
+    if instant_share is None:
+        return Time(1.0 - torch.rand(batch_size, 1, **draw))
+    if num_steps is None:
+        b, t = (1.0 - torch.rand(batch_size, 2, **draw)).sort(dim=1).values.split(1, dim=1)
+    else:
+        b, t = torch.randint(num_steps, (batch_size, 2), **draw).sort(dim=1).values.split(1, dim=1)
+        b, t = b / num_steps, (t + 1) / num_steps
+    instant = torch.rand(batch_size, 1, **draw) < instant_share
+    return Time(t, start=torch.where(instant, t, b))
+
+
+def end_time(e: Tensor, two_times: bool) -> Time:
+    """t = 1 (and b = 0) for every sample: where one step from noise starts."""
+    return Time(e.new_ones(1, 1), start=e.new_zeros(1, 1) if two_times else None)
+
+
 def interpolate(a: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The path between data and noise: a_t = (1 - t) a + t e and its velocity v = e - a."""
     v = e - a
@@ -54,7 +93,7 @@ def interpolate(a: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def path_derivative(g: Network, observations: Tensor, a_t: Tensor, time: Time, v: Tensor) -> tuple[Tensor, Tensor]:
-    """g and dg/dt = v . grad_{a_t} g + d_t g by one forward-mode JVP with tangents (v, 1).
+    """g and dg/dt = v . grad_{a_t} g + d_t g by one forward-mode JVP with tangents (v, 1), b fixed.
 
     Works for any network; :class:`mfrl.networks` backbones bring the same as their method ``jvp``, which keeps no
     graph for the derivative and shares its forward pass with g.
@@ -64,7 +103,7 @@ def path_derivative(g: Network, observations: Tensor, a_t: Tensor, time: Time, v
     """
 
     def along_the_path(a_t: Tensor, rows: Tensor) -> Tensor:
-        return g(observations, a_t, Time(rows, time.index))
+        return g(observations, a_t, Time(rows, time.index, time.start))
 
     value, derivative = torch.func.jvp(along_the_path, (a_t, time.rows), (v, torch.ones_like(time.rows)))
     return value, derivative.detach()
@@ -77,12 +116,12 @@ def flow_target(
     v: Tensor,
     a_t: Tensor,
     e: Tensor,
-    t: Tensor,
+    time: Time,
     clip: float,
 ) -> Tensor:
     """g_tgt of the MeanFlow identity, clipped to [-clip, clip], without gradient."""
     with torch.no_grad():
-        return reformulation.target(g.detach(), dgdt, v, a_t, e, t).clamp(-clip, clip)
+        return reformulation.target(g.detach(), dgdt, v, a_t, e, time.t, time.b).clamp(-clip, clip)
 
 
 def adaptive_loss(g: Tensor, g_tgt: Tensor, gamma: float, c: float) -> Tensor:
@@ -93,6 +132,36 @@ def adaptive_loss(g: Tensor, g_tgt: Tensor, gamma: float, c: float) -> Tensor:
     err = (g - g_tgt).square().mean(dim=-1)
     w = (err.detach() + c).pow(gamma - 1.0)
     return (w * err).mean()
+
+
+def flow_loss(
+    actor: nn.Module,
+    reformulation: Reformulation,
+    observations: Tensor,
+    a: Tensor,
+    e: Tensor,
+    time: Time,
+    clip: float,
+    gamma: float,
+    c: float,
+) -> tuple[Tensor, Tensor]:
+    """L_flow: regression of g onto the MeanFlow identity target, by one JVP along the path from a to e.
+
+    Args:
+        a, e: ``(batch, action_dim)`` actions of the data and noise.
+        clip: of the target; gamma, c: of the adaptive weights.
+
+    Returns:
+        the loss, and the unweighted squared error without gradient.
+    """
+    a_t, v = interpolate(a, e, time.t)
+    if hasattr(actor, "jvp"):
+        F, dFdt = actor.jvp(observations, a_t, time, v)
+    else:
+        F, dFdt = path_derivative(actor, observations, a_t, time, v)
+    g, dgdt = reformulation.pinned(F, dFdt, a_t, v, time.t)
+    g_tgt = flow_target(reformulation, g, dgdt, v, a_t, e, time, clip)
+    return adaptive_loss(g, g_tgt, gamma, c), (g.detach() - g_tgt).square().mean()
 
 
 def bound_loss(a: Tensor) -> Tensor:

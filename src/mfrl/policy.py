@@ -1,4 +1,4 @@
-"""From noise to action in one forward pass, and the best of N such actions by the critic."""
+"""From noise to action, and the best of N such actions by the critic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mfrl.meanflow import Time
+from mfrl.errors import ConfigError
+from mfrl.meanflow import end_time
 from mfrl.reformulation import Reformulation
 
 Critic = Callable[[Tensor, Tensor], Tensor]
@@ -15,8 +16,7 @@ Critic = Callable[[Tensor, Tensor], Tensor]
 
 def one_step(actor: nn.Module, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
     """a_hat = e - u(e, 0, 1): the action before clipping, ``(..., batch, action_dim)`` like the noise e."""
-    at_one = Time(e.new_ones(1, 1))
-    return reformulation.action(actor(observations, e, at_one), e)
+    return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
 
 def best_of_n(critic: Critic, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,37 +48,40 @@ class Normalizer(nn.Module):
         return (x - self.mean) / self.std
 
 
-class OneStepPolicy(nn.Module):
+class Policy(nn.Module):
     """What acts in an environment: raw observations and noise in, actions in [-1, 1] out.
 
+    A subclass defines ``unclipped``, the map from noise to action.
+
     Args:
-        actor, critic: the networks of the algorithm; the critic picks among candidates.
         sigma: standard deviation of the noise.
+        critic: picks among candidates; None where nothing but the data is imitated.
         num_candidates: N actions are drawn and the best by the critic is taken; 1 needs no critic.
     """
 
     def __init__(
         self,
-        actor: nn.Module,
-        critic: nn.Module,
-        reformulation: Reformulation,
         normalizer: Normalizer,
         action_dim: int,
-        sigma: float,
-        num_candidates: int,
+        sigma: float = 1.0,
+        critic: nn.Module | None = None,
+        num_candidates: int = 1,
     ) -> None:
         super().__init__()
-        self.actor, self.critic, self.normalizer = actor, critic, normalizer
-        self.reformulation = reformulation
+        self.normalizer, self.critic = normalizer, critic
         self.action_dim, self.sigma, self.num_candidates = action_dim, sigma, num_candidates
 
     def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """e ~ N(0, sigma^2 I) on the generator's device."""
         return self.sigma * torch.randn(shape, generator=generator, device=generator.device)
 
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions before clipping, ``(..., batch, action_dim)`` like the noise, for normalised observations."""
+        raise NotImplementedError
+
     def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Clipped one-step actions ``(candidate, batch, action_dim)`` for normalised observations."""
-        return one_step(self.actor, self.reformulation, observations, noise).clamp(-1.0, 1.0)
+        """Clipped actions ``(candidate, batch, action_dim)`` for normalised observations."""
+        return self.unclipped(observations, noise).clamp(-1.0, 1.0)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions ``(batch, action_dim)`` in [-1, 1].
@@ -86,16 +89,47 @@ class OneStepPolicy(nn.Module):
         Args:
             observations: ``(batch, observation_dim)`` as the environment gives them.
             noise: ``(candidate, batch, action_dim)`` from :meth:`sample_noise`.
+
+        Raises:
+            ConfigError: several candidates, but no critic to choose by.
         """
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
         if len(candidates) == 1:
             return candidates[0]
+        if self.critic is None:
+            raise ConfigError(f"num_candidates={len(candidates)}: this policy has no critic to choose by, so it takes 1")
         return best_of_n(self.critic, observations, candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Mean Q of the action taken, ``(batch,)``: the value the critic gives this policy in each state."""
+        """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         return best_of_n(self.critic, observations, self.candidates(observations, noise.to(device)))[1].mean(0)
+
+
+class OneStepPolicy(Policy):
+    """Noise to action in one forward pass of a MeanFlow actor.
+
+    Args:
+        actor: network of the algorithm.
+        reformulation: what its output stands for.
+        critic, sigma, num_candidates: see :class:`Policy`.
+    """
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        critic: nn.Module | None,
+        reformulation: Reformulation,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float,
+        num_candidates: int,
+    ) -> None:
+        super().__init__(normalizer, action_dim, sigma, critic, num_candidates)
+        self.actor, self.reformulation = actor, reformulation
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return one_step(self.actor, self.reformulation, observations, noise)

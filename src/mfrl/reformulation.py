@@ -47,19 +47,36 @@ class Polynomial:
 class Reformulation:
     """One member of the family ``g = p(t) a_t + q(t) u + s(t) e``.
 
+    Where q vanishes at t = 0, g(a, 0) = p(0) a says nothing about u, and a constant satisfies the identity at every
+    time. That boundary is then *pinned*: the network F gives
+
+        g = p a_t + q/q(1) (F - p(1) a_t),    i.e.  F = p(1) a_t + q(1) u,  where s = 0,
+
+    so that g(a, 0) = p(0) a whatever F is, and g = F at t = 1. Elsewhere g is the network's own output.
+
     Args:
         p, q, s: polynomial coefficients in ascending powers of t; a number stands for a constant.
+        instant_share: None keeps the interval's start at b = 0. A number makes b a second time of the network, drawn
+            below t except for this share of the samples, where b = t and u is the instantaneous velocity.
 
     Raises:
-        ConfigError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1].
+        ConfigError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1], or vanishes at 0 faster
+            than s, so that no function of (a_t, t) has the boundary values; where instant_share is no share; or where
+            b is drawn although q vanishes at 0.
     """
 
-    def __init__(self, p: float | Sequence[float], q: float | Sequence[float], s: float | Sequence[float] = 0.0):
+    def __init__(
+        self,
+        p: float | Sequence[float],
+        q: float | Sequence[float],
+        s: float | Sequence[float] = 0.0,
+        instant_share: float | None = None,
+    ) -> None:
         self.p, self.q, self.s = (_polynomial(name, c) for name, c in (("p", p), ("q", q), ("s", s)))
         if not any(self.q.coefficients):
             raise ConfigError("q is zero everywhere: the output g then says nothing about the average velocity u")
         # q = t^m r(t) with r(0) != 0 gives  t q'/q = m + t r'/r,  which is finite at t = 0 too.
-        self._zeros_at_0 = next(k for k, c in enumerate(self.q.coefficients) if c != 0.0)
+        self._zeros_at_0 = _zeros_at_0(self.q)
         self._r = Polynomial(self.q.coefficients[self._zeros_at_0 :])
         size = sum(abs(c) for c in self._r.coefficients)
         roots = (float(t) for t in np.roots(self._r.coefficients[::-1]).real if 0.0 < t <= 1.0)
@@ -69,15 +86,53 @@ class Reformulation:
                 f"q(t) with coefficients {list(self.q.coefficients)} is zero at t = {zeros[0]:g}: "
                 "u = (g - p a_t - s e) / q cannot be recovered there"
             )
+        if self.is_pinned and any(self.s.coefficients) and _zeros_at_0(self.s) < self._zeros_at_0:
+            raise ConfigError(
+                f"q(t) with coefficients {list(self.q.coefficients)} vanishes at t = 0 faster than s(t) with "
+                f"{list(self.s.coefficients)}: near t = 0 the output g = p a_t + s e then contains the noise itself, which "
+                "no function of (a_t, t) can give"
+            )
+        if instant_share is not None and not 0.0 <= instant_share <= 1.0:
+            raise ConfigError(f"instant_share={instant_share} must be in [0, 1], or null for b = 0")
+        if instant_share is not None and self.is_pinned:
+            raise ConfigError(
+                f"q(t) with coefficients {list(self.q.coefficients)} vanishes at t = 0, so g cannot tell the velocity "
+                "at b = t = 0: leave instant_share null, or choose q(0) != 0"
+            )
+        self.instant_share = instant_share
+        # g = skip(t) a_t + out(t) F
+        out = Polynomial(tuple(c / self.q.at_one for c in self.q.coefficients))
+        self._out, self._skip = out, _difference(self.p, out, self.p.at_one)
 
     def __repr__(self) -> str:
         p, q, s = (list(c.coefficients) for c in (self.p, self.q, self.s))
-        return f"Reformulation(p={p}, q={q}, s={s})"
+        share = "" if self.instant_share is None else f", instant_share={self.instant_share}"
+        return f"Reformulation(p={p}, q={q}, s={s}{share})"
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the network takes the interval's start b as a second time."""
+        return self.instant_share is not None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether q(0) = 0, so that the network gives F and g = p a_t + q/q(1) (F - p(1) a_t)."""
+        return self._zeros_at_0 > 0
 
     @property
     def is_direct(self) -> bool:
         """Whether the output at t = 1 is the action itself: q(1) = -1 and p(1) + s(1) = 1."""
         return self.q.at_one == -1.0 and self.p.at_one + self.s.at_one == 1.0
+
+    def pinned(self, F: Tensor, dFdt: Tensor, a_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """g and dg/dt from what the network gives: with k = q/q(1) and c = p - k p(1),
+
+        g = c a_t + k F,    dg/dt = c' a_t + c v + k' F + k dF/dt;    for a variant that is not pinned, F and dF/dt.
+        """
+        if not self.is_pinned:
+            return F, dFdt
+        c, k, dc, dk = self._skip(t), self._out(t), self._skip.derivative(t), self._out.derivative(t)
+        return _sum((c, a_t), (k, F)), _sum((dc, a_t), (c, v), (dk, F), (k, dFdt))
 
     def output(self, u: Tensor, a_t: Tensor, e: Tensor, t: Tensor) -> Tensor:
         """g = p a_t + q u + s e."""
@@ -111,7 +166,10 @@ class Reformulation:
         return g_tgt
 
     def action(self, g: Tensor, e: Tensor) -> Tensor:
-        """One step from noise: a = e - u(e, 0, 1) = ((q + p + s) e - g) / q at t = 1. For a direct variant, g."""
+        """One step from noise: a = e - u(e, 0, 1) = ((q + p + s) e - g) / q at t = 1. For a direct variant, g.
+
+        At t = 1 a pinned variant's g is the network's output F.
+        """
         p, q, s = self.p.at_one, self.q.at_one, self.s.at_one
         return g if self.is_direct else _sum(((p + q + s) / q, e), (-1.0 / q, g))
 
@@ -131,6 +189,18 @@ def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
     while len(values) > 1 and values[-1] == 0:
         values.pop()
     return Polynomial(tuple(float(c) for c in values))
+
+
+def _zeros_at_0(c: Polynomial) -> int:
+    """The order of the zero at t = 0."""
+    return next(k for k, value in enumerate(c.coefficients) if value != 0.0)
+
+
+def _difference(p: Polynomial, k: Polynomial, factor: float) -> Polynomial:
+    """p - factor k."""
+    size = max(len(p.coefficients), len(k.coefficients))
+    padded = (c.coefficients + (0.0,) * (size - len(c.coefficients)) for c in (p, k))
+    return Polynomial(tuple(a - factor * b for a, b in zip(*padded, strict=True)))
 
 
 def _sum(*terms: tuple[Coefficient, Tensor]) -> Tensor:

@@ -24,12 +24,9 @@ from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import ConfigError, did_you_mean
 from mfrl.meanflow import (
     Time,
-    adaptive_loss,
     bound_loss,
-    flow_target,
-    grid_times,
-    interpolate,
-    path_derivative,
+    draw_time,
+    flow_loss,
 )
 from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
 from mfrl.randomness import generator
@@ -71,7 +68,8 @@ class MeanFlowQL(OfflineAlgorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor, critic: constructors taking (observation_dim, action_dim).
+        actor, critic: constructors taking (observation_dim, action_dim); the actor's also takes two_times=True for a
+            reformulation with a second time.
         reformulation: what the actor's output stands for.
         updates: number of offline updates, for the schedules.
         seed: of the noise (initialisation uses torch's global generator).
@@ -150,7 +148,8 @@ class MeanFlowQL(OfflineAlgorithm):
         self.target_candidates = num_candidates if target_candidates is None else target_candidates
         _require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
 
-        self.actor = actor(spec.observation_dim, spec.action_dim)
+        second = {"two_times": True} if reformulation.two_times else {}
+        self.actor = actor(spec.observation_dim, spec.action_dim, **second)
         self.critic = critic(spec.observation_dim, spec.action_dim)
         self.target_critic = critic(spec.observation_dim, spec.action_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -207,15 +206,18 @@ class MeanFlowQL(OfflineAlgorithm):
 
     def flow_loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
         """Regression of g onto the MeanFlow identity target, by one JVP along the path."""
-        a, t = batch.actions, time.t
-        a_t, v = interpolate(a, e, t)
-        if hasattr(self.actor, "jvp"):
-            g, dgdt = self.actor.jvp(batch.observations, a_t, time, v)
-        else:
-            g, dgdt = path_derivative(self.actor, batch.observations, a_t, time, v)
-        g_tgt = flow_target(self.reformulation, g, dgdt, v, a_t, e, t, self.target_clip)
-        loss = adaptive_loss(g, g_tgt, self.gamma_adaptive, self.c_adaptive)
-        return loss, {"flow_loss": loss, "flow_error": (g.detach() - g_tgt).square().mean()}
+        loss, error = flow_loss(
+            self.actor,
+            self.reformulation,
+            batch.observations,
+            batch.actions,
+            e,
+            time,
+            self.target_clip,
+            self.gamma_adaptive,
+            self.c_adaptive,
+        )
+        return loss, {"flow_loss": loss, "flow_error": error}
 
     def policy_loss(self, batch: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_q + w_bound L_bound at the one-step action; the critic is differentiated, not trained."""
@@ -249,11 +251,7 @@ class MeanFlowQL(OfflineAlgorithm):
         """The random numbers of update k, a function of (seed, purpose, k)."""
         draw: dict[str, Any] = {"generator": generator(self.seed, purpose, k, self.device), "device": self.device}
         shape = (batch_size, self.spec.action_dim)
-        if self.time_steps is None:
-            time = Time(1.0 - torch.rand(batch_size, 1, **draw))
-        else:
-            rows = grid_times(self.time_steps, torch.empty(0, device=self.device))
-            time = Time(rows, torch.randint(self.time_steps, (batch_size,), **draw))
+        time = draw_time(batch_size, self.time_steps, self.reformulation.instant_share, **draw)
         return Noise(
             flow=self.sigma * torch.randn(shape, **draw),
             time=time,

@@ -74,6 +74,7 @@ class DiT(DualNetwork):
         observation_dim, action_dim: sizes of the flat inputs.
         width, depth, mlp_ratio: published: 256, 3, 4.
         residual_scale: weight of each block's whole change, x + residual_scale (block(x) - x).
+        two_times: whether the network takes the start b of the interval too: g(s, a_t, b, t).
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class DiT(DualNetwork):
         depth: int = 3,
         mlp_ratio: float = 4.0,
         residual_scale: float = 0.1,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         self.observation_dim = observation_dim
         self.residual_scale = residual_scale
         self.embed = Linear(observation_dim + action_dim, width)
         self.offset = nn.Parameter(torch.randn(width) * 0.005)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, two_times)
         self.blocks = nn.ModuleList(Block(width, mlp_ratio) for _ in range(depth))
         self.final_norm = RMSNorm(width)
         self.final_modulation = Modulation(width, 2)
@@ -100,7 +102,7 @@ class DiT(DualNetwork):
         # [s, a_t] W^T as two products: s is shared by all candidates and has no tangent.
         w_s, w_a = self.embed.weight.split([self.observation_dim, actions.value.shape[-1]], dim=1)
         x = add_duals(linear(Dual(observations), w_s, self.embed.bias + self.offset), linear(actions, w_a))
-        c = silu(self.time(time.rows, actions.tangent is not None))
+        c = silu(self.time(time, actions.tangent is not None))
         for block in self.blocks:
             x = lerp(x, block(x, c, time), self.residual_scale)
         shift, scale = self.final_modulation(c, time)

@@ -19,6 +19,7 @@ class MLP(DualNetwork):
         observation_dim, action_dim: sizes of the flat inputs.
         hidden: width of each hidden layer.
         time_width: width of the time embedding.
+        two_times: whether the network takes the start b of the interval too: g(s, a_t, b, t).
     """
 
     def __init__(
@@ -27,17 +28,18 @@ class MLP(DualNetwork):
         action_dim: int,
         hidden: Sequence[int] = (512, 512, 512, 512),
         time_width: int = 64,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         self.sizes = [observation_dim, action_dim, time_width]
-        self.time = TimeEmbedding(time_width)
+        self.time = TimeEmbedding(time_width, two_times)
         self.input = Linear(sum(self.sizes), hidden[0], scale=1.0)
         self.hidden = nn.ModuleList(Linear(i, o, scale=1.0) for i, o in pairwise(hidden))
         self.head = Linear(hidden[-1], action_dim, scale=0.0)
 
     def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
         w_s, w_a, w_t = self.input.weight.split(self.sizes, dim=1)
-        of_time = linear(self.time(time.rows, actions.tangent is not None), w_t)
+        of_time = linear(self.time(time, actions.tangent is not None), w_t)
         of_time = Dual(time.spread(of_time.value), None if of_time.tangent is None else time.spread(of_time.tangent))
         x = add(linear(Dual(observations), w_s, self.input.bias), linear(actions, w_a))
         x = gelu(add(x, of_time))
