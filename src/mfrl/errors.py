@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MfrlError(Exception):
@@ -24,6 +25,16 @@ class InterruptedRun(MfrlError):
 
 class DivergedError(MfrlError):
     """Training produced a number that is not finite."""
+
+
+def require(name: str, holds: bool, value: Any, what: str) -> None:
+    """Refuse a setting out of its range.
+
+    Raises:
+        ConfigError: ``name=value must be what``, unless it holds.
+    """
+    if not holds:
+        raise ConfigError(f"{name}={value} must be {what}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -99,7 +99,7 @@ class Policy(nn.Module):
         if len(candidates) == 1:
             return candidates[0]
         if self.critic is None:
-            raise ConfigError(f"num_candidates={len(candidates)}: this policy has no critic to choose by, so it takes 1")
+            raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
         return best_of_n(self.critic, observations, candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:

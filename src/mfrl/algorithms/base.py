@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mfrl.data.transitions import Batch, Chunk, DataSpec
-from mfrl.policy import OneStepPolicy
+from mfrl.policy import Policy
 
 
 class OfflineAlgorithm(L.LightningModule):
@@ -47,7 +47,7 @@ class OfflineAlgorithm(L.LightningModule):
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def policy(self) -> OneStepPolicy:
+    def policy(self) -> Policy:
         raise NotImplementedError
 
     @contextmanager

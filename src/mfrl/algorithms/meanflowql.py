@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import ConfigError, did_you_mean
+from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.meanflow import (
     Time,
     bound_loss,
@@ -129,10 +129,10 @@ class MeanFlowQL(OfflineAlgorithm):
         _one_of("algo.q_aggregation", q_aggregation, Q_AGGREGATION)
         _one_of("algo.alpha_schedule", alpha_schedule, ALPHA_SCHEDULE)
         _one_of("algo.normalize_q", normalize_q, NORMALIZE_Q)
-        _require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
-        _require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
-        _require("updates", updates >= 1, updates, "at least 1")
-        _require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "at least 0 and finite")
+        require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
+        require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
+        require("updates", updates >= 1, updates, "at least 1")
+        require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "at least 0 and finite")
         for name, value in {
             "actor_lr": actor_lr,
             "critic_lr": critic_lr,
@@ -140,13 +140,13 @@ class MeanFlowQL(OfflineAlgorithm):
             "target_clip": target_clip,
             "c_adaptive": c_adaptive,
         }.items():
-            _require(f"algo.{name}", value > 0.0, value, "positive")
-        _require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
-        _require("algo.num_candidates", num_candidates >= 1, num_candidates, "at least 1")
-        _require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
-        _require("algo.sigma", sigma > 0.0, sigma, "positive")
+            require(f"algo.{name}", value > 0.0, value, "positive")
+        require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
+        require("algo.num_candidates", num_candidates >= 1, num_candidates, "at least 1")
+        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
+        require("algo.sigma", sigma > 0.0, sigma, "positive")
         self.target_candidates = num_candidates if target_candidates is None else target_candidates
-        _require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
+        require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
 
         second = {"two_times": True} if reformulation.two_times else {}
         self.actor = actor(spec.observation_dim, spec.action_dim, **second)
@@ -296,8 +296,3 @@ class MeanFlowQL(OfflineAlgorithm):
 def _one_of(name: str, value: str, known: Any) -> None:
     if value not in known:
         raise ConfigError(f"{name}={value} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
-
-
-def _require(name: str, holds: bool, value: Any, what: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}={value} must be {what}")

@@ -60,7 +60,7 @@ class Monitor(L.Callback):
         self.updates += updates
         metrics["perf/updates_per_second"] = updates / seconds
         metrics["perf/loop_share"] = max(0.0, 1.0 - self._inside / seconds)
-        for name, optimizer in zip(pl_module.optimizer_names, pl_module.optimizers(), strict=True):
+        for name, optimizer in zip(pl_module.optimizer_names, trainer.optimizers, strict=True):
             metrics[f"train/{name}_lr"] = float(optimizer.param_groups[0]["lr"])
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=pl_module.updates)

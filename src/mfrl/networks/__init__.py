@@ -2,6 +2,7 @@
 
 from mfrl.networks.critic import QEnsemble
 from mfrl.networks.dit import DiT
+from mfrl.networks.gaussian import GaussianMLP
 from mfrl.networks.mlp import MLP
 
-__all__ = ["MLP", "DiT", "QEnsemble"]
+__all__ = ["MLP", "DiT", "GaussianMLP", "QEnsemble"]

@@ -1,0 +1,105 @@
+"""What the algorithms that only imitate the data share: one loss, one Adam step with its schedule, no critic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.data.transitions import Batch, DataSpec
+from mfrl.errors import require
+from mfrl.policy import Normalizer
+from mfrl.randomness import generator
+from mfrl.schedules import warmup_cosine
+
+
+class BehaviourCloning(OfflineAlgorithm):
+    """An actor trained by one loss on observations and actions; rewards are not looked at.
+
+    A subclass sets ``self.actor`` and defines ``loss(batch, *noise)``, a pure function of the parameters, a batch and
+    the random numbers that its ``noise(k, batch_size, purpose)`` draws, and ``policy()``.
+
+    Args:
+        spec: sizes and statistics of the data.
+        updates: number of updates, for the schedule.
+        seed: of the noise (initialisation uses torch's global generator).
+        actor_lr, actor_warmup, actor_lr_floor, max_grad_norm: of Adam; the rate warms up over a share of the updates
+            and falls to a share of itself.
+        compile: compile the loss with torch.compile.
+
+    Raises:
+        ConfigError: for a setting out of its range.
+    """
+
+    optimizer_names = ("actor",)
+    actor: nn.Module
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        updates: int,
+        seed: int = 0,
+        actor_lr: float = 1e-4,
+        actor_warmup: float = 0.05,
+        actor_lr_floor: float = 0.1,
+        max_grad_norm: float = 1.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(spec, updates, seed)
+        require("updates", updates >= 1, updates, "at least 1")
+        require("algo.actor_lr", actor_lr > 0.0, actor_lr, "positive")
+        require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
+        require("algo.actor_lr_floor", 0.0 <= actor_lr_floor <= 1.0, actor_lr_floor, "in [0, 1]")
+        require("algo.max_grad_norm", max_grad_norm > 0.0, max_grad_norm, "positive")
+        self.actor_lr, self.actor_warmup, self.actor_lr_floor = actor_lr, actor_warmup, actor_lr_floor
+        self.max_grad_norm = max_grad_norm
+        self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
+        self._loss = torch.compile(self.loss) if compile else self.loss
+
+    def loss(self, batch: Batch, *noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and the scalars to log."""
+        raise NotImplementedError
+
+    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Any, ...]:
+        """The random numbers of update k, a function of (seed, purpose, k)."""
+        raise NotImplementedError
+
+    def draw(self, k: int, purpose: str) -> dict[str, Any]:
+        """Where random numbers of step ``k`` come from and go to: the arguments of torch's samplers."""
+        return {"generator": generator(self.seed, purpose, k, self.device), "device": self.device}
+
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss on data not trained on, with the same noise each time."""
+        return self.loss(batch, *self.noise(0, len(batch.actions), "held out"))[1]
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of Adam."""
+        loss, metrics = self._loss(batch, *self.noise(self.updates, len(batch.actions)))
+        metrics["actor_grad_norm"] = self.descend(loss, self.actor, self.optimizers(), self.lr_schedulers())
+        return metrics
+
+    def descend(self, loss: Tensor, network: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> Tensor:
+        """One step of the network's optimiser and of its schedule; returns the norm of the gradient."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        norm = clip_grad_norm_(network.parameters(), self.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        return norm
+
+    def adam(self, network: nn.Module, updates: int) -> tuple[Adam, LambdaLR]:
+        """Adam for a network trained for so many updates, and its schedule."""
+        optimizer = Adam(network.parameters(), lr=self.actor_lr, fused=True)
+        return optimizer, LambdaLR(
+            optimizer, lambda k: warmup_cosine(k, updates, self.actor_warmup, self.actor_lr_floor)
+        )
+
+    def configure_optimizers(self) -> tuple[list[Adam], list[LambdaLR]]:
+        optimizer, schedule = self.adam(self.actor, self.total_updates)
+        return [optimizer], [schedule]

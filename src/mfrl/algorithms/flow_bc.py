@@ -1,0 +1,95 @@
+r"""Flow matching (arXiv 2210.02747) on straight paths: the data by many small steps from noise.
+
+    a_t = (1 - t) a + t e                       t = 0 is data, t = 1 is noise
+    L = E || v(s, a_t, t) - (e - a) ||^2        minimised by the marginal velocity E[e - a | s, a_t]
+    a_{t - h} = a_t - h v(s, a_t, t)            from a_1 = e in steps of h = 1 / K down to t = 0
+
+The baseline that spends K forward passes on an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.algorithms.behaviour_cloning import BehaviourCloning
+from mfrl.data.transitions import Batch, DataSpec
+from mfrl.errors import require
+from mfrl.meanflow import Network, Time, draw_time, interpolate
+from mfrl.policy import Normalizer, Policy
+
+
+def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, time: Time) -> Tensor:
+    """Mean squared distance of v(s, a_t, t) from the velocity e - a of the path from a to e."""
+    a_t, v = interpolate(a, e, time.t)
+    return (flow(observations, a_t, time) - v).square().mean()
+
+
+def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
+    """From noise e at t = 1 against the velocity to t = 0: actions before clipping, shaped like e.
+
+    Args:
+        e: ``(..., batch, action_dim)``; leading axes (candidates) share the observations.
+    """
+    a = e
+    for k in range(steps, 0, -1):
+        a = a - flow(observations, a, Time(e.new_full((1, 1), k / steps))) / steps
+    return a
+
+
+class FlowPolicy(Policy):
+    """Noise to action in ``steps`` forward passes of the flow."""
+
+    def __init__(self, flow: nn.Module, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
+        super().__init__(normalizer, action_dim, sigma)
+        self.flow, self.steps = flow, steps
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return euler(self.flow, observations, noise, self.steps)
+
+
+class FlowBC(BehaviourCloning):
+    """Behaviour cloning with a flow that acts by Euler steps.
+
+    Args:
+        actor: constructor of the velocity field v(s, a_t, t), taking (observation_dim, action_dim).
+        flow_steps: Euler steps of an action.
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
+        sigma: standard deviation of the noise.
+        training: of :class:`BehaviourCloning`.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        actor: Callable[[int, int], nn.Module],
+        updates: int,
+        seed: int = 0,
+        flow_steps: int = 10,
+        time_steps: int | None = None,
+        sigma: float = 1.0,
+        **training: Any,
+    ) -> None:
+        super().__init__(spec, updates, seed, **training)
+        require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
+        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
+        require("algo.sigma", sigma > 0.0, sigma, "positive")
+        self.actor = actor(spec.observation_dim, spec.action_dim)
+        self.flow_steps, self.time_steps, self.sigma = flow_steps, time_steps, sigma
+
+    def policy(self) -> FlowPolicy:
+        """What acts in an environment; shares the network being trained."""
+        return FlowPolicy(self.actor, self.normalizer, self.spec.action_dim, self.sigma, self.flow_steps)
+
+    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:
+        """e ``(batch, action_dim)`` and the times of update k, a function of (seed, purpose, k)."""
+        draw = self.draw(k, purpose)
+        time = draw_time(batch_size, self.time_steps, None, **draw)
+        return self.sigma * torch.randn(batch_size, self.spec.action_dim, **draw), time
+
+    def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = flow_matching_loss(self.actor, batch.observations, batch.actions, e, time)
+        return loss, {"flow_loss": loss}

@@ -1,0 +1,88 @@
+r"""MeanFlow behaviour cloning: the flow loss of MeanFlowQL (arXiv 2511.13035) by itself.
+
+    L = L_flow:  g(s, a_t, t) regressed onto its MeanFlow identity target, whatever the reformulation
+
+One forward pass from noise to action; what a reformulation can express, without a critic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.algorithms.behaviour_cloning import BehaviourCloning
+from mfrl.data.transitions import Batch, DataSpec
+from mfrl.errors import require
+from mfrl.meanflow import Time, draw_time, flow_loss
+from mfrl.policy import OneStepPolicy
+from mfrl.reformulation import Reformulation
+
+
+class MeanFlowBC(BehaviourCloning):
+    """Behaviour cloning with a one-step MeanFlow actor.
+
+    Args:
+        actor: constructor taking (observation_dim, action_dim), and two_times=True for a reformulation with a second
+            time.
+        reformulation: what the actor's output stands for.
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
+        gamma_adaptive, c_adaptive, target_clip: of the flow loss.
+        sigma: standard deviation of the noise.
+        training: of :class:`BehaviourCloning`.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        actor: Callable[..., nn.Module],
+        reformulation: Reformulation,
+        updates: int,
+        seed: int = 0,
+        time_steps: int | None = 50,
+        gamma_adaptive: float = 0.8,
+        c_adaptive: float = 1e-4,
+        target_clip: float = 5.0,
+        sigma: float = 1.0,
+        **training: Any,
+    ) -> None:
+        super().__init__(spec, updates, seed, **training)
+        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
+        require("algo.gamma_adaptive", math.isfinite(gamma_adaptive), gamma_adaptive, "finite")
+        require("algo.c_adaptive", c_adaptive > 0.0, c_adaptive, "positive")
+        require("algo.target_clip", target_clip > 0.0, target_clip, "positive")
+        require("algo.sigma", sigma > 0.0, sigma, "positive")
+        second = {"two_times": True} if reformulation.two_times else {}
+        self.actor = actor(spec.observation_dim, spec.action_dim, **second)
+        self.reformulation = reformulation
+        self.time_steps, self.sigma = time_steps, sigma
+        self.gamma_adaptive, self.c_adaptive, self.target_clip = gamma_adaptive, c_adaptive, target_clip
+
+    def policy(self) -> OneStepPolicy:
+        """What acts in an environment; shares the network being trained."""
+        return OneStepPolicy(
+            self.actor, None, self.reformulation, self.normalizer, self.spec.action_dim, self.sigma, num_candidates=1
+        )
+
+    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:
+        """e ``(batch, action_dim)`` and the times of update k, a function of (seed, purpose, k)."""
+        draw = self.draw(k, purpose)
+        time = draw_time(batch_size, self.time_steps, self.reformulation.instant_share, **draw)
+        return self.sigma * torch.randn(batch_size, self.spec.action_dim, **draw), time
+
+    def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, error = flow_loss(
+            self.actor,
+            self.reformulation,
+            batch.observations,
+            batch.actions,
+            e,
+            time,
+            self.target_clip,
+            self.gamma_adaptive,
+            self.c_adaptive,
+        )
+        return loss, {"flow_loss": loss, "flow_error": error}

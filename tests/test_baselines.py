@@ -1,0 +1,526 @@
+"""Behaviour cloning: losses and samplers against closed forms, who learns when, and runs that can be repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import DATASET
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train import assert_equal, compose, resume, weights
+from tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, SPEC, algorithm, batch, randn, randomise_, tiny_dit, tiny_mlp
+from torch import Tensor, nn
+
+from mfrl.algorithms import FlowBC, FlowDistilled, GaussianBC, MeanFlowBC
+from mfrl.algorithms.behaviour_cloning import BehaviourCloning
+from mfrl.algorithms.flow_bc import euler, flow_matching_loss
+from mfrl.algorithms.gaussian_bc import negative_log_likelihood
+from mfrl.data.transitions import ChunkLoader, Transitions
+from mfrl.errors import ConfigError
+from mfrl.eval import evaluate_checkpoint, load_algorithm
+from mfrl.meanflow import Time, draw_time
+from mfrl.networks import GaussianMLP
+from mfrl.reformulation import Reformulation
+from mfrl.schedules import warmup_cosine
+from mfrl.train import train
+
+SIZE = 6
+TWO_TIMES = Reformulation(1.0, -1.0, instant_share=0.5)
+
+tiny_gaussian = partial(GaussianMLP, hidden=[16, 12])
+ALGORITHMS: dict[str, Callable[..., BehaviourCloning]] = {
+    "meanflow_bc": partial(MeanFlowBC, SPEC, tiny_dit, RESIDUAL),
+    "gaussian_bc": partial(GaussianBC, SPEC, tiny_gaussian),
+    "flow_bc": partial(FlowBC, SPEC, tiny_dit),
+    "flow_distilled": partial(FlowDistilled, SPEC, tiny_dit),
+}
+each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+def build(name: str, **settings: Any) -> BehaviourCloning:
+    """In float64, every parameter moved away from its start."""
+    torch.manual_seed(0)
+    module = ALGORITHMS[name](**{"updates": 12} | settings)
+    return randomise_(module, seed=1).double()
+
+
+def numbers(module: BehaviourCloning, k: int = 0, size: int = SIZE) -> list[Any]:
+    """The random numbers of update k, in float64."""
+    return [x.double() if isinstance(x, Tensor) else x for x in module.noise(k, size)]
+
+
+# ---- Gaussian
+
+
+def test_the_likelihood_is_that_of_a_normal_distribution():
+    a, mean, log_std = (randn(SIZE, ACTION_DIM, seed=k) for k in range(3))
+    wanted = -torch.distributions.Normal(mean, log_std.exp()).log_prob(a).sum(-1)
+    torch.testing.assert_close(negative_log_likelihood(a, mean, log_std), wanted, rtol=1e-12, atol=0)
+
+
+def test_gaussian_bc_finds_mean_and_deviation_of_each_state():
+    torch.manual_seed(0)
+    module = GaussianBC(SPEC, partial(GaussianMLP, hidden=[32]), updates=400)
+    n = 2048
+    state = torch.randint(2, (n, 1)).float()
+    mean = torch.where(state == 1, torch.tensor([0.5, -0.2]), torch.tensor([-0.3, 0.1]))
+    std = torch.where(state == 1, torch.tensor([0.1, 0.4]), torch.tensor([0.3, 0.2]))
+    b = batch(n, dtype=torch.float32)._replace(
+        observations=state.expand(n, OBSERVATION_DIM), actions=mean + std * torch.randn(n, ACTION_DIM)
+    )
+    optimizer = torch.optim.Adam(module.parameters(), lr=2e-2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        module.loss(b)[0].backward()
+        optimizer.step()
+    for value in (0.0, 1.0):
+        rows = (state == value)[:, 0]
+        s = torch.full((1, OBSERVATION_DIM), value)
+        with torch.no_grad():
+            got_mean, got_log_std = module.actor(s)
+            sample = module.policy().unclipped(s, torch.randn(20_000, 1, ACTION_DIM))[:, 0]
+        # The maximum of the likelihood is the sample's own mean and deviation.
+        torch.testing.assert_close(got_mean[0], b.actions[rows].mean(0), rtol=0, atol=0.01)
+        torch.testing.assert_close(got_log_std[0].exp(), b.actions[rows].std(0), rtol=0.05, atol=0)
+        torch.testing.assert_close(sample.mean(0), mean[rows][0], rtol=0, atol=0.03)
+        torch.testing.assert_close(sample.std(0), std[rows][0], rtol=0.1, atol=0)
+
+
+def test_the_deviation_stays_within_its_bounds():
+    network = randomise_(GaussianMLP(OBSERVATION_DIM, ACTION_DIM, [8], -2.0, 1.0), scale=30.0)
+    mean, log_std = network(100.0 * randn(200, OBSERVATION_DIM).float())
+    assert mean.shape == log_std.shape == (200, ACTION_DIM)
+    assert log_std.min().item() == pytest.approx(-2.0)
+    assert log_std.max().item() == pytest.approx(1.0)
+
+
+# ---- flow matching
+
+
+class GaussianFlow(nn.Module):
+    """E[e - a | a_t] where a ~ N(m, s^2) and e ~ N(0, 1), a_t and e - a being jointly Gaussian."""
+
+    m, s = 0.4, 0.3
+
+    def forward(self, observations: Tensor, a_t: Tensor, time: Time) -> Tensor:
+        t = time.t
+        variance, covariance = (1 - t) ** 2 * self.s**2 + t**2, t - (1 - t) * self.s**2
+        return -self.m + covariance / variance * (a_t - (1 - t) * self.m)
+
+
+def test_euler_steps_along_the_exact_field_reproduce_a_gaussian():
+    flow, e = GaussianFlow(), torch.linspace(-3, 3, 61, dtype=torch.float64)[:, None]
+    s = torch.zeros(61, 1, dtype=torch.float64)
+    wanted = flow.m + flow.s * e  # in one dimension the flow is the monotone map, here a linear one
+    errors = [(euler(flow, s, e, steps) - wanted).abs().max().item() for steps in (10, 100, 200, 400)]
+    assert errors[0] < 0.25
+    assert errors[-1] < 0.005
+    assert errors[2] / errors[3] == pytest.approx(2.0, rel=0.05), "Euler's method is of first order"
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9])
+def test_the_exact_field_leaves_the_conditional_variance_and_no_field_less(t: float):
+    flow, n = GaussianFlow(), 200_000
+    a, e = flow.m + flow.s * randn(n, 1, seed=1), randn(n, 1, seed=2)
+    time = Time(torch.full((1, 1), t, dtype=torch.float64))
+
+    def loss(factor: float, shift: float) -> float:
+        return flow_matching_loss(lambda *x: factor * flow(*x) + shift, torch.zeros(n, 1), a, e, time).item()
+
+    variance, covariance = (1 - t) ** 2 * flow.s**2 + t**2, t - (1 - t) * flow.s**2
+    least = 1 + flow.s**2 - covariance**2 / variance
+    assert loss(1.0, 0.0) == pytest.approx(least, rel=0.02)
+    # Everything else is worse, by as much as it is off.
+    assert loss(1.0, 0.1) == pytest.approx(least + 0.01, rel=0.02)
+    assert loss(-1.0, 0.0) > loss(0.9, 0.0) > loss(1.0, 0.0) < loss(1.1, 0.0)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_the_field_of_a_single_action_leads_there_exactly(steps: int):
+    wanted, e = torch.tensor([0.7, -0.4], dtype=torch.float64), 3.0 * randn(5, SIZE, ACTION_DIM)
+    s = torch.zeros(SIZE, OBSERVATION_DIM, dtype=torch.float64)
+
+    def flow(observations: Tensor, a_t: Tensor, time: Time) -> Tensor:
+        return (a_t - wanted) / time.t
+
+    torch.testing.assert_close(euler(flow, s, e, steps), wanted.expand_as(e), rtol=0, atol=1e-12)
+    time = draw_time(SIZE, None, None, device=torch.device("cpu"))
+    assert flow_matching_loss(flow, s, wanted.expand(SIZE, ACTION_DIM), e[0], time).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_euler_visits_the_times_from_noise_to_data():
+    visited = []
+
+    def flow(observations: Tensor, a_t: Tensor, time: Time) -> Tensor:
+        visited.append(time.t.item())
+        return torch.ones_like(a_t)
+
+    a = euler(flow, torch.zeros(2, 3), torch.zeros(4, 2, 2), 4)
+    assert visited == [1.0, 0.75, 0.5, 0.25]
+    assert torch.equal(a, -torch.ones(4, 2, 2))
+
+
+# ---- MeanFlow
+
+
+@pytest.mark.parametrize("actor", [tiny_dit, tiny_mlp])
+@pytest.mark.parametrize(
+    "variant",
+    [RESIDUAL, Reformulation(0.0, 1.0), Reformulation(0.5, [-0.5, -1.0], 0.25), Reformulation(1.0, [0, -1]), TWO_TIMES],
+    ids=["residual", "velocity", "with noise", "endpoint", "two times"],
+)
+def test_meanflow_bc_minimises_the_flow_loss_of_meanflowql(variant: Reformulation, actor: Callable[..., nn.Module]):
+    settings = {"gamma_adaptive": 0.6, "c_adaptive": 1e-2, "target_clip": 0.8}
+    ql = algorithm(reformulation=variant, actor=actor, **settings)
+    bc = MeanFlowBC(SPEC, actor, variant, updates=10, **settings).double()
+    bc.actor.load_state_dict(ql.actor.state_dict())
+    b, (e, time) = batch(SIZE), numbers(bc)
+    (loss, metrics), (wanted, of_flow) = bc.loss(b, e, time), ql.flow_loss(b, e, time)
+    assert torch.equal(loss, wanted)
+    assert metrics == of_flow
+    got, expected = (torch.autograd.grad(x, list(m.actor.parameters())) for x, m in ((loss, bc), (wanted, ql)))
+    assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+    s, noise = b.observations, randn(3, SIZE, ACTION_DIM, seed=4)
+    assert torch.equal(bc.policy().candidates(s, noise), ql.policy().candidates(s, noise))
+
+
+# ---- distillation
+
+
+def test_the_student_is_regressed_onto_the_end_of_the_euler_steps():
+    module, b = build("flow_distilled", flow_steps=4), batch(SIZE)
+    e, time = numbers(module)
+    target = e
+    for t in (1.0, 0.75, 0.5, 0.25):
+        target = target - module.flow(b.observations, target, Time(torch.full((SIZE, 1), t).double())) / 4
+    assert (target.abs() > 1).any(), "the target is not clipped"
+    mu = module.student(b.observations, e, Time(torch.ones(SIZE, 1).double()))
+    loss, metrics = module.loss(b, e, time, stage=2)
+    torch.testing.assert_close(loss, (mu - target).square().mean(), rtol=1e-12, atol=0)
+    assert metrics == {"distillation_loss": loss}
+    assert torch.equal(module.loss(b, e, time, stage=1)[0], flow_matching_loss(module.flow, *b[:2], e, time))
+
+
+@pytest.mark.parametrize(("stage", "learner", "other"), [(1, "flow", "student"), (2, "student", "flow")])
+def test_each_stage_trains_its_network_and_not_the_other(stage: int, learner: str, other: str):
+    module = build("flow_distilled")
+    module.loss(batch(SIZE), *numbers(module), stage)[0].backward()
+    assert all(p.grad.abs().max() > 0 for p in getattr(module, learner).parameters())
+    assert all(p.grad is None for p in getattr(module, other).parameters())
+
+
+def test_flow_then_student_act():
+    module = build("flow_distilled", updates=12, flow_share=0.25)
+    raw, e = randn(SIZE, OBSERVATION_DIM, seed=1), randn(3, SIZE, ACTION_DIM, seed=2)
+    s = module.normalizer(raw)
+    flow = euler(module.flow, s, e, 10)
+    student = module.student(s, e, Time(torch.ones(1, 1).double()))
+    for updates, wanted in ((0, flow), (3, flow), (4, student), (12, student)):
+        module.updates = updates
+        assert torch.equal(module.policy().unclipped(s, e), wanted)
+
+
+# ---- what all of them share
+
+
+@each_algorithm
+def test_policies_normalise_and_clip_and_keep_the_shape_of_the_noise(name: str):
+    module = build(name)
+    policy = module.policy()
+    raw, e = 3.0 * randn(SIZE, OBSERVATION_DIM, seed=1), 3.0 * randn(4, SIZE, ACTION_DIM, seed=2)
+    s = (raw - torch.tensor(SPEC.observation_mean)) / torch.tensor(SPEC.observation_std)
+    free = policy.unclipped(s, e)
+    assert free.shape == e.shape
+    assert (free.abs() > 1).any()
+    torch.testing.assert_close(policy.unclipped(s, e[2]), free[2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(policy.candidates(s, e), free.clamp(-1, 1), rtol=0, atol=0)
+    torch.testing.assert_close(policy.act(raw, e[:1]), free[0].clamp(-1, 1), rtol=0, atol=1e-12)
+    assert (policy.action_dim, policy.num_candidates) == (ACTION_DIM, 1)
+    assert policy.critic is None
+    with pytest.raises(ConfigError, match="num_candidates=4 must be 1: this policy has no critic"):
+        policy.act(raw, e)
+
+
+@pytest.mark.parametrize("name", ["meanflow_bc", "flow_bc", "flow_distilled"])
+def test_noise_depends_on_seed_and_update_alone_and_has_the_deviation_sigma(name: str):
+    def draw(k: int, seed: int = 3) -> list[Tensor]:
+        e, time = ALGORITHMS[name](updates=12, seed=seed, sigma=0.5).noise(k, 20_000)
+        return [e, time.t]
+
+    assert all(torch.equal(x, y) for x, y in zip(draw(7), draw(7), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(draw(7), draw(8), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(draw(7), draw(7, seed=4), strict=True))
+    e, t = draw(7)
+    assert e.std().item() == pytest.approx(0.5, rel=0.02)
+    assert abs(torch.corrcoef(torch.stack([*e.T, t[:, 0]])) - torch.eye(3)).max() < 0.05
+    acting = ALGORITHMS[name](updates=12, sigma=0.5).policy()
+    assert acting.sample_noise((20_000, 2), torch.Generator().manual_seed(0)).std().item() == pytest.approx(0.5, 0.02)
+
+
+def test_a_variant_with_a_second_time_draws_it():
+    module = MeanFlowBC(SPEC, tiny_dit, TWO_TIMES, updates=10)
+    time = module.noise(0, 1000)[1]
+    assert 0.4 < (time.b == time.t).float().mean() < 0.6
+
+
+@each_algorithm
+def test_held_out_losses_use_the_same_noise_each_time_and_keep_no_graph(name: str):
+    module = ALGORITHMS[name](updates=12)
+    b = batch(SIZE, dtype=torch.float32)
+    first = module.held_out(b)
+    module.updates = 5
+    assert first == module.held_out(b)
+    assert not any(value.requires_grad for value in first.values())
+
+
+def test_held_out_losses_of_both_stages_are_known_in_either():
+    assert set(build("flow_distilled").float().held_out(batch(SIZE, dtype=torch.float32))) == {
+        "flow_loss",
+        "distillation_loss",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("gaussian_bc", {"updates": 0}, "updates=0 must be at least 1"),
+        ("gaussian_bc", {"actor_lr": 0.0}, "algo.actor_lr=0.0 must be positive"),
+        ("gaussian_bc", {"actor_warmup": 1.0}, "algo.actor_warmup=1.0"),
+        ("gaussian_bc", {"actor_lr_floor": -0.1}, "algo.actor_lr_floor=-0.1"),
+        ("gaussian_bc", {"max_grad_norm": 0.0}, "algo.max_grad_norm=0.0"),
+        ("meanflow_bc", {"time_steps": 0}, "algo.time_steps=0"),
+        ("meanflow_bc", {"c_adaptive": 0.0}, "algo.c_adaptive=0.0"),
+        ("meanflow_bc", {"gamma_adaptive": math.nan}, "algo.gamma_adaptive=nan"),
+        ("meanflow_bc", {"target_clip": 0.0}, "algo.target_clip=0.0"),
+        ("meanflow_bc", {"sigma": 0.0}, "algo.sigma=0.0"),
+        ("flow_bc", {"flow_steps": 0}, "algo.flow_steps=0"),
+        ("flow_bc", {"time_steps": 0}, "algo.time_steps=0"),
+        ("flow_bc", {"sigma": -1.0}, "algo.sigma=-1.0"),
+        ("flow_distilled", {"flow_share": 1.0}, "algo.flow_share=1.0 must be between 0 and 1"),
+        ("flow_distilled", {"flow_steps": 0}, "algo.flow_steps=0"),
+        ("flow_distilled", {"time_steps": 0}, "algo.time_steps=0"),
+        ("flow_distilled", {"sigma": 0.0}, "algo.sigma=0.0"),
+        ("flow_distilled", {"updates": 1}, "updates=1 must be enough to leave one for each of the two stages"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(name: str, setting: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **setting)
+
+
+# ---- updates in a real Trainer
+
+ACTION = torch.tensor([0.8, -0.7])
+
+
+class Data(L.LightningDataModule):
+    """One action everywhere."""
+
+    def __init__(self, updates: int, chunk: int, batch_size: int = 16) -> None:
+        super().__init__()
+        self.updates, self.chunk, self.batch_size = updates, chunk, batch_size
+
+    def train_dataloader(self) -> ChunkLoader:
+        first = self.trainer.lightning_module.updates
+        b = batch(200, dtype=torch.float32)
+        data = Transitions(b.observations, ACTION.expand(200, 2), b.rewards, b.masks, torch.arange(199))
+        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, ())
+
+
+class Recorder(L.Callback):
+    """Parameters before and after every chunk, and the rates before it."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.rates: list[list[float]] = []
+        self.norms: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.states.append(snapshot(pl_module))
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.states.append(snapshot(pl_module))
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in module.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The networks with a parameter that changed."""
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def trainer(*callbacks: L.Callback) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
+def fresh(name: str, **settings: Any) -> BehaviourCloning:
+    torch.manual_seed(0)
+    return ALGORITHMS[name](**{"updates": 12, "actor_lr": 1e-2} | settings)
+
+
+def fit(name: str, last: int, chunk: int, **settings: Any) -> tuple[BehaviourCloning, Recorder]:
+    module, recorder = fresh(name, **settings), Recorder()
+    trainer(recorder).fit(module, datamodule=Data(last, chunk))
+    assert module.updates == last
+    return module, recorder
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level("ERROR", logger="lightning.pytorch"):
+        yield
+
+
+@each_algorithm
+def test_chunks_of_any_size_and_a_break_anywhere_give_the_same_parameters_bit_for_bit(name: str, tmp_path: Path):
+    straight = snapshot(fit(name, 12, 1)[0])
+    assert_equal(snapshot(fit(name, 12, 8)[0]), straight)
+    for at in (4, 6, 9):  # of a distillation: in its first stage, between the two, in its second
+        half, first = fresh(name), trainer()
+        first.fit(half, datamodule=Data(at, 3))
+        first.save_checkpoint(tmp_path / "half.ckpt")
+        assert moved(snapshot(half), straight)
+        again = fresh(name)
+        trainer().fit(again, datamodule=Data(12, 5), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+        assert_equal(snapshot(again), straight)
+
+
+def test_the_flow_stands_still_while_the_student_learns_and_the_other_way_round():
+    _, recorder = fit("flow_distilled", 12, 1, flow_share=0.25, actor_warmup=0.0)
+    pairs = zip(recorder.states[:-1], recorder.states[1:], strict=True)
+    assert [moved(*pair) for pair in pairs] == 3 * [{"flow"}] + 9 * [{"student"}]
+
+
+def test_rates_follow_their_schedules_within_their_stages():
+    settings = {"actor_warmup": 0.25, "actor_lr": 1e-2, "actor_lr_floor": 0.2, "updates": 16}
+    rates = fit("flow_distilled", 16, 1, **settings)[1].rates
+    one = [1e-2 * warmup_cosine(k, 8, 0.25, 0.2) for k in range(9)]
+    assert [r[0] for r in rates] == pytest.approx(one[:8] + 8 * one[8:])
+    assert [r[1] for r in rates] == pytest.approx(8 * one[:1] + one[:8])
+    rates = fit("flow_bc", 16, 1, **settings)[1].rates
+    assert [r[0] for r in rates] == pytest.approx([1e-2 * warmup_cosine(k, 16, 0.25, 0.2) for k in range(16)])
+
+
+def test_gradients_are_clipped():
+    assert min(fit("flow_bc", 3, 1, max_grad_norm=1e9)[1].norms) > 1e-2
+    assert fit("flow_bc", 3, 1, max_grad_norm=1e-2)[1].norms == pytest.approx(3 * [1e-2], rel=1e-3)
+
+
+def test_a_window_may_hold_both_stages():
+    module, _ = fit("flow_distilled", 12, 12, flow_share=0.25)
+    metrics = module.pop_metrics()
+    assert metrics["stage"] == pytest.approx((3 * 1 + 9 * 2) / 12)
+    assert set(metrics) == {"stage", "stage_loss", "grad_norm"}
+
+
+@each_algorithm
+def test_training_learns_the_action_of_a_dataset_with_one(name: str):
+    times = {"gaussian_bc": {}, "meanflow_bc": {"time_steps": 4}}.get(name, {"time_steps": 4, "flow_steps": 4})
+    module = fresh(name, updates=500, **times)
+    s, e = batch(256, dtype=torch.float32).observations, torch.randn(256, ACTION_DIM)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (module.policy().unclipped(s, e) - ACTION).square().mean().sqrt().item()
+
+    assert distance() > 0.7
+    trainer().fit(module, datamodule=Data(500, 50, batch_size=64))
+    assert distance() < 0.2
+
+
+@pytest.mark.slow
+@each_algorithm
+def test_the_compiled_loss_is_the_eager_one(name: str):
+    module, b = build(name), batch(SIZE)
+    for further in ([1], [2]) if name == "flow_distilled" else ([],):
+        arguments = (b, *numbers(module), *further)
+        module.zero_grad(set_to_none=True)
+        eager, eager_metrics = module.loss(*arguments)
+        eager.backward()
+        wanted = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+        module.zero_grad(set_to_none=True)
+        fast, metrics = torch.compile(module.loss)(*arguments)
+        fast.backward()
+        torch.testing.assert_close(metrics, eager_metrics, rtol=1e-8, atol=1e-10)
+        got = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-9)
+
+
+# ---- in the real simulator
+
+TINY = [
+    f"env=ogbench/{DATASET}",
+    "network=small",
+    "network.actor.width=16",
+    "batch_size=8",
+    "updates=24",
+    "log.every=6",
+    "checkpoint.every=12",
+    "checkpoint.keep_all=true",
+    "eval.every=24",
+    "eval.episodes=2",
+    "eval.num_envs=2",
+    "eval.workers=0",
+    "accelerator=cpu",
+]
+FEW_STEPS = {name: ["algo.flow_steps=2"] for name in ("flow_bc", "flow_distilled")}
+
+
+@each_algorithm
+def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and_resumed(
+    name: str, data_dir: Path, tmp_path: Path
+):
+    path = tmp_path / "run"
+    changes = [*TINY, f"algo={name}", f"data_dir={data_dir}", f"run_dir={path}", *FEW_STEPS.get(name, [])]
+    result = train(compose("train", *changes), changes)
+    assert (result["algo"], result["variant"]) == (name, "residual" if name == "meanflow_bc" else "none")
+    assert json.loads((path / "result.json").read_text()) == result
+    events = EventAccumulator(str(path), size_guidance={"images": 0})
+    events.Reload()
+    images = set(events.Tags()["images"])
+    assert {"figures/action_samples", "figures/paths"} <= images
+    assert "figures/value" not in images, "there is no critic to value anything"
+
+    module, _ = load_algorithm(path)
+    assert type(module) is type(ALGORITHMS[name](updates=2))
+    last = json.loads((path / "eval.jsonl").read_text().splitlines()[-1])
+    assert evaluate_checkpoint(compose("eval", f"ckpt={path}"))["returns"] == last["returns"]
+    with pytest.raises(ConfigError, match="no critic to choose by"):
+        evaluate_checkpoint(compose("eval", f"ckpt={path}", "num_candidates=4"))
+
+    whole = weights(path)
+    (path / "checkpoints" / "update=12.ckpt").replace(path / "checkpoints" / "last.ckpt")
+    assert resume(path)["updates"] == 24
+    assert_equal(weights(path), whole)
+
+
+@pytest.mark.parametrize("name", ["gaussian_bc", "flow_bc", "flow_distilled"])
+def test_what_has_no_flow_to_reformulate_has_no_variant(name: str):
+    for further in ([], ["variant=velocity"]):
+        cfg = compose("train", f"algo={name}", *further)
+        assert cfg.variant.name == "none"
+        assert OmegaConf.to_container(cfg, resolve=False)["run_dir"].startswith("runs/${env.name}/${algo_name}-")
+    assert "variant" not in OmegaConf.to_yaml(compose("train", f"algo={name}").algo)
