@@ -532,3 +532,35 @@ def test_reading_a_run_leaves_it_as_it_was(tmp_path: Path):
     group_runs(runs)
     assert runs[0].config == config
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+
+
+def test_a_toy_study_is_scored_by_its_distance_and_less_is_better(tmp_path: Path):
+    for variant, w2 in (("residual", 0.1), ("velocity", 0.3), ("none", 0.2)):
+        for seed in (0, 1):
+            metrics = {"eval/w2": [0.5, 0.5, w2 + 0.01 * seed], "eval/mode_coverage": [0.0, 0.5, 1.0]}
+            path = make_run(
+                tmp_path / f"{variant}{seed}",
+                seed=seed,
+                variant=variant,
+                metrics=metrics,
+                overrides={"env.suite": "toy"},
+            )
+            without_success(path)
+    made = report([tmp_path], tmp_path / "out", console=QUIET)
+    assert made.lower_is_better
+    got = {row.method.variant: row.mean for row in made.rows}
+    assert got == pytest.approx({"residual": 0.105, "velocity": 0.305, "-": 0.205})
+    pair = next(p for p in made.improvements if {p.x.variant, p.y.variant} == {"residual", "velocity"})
+    assert pair.probability == (1.0 if pair.x.variant == "residual" else 0.0)
+    other = report([tmp_path], tmp_path / "o", console=QUIET, metric="eval/mode_coverage")
+    assert not other.lower_is_better
+
+
+def without_success(path: Path) -> None:
+    """A run of a suite that has no episodes to succeed in."""
+    lines = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]
+    result = json.loads((path / "result.json").read_text())
+    for scores in (*lines, result["final"]):
+        del scores["eval/success"]
+    (path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "result.json").write_text(json.dumps(result))

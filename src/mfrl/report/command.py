@@ -27,7 +27,7 @@ def report(
     out: str | Path = "report",
     metric: str | None = None,
     score: str | None = None,
-    lower_is_better: bool = False,
+    lower_is_better: bool | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     console: Console | None = None,
@@ -39,9 +39,10 @@ def report(
 
     Args:
         folders: run folders, or folders they lie below.
-        metric: of the evaluations; None for the normalised score where there is one, else the success.
+        metric: of the evaluations; None for the normalised score where there is one, else the success, and for a
+            toy study the distance W2.
         score: ``final``, ``last3``, or None for the protocol of each suite.
-        lower_is_better: of the metric; turns the probability of improvement around.
+        lower_is_better: of the metric; turns the probability of improvement around. None: as known of the metric.
         resamples, confidence: of the bootstrap intervals.
         command: to be named in the report.
 
@@ -55,6 +56,8 @@ def report(
         raise ReportError(f"--resamples {resamples} must be positive and --confidence {confidence} between 0 and 1")
     grouping = group_runs(find_runs(folders), metric, score)
     bootstrap = Bootstrap(resamples, confidence)
+    if lower_is_better is None:
+        lower_is_better = {g.metric.lower_is_better for g in grouping.groups} == {True}
     made = Report(
         grouping=grouping,
         rows=per_group(grouping, bootstrap),
@@ -150,9 +153,11 @@ def main(argv: Sequence[str]) -> Report:
     parser = argparse.ArgumentParser("mfrl report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders they lie below")
     parser.add_argument("--out", default="report", help="folder for tables and figures (default: report)")
-    parser.add_argument("--metric", help="e.g. eval/return (default: normalized_score if present, else success)")
+    parser.add_argument("--metric", help="e.g. eval/return (default: normalized_score, success or w2)")
     parser.add_argument("--score", choices=list(SCORES), help="evaluations a score is made of (default: the protocol)")
-    parser.add_argument("--lower-is-better", action="store_true", help="of the metric, e.g. a distance")
+    parser.add_argument(
+        "--lower-is-better", action="store_true", default=None, help="of the metric (default: as known of it)"
+    )
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help=f"of intervals (default: {CONFIDENCE})")
     given = parser.parse_args(argv)

@@ -41,6 +41,7 @@ class Metric:
     factor: float = 1.0
     unit: str = ""
     digits: str = ".4g"
+    lower_is_better: bool = False
 
     @property
     def label(self) -> str:
@@ -53,7 +54,21 @@ class Metric:
 
 SUCCESS = Metric("eval/success", 100.0, "%", ".1f")
 NORMALIZED = Metric("eval/normalized_score", digits=".1f")
-_KNOWN = {metric.name: metric for metric in (SUCCESS, NORMALIZED)}
+W2 = Metric("eval/w2", digits=".3f", lower_is_better=True)  # of a toy study, which has no episodes to succeed in
+_KNOWN = {
+    metric.name: metric
+    for metric in (
+        SUCCESS,
+        NORMALIZED,
+        W2,
+        Metric("eval/mmd", lower_is_better=True),
+        Metric("eval/out_of_bounds", 100.0, "%", ".1f", lower_is_better=True),
+        Metric("eval/off_mode", 100.0, "%", ".1f", lower_is_better=True),
+        Metric("eval/mode_coverage", 100.0, "%", ".1f"),
+        Metric("eval/length", lower_is_better=True),
+    )
+}
+_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name)
 
 SCORES = {"final": 1, "last3": 3}  # evaluations averaged
 
@@ -172,7 +187,8 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
     """Sort runs into groups; what cannot be counted is set aside with its reason.
 
     Args:
-        metric: e.g. ``eval/return``; None for the normalised score where there is one, else the success.
+        metric: e.g. ``eval/return``; None for the normalised score where there is one, else the success, and for a
+            toy study the distance W2.
         score: ``final``, ``last3``, or None for the protocol of each suite.
 
     Raises:
@@ -230,7 +246,7 @@ def score_of(run: Run, metric: str | None = None, score: str | None = None) -> S
     """
     last = run.evaluations[-1]
     if metric is None:
-        metric = next((name for name in (NORMALIZED.name, SUCCESS.name) if name in last), "eval/success")
+        metric = next((name for name in _PREFERRED if name in last), SUCCESS.name)
     if score is None:
         pixels = run.result["dataset"].startswith("visual-")
         score = "last3" if run.suite == "ogbench" and not pixels else "final"

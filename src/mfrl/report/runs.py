@@ -64,7 +64,8 @@ class Run:
 
     @property
     def variant(self) -> str:
-        return str(self.config.get("variant.name") or "-")
+        name = self.config.get("variant.name")
+        return "-" if name in (None, "none") else str(name)  # an algorithm without a reformulation
 
     @property
     def env_name(self) -> str:
