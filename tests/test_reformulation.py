@@ -288,7 +288,7 @@ def test_a_variant_that_needs_no_pin_is_the_network_itself():
 
 def test_a_boundary_of_noise_is_refused():
     for s in (1.0, [0.5, 1.0]):
-        with pytest.raises(ValueError, match=r"vanishes at t = 0 faster than s.*the noise itself"):
+        with pytest.raises(ValueError, match=r"vanishes at t = 0 faster than s.*contains the noise"):
             Reformulation(1.0, [0.0, -1.0], s)
     with pytest.raises(ValueError, match="faster than s"):
         Reformulation(1.0, [0.0, 0.0, -1.0], [0.0, 1.0])

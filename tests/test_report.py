@@ -556,6 +556,23 @@ def test_a_toy_study_is_scored_by_its_distance_and_less_is_better(tmp_path: Path
     assert not other.lower_is_better
 
 
+def test_jobs_of_a_sweep_that_failed_are_listed_with_their_reason(tmp_path: Path):
+    trace = (
+        "Traceback (most recent call last):\n  File ...\nmfrl.errors.ConfigError: algo.actor_lr=-1 must be positive\n"
+    )
+    make_run(tmp_path / "good")
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "error.txt").write_text(trace)
+    (make_run(tmp_path / "broken", seed=1, finished=False) / "error.txt").write_text("ValueError: in the middle\n")
+    failed = {run.path.name: run for run in find_runs([tmp_path]) if run.status == "failed"}
+    assert set(failed) == {"refused", "broken"}
+    assert "algo.actor_lr=-1 must be positive" in failed["refused"].reason
+    assert "in the middle; last evaluation at update 3,000" in failed["broken"].reason
+    made = report([tmp_path], tmp_path / "out", console=QUIET)
+    assert [group.seeds for row in made.rows for group in row.groups] == [[0]]
+    assert "algo.actor_lr=-1" in (tmp_path / "out" / "report.md").read_text()
+
+
 def without_success(path: Path) -> None:
     """A run of a suite that has no episodes to succeed in."""
     lines = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]

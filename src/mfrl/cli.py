@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -22,10 +23,12 @@ from rich.markup import escape
 
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError, MfrlError, did_you_mean
+from mfrl.sweep import attempt
 
 USAGE = """mfrl: one-step generative policies for offline RL
 
   mfrl train   [overrides]                    train; -m sweeps over comma-separated values
+  mfrl train   sweep=reformulation env=...    every variant, several seeds, side by side
   mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
   mfrl collect env=ogbench/DATASET            collect a dataset in the simulator
   mfrl report  RUNS... [--out report]         tables, intervals and figures from run folders
@@ -90,7 +93,12 @@ def main() -> None:
         except MfrlError as error:
             fail(str(error), 2)
 
+    own_process = os.getpid()
+
     def task(cfg: DictConfig) -> Any:
+        if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
+            quiet_lightning()
+            return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
         except MfrlError as error:
@@ -129,6 +137,8 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
 
 def explain(message: str, config_name: str) -> str:
     """Hydra's message, shortened, with near names for an unknown key or choice."""
+    if match := re.search(r"In '([^']+)': Could not override '([^'@]+)", message):
+        return f"{match[1]} chooses {match[2]}, which `mfrl {config_name}` does not have: they do not go together"
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match[1]
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -160,6 +170,8 @@ def dotted(cfg: DictConfig) -> list[str]:
 
 def quiet_lightning() -> None:
     """Lightning's banners and hints about data loaders speak of things that do not apply here."""
+    import lightning  # noqa: F401  which sets a level of its own
+
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")

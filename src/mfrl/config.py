@@ -16,6 +16,22 @@ CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
 
+# What may change when a run goes on: its length and what leaves its numbers alone.
+RESUMABLE = (
+    "resume",
+    "updates",
+    "chunk",
+    "compile",
+    "accelerator",
+    "threads",
+    "data_dir",
+    "trust",
+    "log",
+    "eval",
+    "checkpoint",
+)
+BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
+
 
 def build(node: DictConfig) -> Any:
     """`hydra.utils.instantiate`, but an error meant for the user arrives as itself and not wrapped in Hydra's."""

@@ -13,13 +13,17 @@ from rich.table import Table
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.evaluation import FPS
+from mfrl.callbacks.progress import format_score, score_name
 from mfrl.config import build_algorithm, refuse_foreign_targets
+from mfrl.data.toy import find_toy
 from mfrl.data.transitions import DataSpec
-from mfrl.envs.evaluation import EnvSpec, Evaluator
+from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.video import write_video
-from mfrl.errors import CheckpointError
+from mfrl.errors import CheckpointError, ConfigError
 from mfrl.files import write_json
+from mfrl.policy import Policy
 from mfrl.run import find_checkpoint, load_checkpoint
+from mfrl.samples import SampleEvaluator
 
 
 def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[OfflineAlgorithm, dict[str, Any]]:
@@ -44,46 +48,63 @@ def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Off
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate as the run did, unless told otherwise, and write every episode's numbers to a file."""
+    """Evaluate as the run did, unless told otherwise, and write every number to a file.
+
+    Raises:
+        CheckpointError: from :func:`load_algorithm`.
+        ConfigError: for a setting that the run's kind of evaluation does not have.
+    """
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
-    settings = {
-        key: record["config"]["eval"][key] if cfg[key] is None else cfg[key]
-        for key in ("episodes", "num_envs", "workers", "seed")
-    }
-    policy = module.policy()
+    spec, policy = EnvSpec(**record["env"]), module.policy()
     if cfg.num_candidates is not None:
         policy.num_candidates = cfg.num_candidates
-    episodes = settings.pop("episodes")
-    spec = EnvSpec(**record["env"])
+    of_samples = spec.suite == "toy"
+    names = ("samples", "seed") if of_samples else ("episodes", "num_envs", "workers", "seed")
+    foreign = [name for name in ("episodes", "num_envs", "workers", "samples") if name not in names]
+    for name in foreign + ["num_candidates"] * of_samples:
+        if cfg[name] is not None:
+            raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
+    settings = {name: record["config"]["eval"][name] if cfg[name] is None else cfg[name] for name in names}
+    if of_samples:
+        result, frames = SampleEvaluator(find_toy(spec.env_id), **settings).run(policy), []
+    else:
+        result = run_episodes(spec, policy, console, videos=cfg.videos if cfg.video else 0, **settings)
+        frames = result.frames
+
+    out = Path(cfg.out) if cfg.out else path.parent
+    out.mkdir(parents=True, exist_ok=True)
+    report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
+    report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()
+    file = out / f"evaluation-{path.stem}-seed={settings['seed']}-episodes={report['episodes']}.json"
+    write_json(file, report)
+    videos = [out / f"{path.stem}-episode={k}.mp4" for k in range(len(frames))]
+    for video, film in zip(videos, frames, strict=True):
+        write_video(film, video, FPS)
+
+    table = Table(title=f"{spec.env_id} · update {module.updates:,}", show_header=False)
+    for key, value in result.summary().items():
+        table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
+    table.add_row("evaluated over", f"{report['episodes']} episodes")
+    table.add_row("data", f"{record['provenance']['dataset']} ({record['provenance']['source']})")
+    console.print(table, highlight=False)
+    for what in (f"every number   {file}", *(f"video          {video}" for video in videos)):
+        console.print(escape(what), highlight=False, soft_wrap=True)
+    return report
+
+
+def run_episodes(
+    spec: EnvSpec, policy: Policy, console: Console, episodes: int, videos: int, **settings: Any
+) -> Evaluation:
+    """Episodes in the simulator, with a progress bar."""
     with Evaluator(spec, **settings) as evaluator, Progress(console=console, transient=True) as bar:
         task = bar.add_task("evaluate", total=episodes)
-        result = evaluator.run(
+        return evaluator.run(
             policy,
             episodes,
             progress=lambda done, total, success: bar.update(
                 task, completed=done, description=f"success {success:.2f}"
             ),
-            video_episodes=cfg.videos if cfg.video else 0,
+            video_episodes=videos,
         )
-    out = Path(cfg.out) if cfg.out else path.parent
-    out.mkdir(parents=True, exist_ok=True)
-    report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
-    report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()
-    file = out / f"evaluation-{path.stem}-seed={settings['seed']}-episodes={episodes}.json"
-    write_json(file, report)
-    videos = [out / f"{path.stem}-episode={k}.mp4" for k in range(len(result.frames))]
-    for video, frames in zip(videos, result.frames, strict=True):
-        write_video(frames, video, FPS)
-
-    table = Table(title=f"{spec.env_id} · update {module.updates:,}", show_header=False)
-    summary = result.summary()
-    table.add_row("success", f"[bold]{summary['eval/success']:.2f}[/] over {episodes} episodes")
-    table.add_row("return", f"{summary['eval/return']:.1f}")
-    table.add_row("episode length", f"{summary['eval/length']:.1f}")
-    table.add_row("data", f"{record['provenance']['dataset']} ({record['provenance']['source']})")
-    console.print(table, highlight=False)
-    for what in (f"every episode  {file}", *(f"video          {video}" for video in videos)):
-        console.print(escape(what), highlight=False, soft_wrap=True)
-    return report

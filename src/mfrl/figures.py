@@ -6,21 +6,25 @@ Okabe and Ito's, which the colour-blind can tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Rectangle
 
 from mfrl.envs.ogbench import MazeLayout
 
 BLUE, ORANGE, YELLOW = "#0072B2", "#D55E00", "#F0E442"
+GREEN, PURPLE, SKY = "#009E73", "#CC79A7", "#56B4E9"
+OF_OBSERVATION = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 WALL, FLOOR = "#3A3A3A", "#FFFFFF"
 _DPI = 110
+_LIMIT = 1.5  # of a panel of actions, which lie in [-1, 1]
 
 
 def action_samples(
@@ -108,6 +112,68 @@ def value_map(
     figure.colorbar(heat, cax=axes.inset_axes((1.03, 0.0, 0.04, 1.0)), label=label)
     _legend(figure, _mark_task(axes, maze, ink="white"))
     return figure
+
+
+def sample_clouds(clouds: Mapping[str, np.ndarray], title: str = "", columns: int = 5) -> Figure:
+    """Clouds of actions in the plane side by side, a panel for each name, the colour saying the observation.
+
+    Args:
+        clouds: name -> ``(observations, samples, 2)``, before clipping or after; points beyond the panel are counted
+            in its corner.
+    """
+    figure, panels = _new_panels(len(clouds), columns, title)
+    for axes, (name, cloud) in zip(panels, clouds.items(), strict=True):
+        for points, color in zip(cloud, OF_OBSERVATION, strict=False):
+            axes.scatter(*points.T, s=max(1.0, min(6.0, 6000 / len(points) / len(cloud))), color=color, alpha=0.5,
+                         linewidth=0)  # fmt: skip
+        _frame_actions(axes, name)
+        beyond = np.mean(np.abs(cloud).max(-1) > _LIMIT)
+        if beyond > 0:
+            text = f"{beyond:.0%} beyond" if beyond >= 0.01 else "<1% beyond"
+            axes.text(0.98, 0.02, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=7)
+    return figure
+
+
+def displaced_grids(maps: Mapping[str, np.ndarray], title: str = "", columns: int = 5) -> Figure:
+    """A map from noise to action as the lines of a grid over the noise, carried along; a panel for each name.
+
+    Where lines crowd, much noise goes to few actions; where the sheet folds or tears, one action has several noises
+    or none. Darker lines pass nearer to the middle of the noise, where most of it lies.
+
+    Args:
+        maps: name -> ``(2, lines, points, 2)``: upright lines, then level ones (:func:`mfrl.samples.noise_lines`).
+            A panel whose lines reach far beyond the actions is that of the noise itself and sets its own limits.
+    """
+    figure, panels = _new_panels(len(maps), columns, title)
+    for axes, (name, lines) in zip(panels, maps.items(), strict=True):
+        for family, color in zip(lines, (BLUE, ORANGE), strict=True):
+            off_middle = np.abs(np.linspace(-1.0, 1.0, len(family)))
+            axes.add_collection(LineCollection(family, colors=color, linewidths=0.7, alpha=0.9 - 0.6 * off_middle))
+        _frame_actions(axes, name)
+        if name == "noise":
+            reach = 1.05 * np.abs(lines).max()
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    return figure
+
+
+def _new_panels(count: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` square panels, at most ``columns`` in a row."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = _new_figure(2.4 * columns + 0.3, 2.55 * rows + (0.5 if title else 0.1))
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    figure.suptitle(title)
+    return figure, panels[:count]
+
+
+def _frame_actions(axes: Axes, name: str) -> None:
+    """The bounds of actions as a square, with some room around."""
+    axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor="0.6", linewidth=0.8, zorder=0))
+    axes.set(xlim=(-_LIMIT, _LIMIT), ylim=(-_LIMIT, _LIMIT), box_aspect=1, xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    axes.set_title(name, fontsize=9)
+    axes.tick_params(labelsize=7)
 
 
 def _new_figure(width: float, height: float) -> Figure:

@@ -89,8 +89,8 @@ class Reformulation:
         if self.is_pinned and any(self.s.coefficients) and _zeros_at_0(self.s) < self._zeros_at_0:
             raise ConfigError(
                 f"q(t) with coefficients {list(self.q.coefficients)} vanishes at t = 0 faster than s(t) with "
-                f"{list(self.s.coefficients)}: near t = 0 the output g = p a_t + s e then contains the noise itself, which "
-                "no function of (a_t, t) can give"
+                f"{list(self.s.coefficients)}: near t = 0 the output g = p a_t + s e then contains the noise, which no "
+                "function of (a_t, t) can give"
             )
         if instant_share is not None and not 0.0 <= instant_share <= 1.0:
             raise ConfigError(f"instant_share={instant_share} must be in [0, 1], or null for b = 0")

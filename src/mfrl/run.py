@@ -43,12 +43,27 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def error(self) -> Path:
+        """Why the last attempt failed, as a sweep's job leaves it."""
+        return self.path / "error.txt"
+
+    def clear(self) -> None:
+        """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again."""
+        for path in (self.path / "eval.jsonl", *self.path.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
+
     def write_config(self, cfg: DictConfig, overrides: list[str]) -> None:
         """What was composed, and what the user changed: of a resumed run, at first and since."""
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
         path = self.path / "overrides.yaml"
-        earlier = list(OmegaConf.load(path)) if path.exists() else []
         now = [override for override in overrides if not override.startswith("resume=")]
+        # With `resume=` only what is new was given; otherwise everything.
+        earlier = list(OmegaConf.load(path)) if path.exists() and len(now) < len(overrides) else []
         write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
 
     @contextmanager
@@ -58,6 +73,7 @@ class RunFolder:
         Raises:
             ConfigError: where one is at it already.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,7 +85,9 @@ class RunFolder:
         write_json(self.path / "provenance.json", provenance)
 
     def write_result(self, result: dict[str, Any]) -> None:
+        """The run is finished; what went wrong in an earlier attempt no longer stands."""
         write_json(self.path / "result.json", result)
+        self.error.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str | None]:

@@ -3,44 +3,82 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mfrl.callbacks import Checkpoint, Evaluate, Monitor, Progress
-from mfrl.config import build, build_algorithm, refuse_foreign_targets
+from mfrl.callbacks import Checkpoint, Monitor, Progress
+from mfrl.callbacks.progress import format_score, score_name
+from mfrl.config import BOOKKEEPING, RESUMABLE, build, build_algorithm, refuse_foreign_targets
 from mfrl.errors import CheckpointError, ConfigError, InterruptedRun
-from mfrl.loggers import MetricsCSV
+from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
+from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
+from mfrl.sweep import JobConsole
 
-# What may change when a run goes on: its length and what leaves its numbers alone.
-RESUMABLE = ("resume", "updates", "chunk", "compile", "accelerator", "data_dir", "trust", "log", "eval", "checkpoint")
+EXISTING = ("new", "continue")
 FINAL_EVALUATIONS = 3  # OGBench's protocol reports the mean of the last three
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+def train(cfg: DictConfig, overrides: list[str], console: Console | None = None) -> dict[str, Any]:
     """Train as configured and return what result.json holds.
 
     Args:
         cfg: the composed configuration (conf/train.yaml).
         overrides: what the user changed, for overrides.yaml.
+        console: where to tell about it; None: on stderr.
     """
     check_settings(cfg)
-    console = Console(stderr=True)
-    checkpoint, saved = None, None
+    console = console or Console(stderr=True)
+    limit_threads(cfg)
     if cfg.resume:
         checkpoint = find_checkpoint(cfg.resume).resolve()
         saved = load_checkpoint(checkpoint)
         cfg = continued(checkpoint, saved, cfg, overrides)
+        run = RunFolder(checkpoint.parents[1])
+        with run.locked():
+            return fit(cfg, overrides, console, run, checkpoint, saved)
+    if cfg.existing == "new":
+        return fit(cfg, overrides, console)
+    run = RunFolder(Path(cfg.run_dir))
+    with run.locked():  # from before the decision, so that two processes never both go on
+        if result := finished(cfg):
+            console.print(f"finished before: {escape(str(run.path))}", highlight=False, soft_wrap=True)
+            return result
+        if run.last_checkpoint.is_file():
+            saved = load_checkpoint(run.last_checkpoint)
+            if saved["updates"] > cfg.updates:
+                raise ConfigError(f"{run.path} is at update {saved['updates']} already, beyond updates={cfg.updates}")
+            return fit(cfg, overrides, console, run, run.last_checkpoint, saved)
+        run.clear()
+        return fit(cfg, overrides, console, run)
+
+
+def fit(
+    cfg: DictConfig,
+    overrides: list[str],
+    console: Console,
+    run: RunFolder | None = None,
+    checkpoint: Path | None = None,
+    saved: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Build everything, train and evaluate.
+
+    Args:
+        cfg, overrides, console: as for :func:`train`.
+        run: the folder to train in, locked; None: a new one.
+        checkpoint, saved: to go on from: the file and what is in it.
+    """
     first_update = saved["updates"] if saved else 0
 
     L.seed_everything(cfg.seed, verbose=False)
@@ -56,8 +94,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     module = build_algorithm(cfg, data.spec)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
-    run = RunFolder(checkpoint.parents[1]) if checkpoint else RunFolder.create(cfg.run_dir)
-    cfg.run_dir, cfg.data_dir = str(run.path), str(data.data_dir.resolve())
+    lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
+    cfg.run_dir, cfg.data_dir = str(run.path), data.data_dir and str(data.data_dir.resolve())
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
 
@@ -70,22 +108,25 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         "versions": versions(),
     }
     progress, monitor = Progress(console), Monitor(cfg.log.every)
-    evaluate = Evaluate(data.env, run.path, progress=progress, **cfg.eval)
+    evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress)
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
-    loggers = [
-        TensorBoardLogger(
-            run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
-        ),
-        MetricsCSV(run.path, first_update),
-    ]
+    tensorboard = TensorBoardLogger(
+        run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
+    )
+    samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
+    tensorboard.experiment.add_custom_scalars(layout(samples, critic))
+    loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
     what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
     console.print(what, highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    with run.locked():
+    with lock:
         with suppress(SystemExit):  # Lightning's answer to Ctrl-C
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
+            evaluate.on_train_start(trainer, module)
+            evaluate.teardown(trainer, module, "fit")
         if module.updates < cfg.updates:
             raise InterruptedRun(f"stopped at update {module.updates:,}; go on with:  mfrl train resume={run.path}")
 
@@ -94,7 +135,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         "dataset": data.dataset,
         "algo": cfg.algo_name,
         "variant": cfg.variant.name,
-        "alpha": cfg.algo.alpha,
+        **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
         "seed": cfg.seed,
         "data": provenance["source"],
         "updates": module.updates,
@@ -103,8 +144,15 @@ def train(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
         "versions": versions(),
     }
+    scores = {
+        f"{part}/{name.removeprefix('eval/')}": value
+        for part in ("final", "mean_of_last_three")
+        for name, value in result[part].items()
+    }
+    log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
     run.write_result(result)
-    summarise(console, run, result)
+    if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
+        summarise(console, run, result)
     return result
 
 
@@ -114,11 +162,51 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    for key in ("updates", "batch_size", "chunk", "log.every", "eval.every", "eval.episodes", "eval.num_envs",
-                "checkpoint.every"):  # fmt: skip
+    counts = [f"eval.{name}" for name in ("every", "episodes", "num_envs", "samples") if name in cfg.eval]
+    for key in ("updates", "batch_size", "chunk", "log.every", *counts, "checkpoint.every"):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
+        raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
+    if cfg.existing not in EXISTING:
+        raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
+
+
+def limit_threads(cfg: DictConfig) -> None:
+    """Keep PyTorch, and the simulator unless it has a number of its own, to ``threads`` of the cores."""
+    if cfg.threads is None:
+        return
+    torch.set_num_threads(cfg.threads)
+    if "workers" in cfg.eval and cfg.eval.workers is None:
+        cfg.eval.workers = cfg.threads if cfg.threads > 1 else 0
+
+
+def finished(cfg: DictConfig) -> dict[str, Any] | None:
+    """The result of the run in ``run_dir``, if it is finished and what ``cfg`` asks for; None: it is still to be done.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings, with the first that differs, or something else.
+    """
+    path = Path(cfg.run_dir)
+    if not (path / "config.yaml").exists():
+        if others := sorted(p.name for p in path.glob("[!.]*") if p != RunFolder(path).error):
+            raise ConfigError(f"{path} holds {others[0]}, but no run (no config.yaml): choose another run_dir")
+        return None
+    run = read_run(path)
+    if not run.config:
+        raise ConfigError(f"{path}: {run.reason}; move the folder away to begin anew")
+    now, before = flatten(OmegaConf.to_container(cfg, resolve=False)), run.config
+    for key in now | before:
+        if key.split(".")[0] in (*RESUMABLE, *BOOKKEEPING):
+            continue
+        new = key not in before and OmegaConf.select(cfg, key) is None  # a setting that came later, and is off
+        if now.get(key) != before.get(key) and not new:
+            raise ConfigError(
+                f"{path} holds a run with {key}={before.get(key)}, not {now.get(key)}: choose another run_dir, or "
+                "move the folder away to begin anew"
+            )
+    return run.result if run.status == FINISHED and run.result["updates"] == cfg.updates else None
 
 
 def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -140,9 +228,12 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
         if key != "resume":
             OmegaConf.update(old, key, OmegaConf.select(cfg, key))
     old.trainer = cfg.trainer  # of this installation, not out of the file
-    for part in (old.algo, old.data):
+    if "_target_" not in old.eval:  # a run from before there was a choice
+        old.eval = {"_target_": "mfrl.callbacks.Evaluate", "_partial_": True, **old.eval}
+    for part in (old.algo, old.data, old.eval):
         refuse_foreign_targets(part, tuple(cfg.trust))
-    if saved["updates"] >= old.updates:
+    complete = read_run(path.parents[1]).status == FINISHED
+    if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
         raise ConfigError(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
 
@@ -175,18 +266,19 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
     recent = {key: float(np.mean([e[key] for e in evaluations[-FINAL_EVALUATIONS:]])) for key in keys}
-    return {"final": last, "mean_of_last_three": recent, "episodes": len(evaluations[-1]["returns"])}
+    return {"final": last, "mean_of_last_three": recent, "episodes": evaluations[-1]["episodes"]}
 
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     """The closing table: the scores and where everything lies."""
     table = Table(title=result["env"], show_header=False)
-    final = result["final"]
-    table.add_row("success", f"[bold]{final['eval/success']:.2f}[/] over {result['episodes']} episodes")
-    table.add_row("return", f"{final['eval/return']:.1f}")
-    table.add_row("episode length", f"{final['eval/length']:.1f}")
+    for key, value in result["final"].items():
+        table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
+    table.add_row("evaluated over", f"{result['episodes']} episodes")
     table.add_row("algo, variant", f"{result['algo']}, {result['variant']}")
-    table.add_row("alpha, seed", f"{result['alpha']:g}, {result['seed']}")
+    if "alpha" in result:
+        table.add_row("alpha", f"{result['alpha']:g}")
+    table.add_row("seed", f"{result['seed']}")
     table.add_row("updates", f"{result['updates']:,} at {result['updates_per_second']:.1f} per second")
     table.add_row("time", f"{result['seconds']:.0f} s, evaluations included")
     table.add_row("data", f"{result['dataset']} ({result['data']})")

@@ -4,5 +4,6 @@ from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.evaluation import Evaluate
 from mfrl.callbacks.monitor import Monitor
 from mfrl.callbacks.progress import Progress
+from mfrl.callbacks.samples import EvaluateSamples
 
-__all__ = ["Checkpoint", "Evaluate", "Monitor", "Progress"]
+__all__ = ["Checkpoint", "Evaluate", "EvaluateSamples", "Monitor", "Progress"]

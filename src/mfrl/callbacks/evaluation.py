@@ -20,8 +20,9 @@ from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.files import write_text
-from mfrl.policy import OneStepPolicy
+from mfrl.policy import Policy
 from mfrl.run import RunFolder, read_evaluations
+from mfrl.samples import SampleEvaluation
 
 FPS = 15
 
@@ -69,7 +70,7 @@ class Evaluate(L.Callback):
             self._layout = self._evaluator.env.signature.maze
             if self.videos:
                 choose_backend()
-            if k and k % self.every == 0 and k not in done:
+            if k and (k % self.every == 0 or k == pl_module.total_updates) and k not in done:
                 self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
@@ -97,17 +98,12 @@ class Evaluate(L.Callback):
         )
         self.progress.bar.remove_task(task)
 
-        k, summary = pl_module.updates, result.summary()
-        self.progress.report(k, summary, result.seconds)
-        with (self.run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
-        metrics = summary | {f"val/{name}": value for name, value in held_out(trainer.datamodule, pl_module).items()}
+        record(trainer, pl_module, self.run_dir, self.progress, result)
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=k)
             if isinstance(logger, TensorBoardLogger):
                 self._draw(logger.experiment, trainer, pl_module, result)
         for number, frames in enumerate(result.frames):
-            write_video(frames, self.run_dir / "videos" / f"update={k}-episode={number}.mp4", FPS)
+            write_video(frames, self.run_dir / "videos" / f"update={pl_module.updates}-episode={number}.mp4", FPS)
 
     def _draw(self, writer: Any, trainer: L.Trainer, pl_module: OfflineAlgorithm, result: Evaluation) -> None:
         k = pl_module.updates
@@ -115,12 +111,30 @@ class Evaluate(L.Callback):
         writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
         if layout is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
+        if layout is not None and policy.critic is not None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
             xy, values = maze_values(policy, layout, middle)
             writer.add_figure("figures/value", figures.value_map(layout, xy, values), k)
         for number, frames in enumerate(result.frames):
             tensorboard_gif(writer, f"videos/episode_{number}", frames, k, FPS)
         writer.flush()
+
+
+def record(
+    trainer: L.Trainer,
+    pl_module: OfflineAlgorithm,
+    run_dir: Path,
+    progress: Progress,
+    result: Evaluation | SampleEvaluation,
+) -> None:
+    """An evaluation as a line of ``eval.jsonl``, on the screen, and with the held-out losses in every logger."""
+    k, summary = pl_module.updates, result.summary()
+    progress.report(k, summary, result.seconds)
+    with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
+    metrics = summary | {f"val/{name}": value for name, value in held_out(trainer.datamodule, pl_module).items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=k)
 
 
 def keep_until(run_dir: Path, updates: int) -> list[int]:
@@ -145,7 +159,7 @@ def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm, size: int
 
 
 def action_samples(
-    policy: OneStepPolicy, data: Transitions, states: int = 4, samples: int = 256, neighbours: int = 64
+    policy: Policy, data: Transitions, states: int = 4, samples: int = 256, neighbours: int = 64
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """One-step actions in a few states of the data, and the data's actions in the states nearest to each.
 
@@ -167,7 +181,7 @@ def action_samples(
     return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
 
 
-def maze_values(policy: OneStepPolicy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def maze_values(policy: Policy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The critic's value of the policy over the free cells of a maze: points ``(n, 2)`` and values ``(n,)``.
 
     Args:

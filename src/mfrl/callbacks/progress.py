@@ -11,6 +11,24 @@ from rich.progress import Progress as Bar
 
 from mfrl.algorithms.base import OfflineAlgorithm
 
+SCORE_FORMATS = {
+    "eval/return": ".1f",
+    "eval/length": ".1f",
+    "eval/w2": ".3f",
+    "eval/mmd": ".3f",
+    "eval/w2_floor": ".3f",
+}
+
+
+def score_name(key: str) -> str:
+    """How a score is called on the screen: ``eval/mode_coverage`` is "mode coverage"."""
+    return key.removeprefix("eval/").replace("_", " ")
+
+
+def format_score(key: str, value: float) -> str:
+    """A score with as many digits as say something."""
+    return format(value, SCORE_FORMATS.get(key, ".2f"))
+
 
 class Progress(L.Callback):
     """A bar over all updates; :class:`Evaluate` adds one of its own while it runs, and reports its result here."""
@@ -46,13 +64,11 @@ class Progress(L.Callback):
         self.bar.update(self._task, completed=pl_module.updates, note=note)
 
     def report(self, updates: int, summary: dict[str, float], seconds: float) -> None:
-        """One line of an evaluation, above the bar, and its success on the bar."""
-        success, length = summary["eval/success"], summary["eval/length"]
-        self._note = f"success {success:.2f}"
+        """One line of an evaluation, above the bar, and its first score on the bar."""
+        scores = [f"{score_name(key)} [bold]{format_score(key, value)}[/]" for key, value in summary.items()]
+        self._note = scores[0]
         self.bar.console.print(
-            f"update {updates:>9,}   success [bold]{success:.2f}[/]   return {summary['eval/return']:9.1f}   "
-            f"length {length:6.1f}   ({seconds:.1f} s)",
-            highlight=False,
+            f"update {updates:>9,}   {'   '.join(scores)}   ({seconds:.1f} s)", highlight=False, soft_wrap=True
         )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

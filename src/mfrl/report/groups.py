@@ -24,7 +24,7 @@ from mfrl.report.runs import DUPLICATE, FAILED, FINISHED, ReportError, Run
 
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind.
 _NO_SETTING = {"seed", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
-_NO_SETTING |= {"workers", "num_workers", "num_envs", "videos"}
+_NO_SETTING |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing"}
 _NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
 _IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # columns of their own
 _TRAINER_SETTINGS = {"trainer.precision"}  # of Lightning's trainer nothing else changes a result

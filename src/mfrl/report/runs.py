@@ -1,8 +1,8 @@
 """From folders on disk to runs: which finished, which did not, and what each one says.
 
-A run is a folder with a config.yaml. It is *finished* if its result.json speaks of as many updates as its
-configuration asks for and every file that a score rests on can be read and agrees; *failed* if such a file is
-damaged or contradicts another; else *unfinished*.
+A run is a folder with a config.yaml, or with the error.txt of a sweep's job that failed before it. It is *finished* if its
+result.json speaks of as many updates as its configuration asks for and every file that a score rests on can be read and
+agrees; *failed* if such a file is damaged or contradicts another, or if there is an error.txt; else *unfinished*.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from mfrl.errors import MfrlError
 
 FINISHED, UNFINISHED, FAILED, DUPLICATE = "finished", "unfinished", "failed", "duplicate"
+_ERROR = "error.txt"  # the traceback of a sweep's job that failed, gone once it succeeds
 _NOT_RUNS = ("checkpoints", "videos", "wandb")  # wandb keeps a config.yaml of its own
 
 
@@ -105,7 +106,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
 def _run_folders(root: Path) -> Iterable[Path]:
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
-        if "config.yaml" in files:
+        if "config.yaml" in files or _ERROR in files:
             yield Path(folder)
 
 
@@ -113,11 +114,15 @@ def read_run(path: Path) -> Run:
     """A run folder's files, and whether it may be counted."""
     known: dict[str, Any] = {}
     try:
+        if (path / _ERROR).exists() and not (path / "config.yaml").exists():
+            raise _Damaged(_failure(path / _ERROR))  # refused before it left anything else
         known["config"] = config = _read_config(path / "config.yaml")
         known["overrides"] = _read_overrides(path / "overrides.yaml")
         evaluations, torn = _read_evaluations(path / "eval.jsonl")
         known["evaluations"] = evaluations
         result_path = path / "result.json"
+        if (path / _ERROR).exists():
+            raise _Damaged(f"{_failure(path / _ERROR)}; {_progress(config, evaluations)}")
         if not result_path.exists():
             return Run(path, UNFINISHED, f"no result.json; {_progress(config, evaluations)}", **known)
         known["result"] = result = _read_json(result_path)
@@ -163,6 +168,15 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_hashable(item) for item in value)
     return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+
+
+def _failure(path: Path) -> str:
+    """The last line of a traceback: what went wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError as error:
+        return f"{path.name} cannot be read: {_first_line(error)}"
+    return lines[-1] if lines else f"{path.name} is empty"
 
 
 def _read_overrides(path: Path) -> list[str]:

@@ -1,0 +1,76 @@
+"""Hydra finds its plugins in this namespace and nowhere else; what is done lies in mfrl.sweep."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins import basic_sweeper
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+from rich.markup import escape
+
+from mfrl.errors import ConfigError
+from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
+
+KILLED = "a process was killed from outside, perhaps for want of memory"
+RESTARTS = 2
+
+
+class MfrlSweeper(basic_sweeper.BasicSweeper):
+    """Hydra's own sweeper of comma-separated values, ending in a table; exits with 1 where a job failed."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        for overrides in batch:
+            job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            HydraConfig.instance().set_config(job)  # what `run_dir` is made of
+            if job.existing == "continue":
+                self.folders.append(Path(job.run_dir))
+        refuse_shared_folders(self.folders)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.folders: list[Path] = []  # of jobs that do only what is missing
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process is left behind then either
+        try:
+            batches = self._sweep(arguments, console)
+        except KeyboardInterrupt:
+            console.print(f"stopped; {self._how_to_go_on()}")
+            sys.exit(130)
+        except BrokenExecutor:
+            console.print(f"[bold red]error[/] {KILLED} (jobs= sets how many run at once); {self._how_to_go_on()}")
+            sys.exit(1)
+        except ConfigError as error:
+            console.print(f"[bold red]error[/] {escape(str(error))}")
+            sys.exit(1)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        outcomes = [job.return_value for batch in batches for job in batch]
+        print_outcomes(console, outcomes)
+        if missing(outcomes):
+            console.print(self._how_to_go_on())
+            sys.exit(1)
+        return batches
+
+    def _how_to_go_on(self) -> str:
+        if self.folders:
+            return "the same command again does only what is missing"
+        return "an unfinished run goes on with  mfrl train resume=FOLDER"
+
+    def _sweep(self, arguments: list[str], console: Console) -> Any:
+        """The sweep, started again where a process was killed: that takes the jobs beside it along."""
+        restarts = RESTARTS
+        while True:
+            self.batch_index = 0
+            self.folders.clear()
+            try:
+                return super().sweep(arguments)
+            except BrokenExecutor:
+                if not (restarts and self.folders):  # without folders jobs would begin anew
+                    raise
+                restarts -= 1
+                console.print(f"{KILLED}; going on with what is missing")

@@ -1,0 +1,67 @@
+"""Evaluation against a known distribution at chosen updates, with figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mfrl import figures
+from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.callbacks.evaluation import keep_until, record
+from mfrl.callbacks.progress import Progress
+from mfrl.data.toy import find_toy
+from mfrl.envs.spec import EnvSpec
+from mfrl.samples import SampleEvaluation, SampleEvaluator, displaced_lines, noise_lines
+
+
+class EvaluateSamples(L.Callback):
+    """Before the first update, every ``every`` updates and at the end: ``samples`` actions, from the same noise.
+
+    Each evaluation is one line of ``eval.jsonl``; losses on the validation split are logged as ``val/...`` beside it.
+    The figures (actions beside the data; the map from noise to action) go to TensorBoard.
+
+    Args:
+        spec: names the toy.
+        run_dir: where ``eval.jsonl`` lies.
+        every, samples, seed: of the evaluation.
+        progress: the bar to report to.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, run_dir: str | Path, every: int, samples: int, seed: int, progress: Progress
+    ) -> None:
+        self.evaluator = SampleEvaluator(find_toy(spec.env_id), samples, seed)
+        self.run_dir, self.every, self.progress = Path(run_dir), every, progress
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+        k = pl_module.updates
+        done = keep_until(self.run_dir, k)
+        if (k % self.every == 0 or k == pl_module.total_updates) and k not in done:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+        k = pl_module.updates
+        if k % self.every == 0 or k == pl_module.total_updates:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+        with pl_module.aside():
+            result = self.evaluator.run(pl_module.policy())
+            record(trainer, pl_module, self.run_dir, self.progress, result)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    self._draw(logger.experiment, pl_module, result)
+
+    def _draw(self, writer: Any, pl_module: OfflineAlgorithm, result: SampleEvaluation) -> None:
+        k, policy, toy = pl_module.updates, pl_module.policy(), self.evaluator.toy
+        clouds = {"data": result.data, "policy": result.drawn}
+        writer.add_figure("figures/samples", figures.sample_clouds(clouds), k)
+        maps = {"noise": noise_lines(policy.sigma)}
+        for group in range(toy.num_groups):
+            name = "action" if toy.num_groups == 1 else f"action, observation {group + 1}"
+            maps[name] = displaced_lines(policy, toy, group)
+        writer.add_figure("figures/noise_to_action", figures.displaced_grids(maps), k)
+        writer.flush()

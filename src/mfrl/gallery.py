@@ -1,0 +1,65 @@
+"""Policies of the toy study side by side, from their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mfrl import figures
+from mfrl.data.toy import Toy, find_toy
+from mfrl.errors import ConfigError
+from mfrl.eval import load_algorithm
+from mfrl.policy import Policy
+from mfrl.samples import SampleEvaluator, displaced_lines, noise_lines
+
+
+def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int = 2048, columns: int = 5) -> Figure:
+    """Samples of the data and of every policy; under each name its 2-Wasserstein distance, under the data the floor.
+
+    Args:
+        checkpoints: name -> checkpoint or run folder, all of one toy.
+
+    Raises:
+        CheckpointError, ConfigError: see :func:`load_policies`.
+    """
+    toy, policies = load_policies(checkpoints)
+    evaluator = SampleEvaluator(toy, samples)
+    clouds = {f"data\n$W_2$ floor {evaluator.floor:.3f}": evaluator.data}
+    for name, policy in policies.items():
+        result = evaluator.run(policy)
+        clouds[f"{name}\n$W_2$ {result.scores['eval/w2']:.3f}"] = result.drawn
+    return figures.sample_clouds(clouds, columns=columns)
+
+
+def map_gallery(checkpoints: Mapping[str, str | Path], group: int = 0, columns: int = 5) -> Figure:
+    """The map from noise to action of every policy as displaced grid lines, beside the grid over the noise.
+
+    Args:
+        checkpoints: name -> checkpoint or run folder, all of one toy.
+        group: number of the observation.
+
+    Raises:
+        CheckpointError, ConfigError: see :func:`load_policies`.
+    """
+    toy, policies = load_policies(checkpoints)
+    maps: dict[str, np.ndarray] = {"noise": noise_lines()}
+    return figures.displaced_grids(
+        maps | {name: displaced_lines(policy, toy, group) for name, policy in policies.items()}, columns=columns
+    )
+
+
+def load_policies(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, Policy]]:
+    """The toy that the checkpoints were trained on, and their policies.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or refused.
+        ConfigError: there is none, or they are of different toys.
+    """
+    loaded = {name: load_algorithm(path) for name, path in checkpoints.items()}
+    toys = {record["env"]["env_id"] for _, record in loaded.values()}
+    if len(toys) != 1:
+        raise ConfigError(f"a gallery is of one toy, not of {len(toys)}: {', '.join(sorted(toys)) or 'no checkpoint'}")
+    return find_toy(toys.pop()), {name: module.policy() for name, (module, _) in loaded.items()}

@@ -1,0 +1,176 @@
+"""The jobs of a sweep: a folder's name for each, what became of each, and none that takes the others along."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mfrl.config import BOOKKEEPING, RESUMABLE
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError
+from mfrl.files import write_text
+
+FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
+_COLOURS = {FINISHED: "green", SKIPPED: "dim", STOPPED: "yellow", FAILED: "red"}
+
+# Overrides that a folder's name need not repeat: they stand elsewhere in the path, or any run may have them.
+_ELSEWHERE = {"env", "algo", "algo_name", "variant", "variant.name", "seed", "sweep", "collect"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        status: finished, skipped (it had been finished before), stopped or failed.
+        folder: of its run.
+        note: its score, or in one line why there is none.
+    """
+
+    status: str
+    folder: Path
+    note: str
+
+
+def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
+    """Train as one job of several: whatever goes wrong is returned, not raised.
+
+    Args:
+        cfg, overrides: as for :func:`mfrl.train.train`.
+        aside: the job has a process of its own, beside others: it writes lines that begin with its name.
+
+    Raises:
+        KeyboardInterrupt: the job was stopped in the process of the sweep itself, which is to stop too.
+    """
+    from mfrl.run import RunFolder
+    from mfrl.train import finished, train
+
+    folder = Path(cfg.resume or cfg.run_dir)
+    console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
+    try:
+        if cfg.existing == "new" and not cfg.resume:
+            # Claimed now, so that what goes wrong has a place to be told at.
+            folder = RunFolder.create(cfg.run_dir).path
+            cfg.run_dir, cfg.existing = str(folder), "continue"
+        if not cfg.resume and (result := finished(cfg)):
+            outcome = Outcome(SKIPPED, folder, score(result))
+        else:
+            outcome = Outcome(FINISHED, folder, score(train(cfg, overrides, console)))
+        RunFolder(folder).error.unlink(missing_ok=True)
+    except InterruptedRun as error:
+        if not aside:
+            raise KeyboardInterrupt from error
+        outcome = Outcome(STOPPED, folder, str(error).removeprefix("stopped "))
+    except Exception as error:
+        note = " ".join(str(error).split())
+        if not cfg.resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
+        if not isinstance(error, MfrlError):
+            note = f"{type(error).__name__}: {note} (see {RunFolder(folder).error})"
+        outcome = Outcome(FAILED, folder, note)
+    if console:
+        console.print(f"[{_COLOURS[outcome.status]}]{outcome.status}[/]  {escape(outcome.note)}", highlight=False)
+    return outcome
+
+
+def score(result: dict[str, Any]) -> str:
+    """The first number of the last evaluation: what the evaluation itself puts first."""
+    from mfrl.callbacks.progress import format_score, score_name
+
+    key, value = next(iter(result["final"].items()))
+    return f"{score_name(key)} {format_score(key, value)}"
+
+
+class JobConsole(Console):
+    """Lines that begin with a job's number and name, without bars: several jobs write to one terminal."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(stderr=True, force_terminal=False, soft_wrap=True)
+        self.name = name
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        if objects:  # a bar that ends leaves an empty line
+            super().print(f"{escape(self.name)} │", *objects, **settings)
+
+
+# ---- folders
+
+
+def changed() -> str:
+    """What a job's overrides change beyond environment, variant and seed, as part of a folder's name.
+
+    E.g. ``-quickstart-alpha_3-num_candidates_5``: chosen files, then settings, each sorted, so that the order on the
+    command line does not matter.
+    """
+    if not HydraConfig.initialized():
+        return ""
+    hydra = HydraConfig.get()
+    chosen, values = [], {}
+    for override in hydra.overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in _ELSEWHERE or key.split(".")[0] in (*RESUMABLE, *BOOKKEEPING, "collect"):
+            continue
+        if key in hydra.runtime.choices:
+            chosen.append(value)
+        else:
+            values[key] = value
+    last = {key: key.rpartition(".")[2] for key in values}
+    times = Counter(last.values())
+    parts = [f"{last[key] if times[last[key]] == 1 else key}_{value}" for key, value in values.items()]
+    return "".join("-" + re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in sorted(chosen) + sorted(parts))
+
+
+OmegaConf.register_new_resolver("changed", changed, replace=True)
+
+
+def refuse_shared_folders(folders: Sequence[Path]) -> None:
+    """Two jobs that were to train in one folder would be one run.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    for folder, jobs in Counter(folders).items():
+        if jobs > 1:
+            raise ConfigError(f"{jobs} jobs of the sweep would share the folder {folder}: tell them apart in run_dir=")
+
+
+# ---- the end
+
+
+def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """The closing table, and where to look further."""
+    root = common_folder(outcome.folder for outcome in outcomes)
+    table = Table(title=f"{len(outcomes)} jobs in {escape(str(root))}")
+    for column in ("", "job", "", "score, or why there is none"):
+        table.add_column(column, overflow="fold")
+    for job, outcome in enumerate(outcomes):
+        colour = _COLOURS[outcome.status]
+        name = escape(str(outcome.folder.relative_to(root)))
+        table.add_row(str(job), name, f"[{colour}]{outcome.status}[/]", escape(outcome.note))
+    console.print(table, highlight=False)
+    counts = Counter(outcome.status for outcome in outcomes)
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+    for what in (f"compare     mfrl report {root}", f"look        tensorboard --logdir {root}"):
+        console.print(escape(what), highlight=False, soft_wrap=True)
+
+
+def missing(outcomes: Iterable[Outcome]) -> bool:
+    return any(outcome.status in (FAILED, STOPPED) for outcome in outcomes)
+
+
+def common_folder(folders: Iterable[Path]) -> Path:
+    """The innermost folder that all lie below."""
+    parents = [folder.parents for folder in folders]
+    return next(candidate for candidate in parents[0] if all(candidate in others for others in parents))

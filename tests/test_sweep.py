@@ -1,0 +1,500 @@
+"""Sweeps: jobs side by side, each in its folder, done once; and what TensorBoard's tabs read of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from conftest import DATASET
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
+
+from mfrl.config import CONFIG_DIR
+from mfrl.errors import ConfigError
+from mfrl.report import main as report
+from mfrl.report.runs import find_runs
+from mfrl.run import RunFolder, load_checkpoint
+from mfrl.sweep import FAILED, FINISHED, attempt, changed, common_folder, refuse_shared_folders
+from mfrl.train import limit_threads, train
+
+TOY = [
+    "experiment=toy",
+    "network.actor.hidden=[16]",
+    "batch_size=8",
+    "updates=24",
+    "log.every=6",
+    "checkpoint.every=12",
+    "eval.every=12",
+    "eval.samples=16",
+    "accelerator=cpu",
+]
+SIMULATED = [
+    f"env=ogbench/{DATASET}",
+    "experiment=quickstart",
+    "collect=null",
+    "network.actor.width=16",
+    "network.critic.hidden=[16]",
+    "batch_size=8",
+    "updates=12",
+    "log.every=6",
+    "checkpoint.every=12",
+    "eval.every=12",
+    "eval.episodes=1",
+    "eval.num_envs=1",
+    "accelerator=cpu",
+]
+
+
+def compose(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def run(folder: Path, *overrides: str) -> dict:
+    """A toy run that does only what is missing."""
+    changes = [*TOY, f"run_dir={folder}", "existing=continue", *overrides]
+    return train(compose(*changes), changes)
+
+
+PAIRS = [(variant, seed) for variant in ("residual", "velocity") for seed in (0, 1)]
+ERROR_FILE = "error.txt"
+COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
+ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, "sweep=reformulation", "jobs=2", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=ENVIRONMENT, check=False)
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each result was written."""
+    return {path.parent: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+
+
+@pytest.fixture(scope="module")
+def simulated(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two of the sweep's variants with two of its seeds, in the simulator: the folder, and what was said."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    done = sweep(cwd, *SIMULATED, f"data_dir={data_dir}", "variant=residual,velocity", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    return cwd / "runs" / "reformulation" / DATASET, done.stderr
+
+
+# ---- a sweep as it is started
+
+
+def test_a_sweep_runs_its_jobs_each_in_a_folder_of_its_own(simulated: tuple[Path, str]) -> None:
+    root, said = simulated
+    runs = find_runs([root])
+    assert [run.status for run in runs] == ["finished"] * 4
+    expected = {f"meanflowql-{v}-quickstart-batch_size_8-hidden_16-width_16/seed{s}" for v, s in PAIRS}
+    assert {str(run.path.relative_to(root)) for run in runs} == expected
+    assert {(run.variant, run.seed) for run in runs} == set(PAIRS)
+    assert all(run.config["threads"] == 1 and run.config["eval.workers"] == 0 for run in runs)
+    assert "4 finished" in said
+    assert "\n  0 residual seed 0 │ update        12   success" in said
+    assert "Trainer" not in said  # nothing of Lightning's
+
+
+def test_the_report_reads_a_sweep(simulated: tuple[Path, str], tmp_path: Path) -> None:
+    report([str(simulated[0]), "--out", str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    assert "residual" in text
+    assert "velocity" in text
+
+
+def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path: Path) -> None:
+    changes = [*TOY, "jobs=1", "variant=residual", "seed=0,1", "run_dir=runs/s${seed}"]
+    with RunFolder(tmp_path / "runs" / "s0").locked():
+        done = sweep(tmp_path, *changes)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "another process is training in runs/s0" in done.stderr
+    assert "1 failed, 1 finished" in done.stderr
+    assert "the same command again does only what is missing" in done.stderr
+    before = written(tmp_path)
+    assert [folder.name for folder in before] == ["s1"]
+    assert "Traceback" in (tmp_path / "runs" / "s0" / ERROR_FILE).read_text()
+
+    done = sweep(tmp_path, *changes)
+    assert done.returncode == 0, done.stderr
+    assert "1 finished, 1 skipped" in done.stderr
+    assert {folder.name for folder in written(tmp_path)} == {"s0", "s1"}
+    assert before.items() <= written(tmp_path).items()
+    assert not list(tmp_path.rglob(ERROR_FILE))
+
+
+@pytest.mark.parametrize(
+    ("override", "note"),
+    [
+        ("algo.actor_lr=-1", r"algo.actor_lr=-1 must be positive"),
+        ("trainer.precision=9", r"\w+: .*9.* \(see {folder}/error.txt\)"),
+    ],
+)
+def test_what_went_wrong_is_one_line_and_a_file(override: str, note: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    changes = [*TOY, f"run_dir={folder}", override]
+    outcome = attempt(compose(*changes), changes, aside=False)
+    assert (outcome.status, outcome.folder) == (FAILED, folder)
+    assert re.fullmatch(note.format(folder=folder), outcome.note)
+    assert "Traceback" in (folder / ERROR_FILE).read_text()
+    again = attempt(compose(*changes), changes, aside=False)
+    assert again.folder == tmp_path / "run-2"  # existing=new
+
+    changes = [*TOY, f"run_dir={folder}", "existing=continue"]
+    if "trainer" in override:  # it had come as far as writing its settings down
+        shutil.rmtree(folder)
+    assert attempt(compose(*changes), changes, aside=False).status == FINISHED
+    assert not (folder / ERROR_FILE).exists()
+
+
+def test_jobs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+    done = sweep(tmp_path, *TOY, "variant=residual", "seed=0", "updates=12,24")
+    assert done.returncode == 1
+    assert "2 jobs of the sweep would share the folder runs/reformulation" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_stopped_sweep_leaves_no_process_behind(how: signal.Signals, tmp_path: Path) -> None:
+    command = [
+        *COMMAND,
+        "sweep=reformulation",
+        "jobs=2",
+        *TOY,
+        "variant=residual",
+        "updates=100000",
+        "eval.every=100000",
+    ]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True
+    )
+    while process.poll() is None and len(list(tmp_path.rglob("last.ckpt"))) < 2:
+        time.sleep(0.1)
+    # A terminal sends Ctrl-C to all processes of a job, `kill` its signal to one.
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "stopped; the same command again does only what is missing" in said
+    assert "Traceback" not in said
+    for folder in [path.parents[1] for path in tmp_path.rglob("last.ckpt")]:
+        wait_until_free(folder)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_loses_no_job(tmp_path: Path) -> None:
+    changes = [*TOY, "variant=residual", "seed=0,1", "run_dir=runs/s${seed}", "updates=240", "eval.every=240"]
+    command = [*COMMAND, "sweep=reformulation", "jobs=2", *changes]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    while process.poll() is None and not list(tmp_path.rglob("last.ckpt")):
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    worker = next(pid for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, said
+    assert "a process was killed from outside" in said
+    assert {folder.name for folder in written(tmp_path)} == {"s0", "s1"}
+
+
+def wait_until_free(folder: Path, seconds: float = 10.0) -> None:
+    """Until nobody trains there any more."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with RunFolder(folder).locked():
+                return
+        except ConfigError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+# ---- only what is missing
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A finished run that kept the checkpoint halfway."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    return path, run(path, "checkpoint.keep_all=true")
+
+
+@pytest.fixture
+def copy(whole: tuple[Path, dict], tmp_path: Path) -> Path:
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
+def stop_halfway(folder: Path) -> None:
+    """As a run is left that was killed after update 12 of 24."""
+    (folder / "result.json").unlink()
+    (folder / "checkpoints" / "update=12.ckpt").replace(folder / "checkpoints" / "last.ckpt")
+
+
+def scores(result: dict) -> dict:
+    return {key: result[key] for key in ("final", "mean_of_last_three", "updates")}
+
+
+def evaluated(folder: Path) -> list[int]:
+    return [json.loads(line)["updates"] for line in (folder / "eval.jsonl").read_text().splitlines()]
+
+
+def test_what_is_finished_is_not_done_again(whole: tuple[Path, dict], capsys: pytest.CaptureFixture[str]) -> None:
+    path, result = whole
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert run(path) == result
+    assert "finished before" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_what_was_interrupted_goes_on_to_the_same_end(whole: tuple[Path, dict], copy: Path) -> None:
+    stop_halfway(copy)
+    assert scores(run(copy)) == scores(whole[1])
+    a, b = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (whole[0], copy))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert evaluated(copy) == evaluated(whole[0]) == [0, 12, 24]
+
+
+def test_a_run_killed_before_its_last_evaluation_only_evaluates(whole: tuple[Path, dict], copy: Path) -> None:
+    (copy / "result.json").unlink()
+    lines = (copy / "eval.jsonl").read_text().splitlines(keepends=True)
+    (copy / "eval.jsonl").write_text("".join(lines[:-1]))
+    checkpoint = copy / "checkpoints" / "last.ckpt"
+    before = checkpoint.stat().st_mtime_ns
+    assert scores(run(copy)) == scores(whole[1])
+    assert evaluated(copy) == [0, 12, 24]
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", ["", '{"updates": 24, "fin', "[]"])
+def test_half_a_result_is_none(content: str, whole: tuple[Path, dict], copy: Path) -> None:
+    (copy / "result.json").write_text(content)
+    assert scores(run(copy)) == scores(whole[1])
+    assert scores(json.loads((copy / "result.json").read_text())) == scores(whole[1])
+
+
+def test_without_a_checkpoint_a_run_begins_anew(whole: tuple[Path, dict], copy: Path) -> None:
+    (copy / "result.json").unlink()
+    shutil.rmtree(copy / "checkpoints")
+    (copy / ERROR_FILE).write_text("as it was left")
+    assert scores(run(copy)) == scores(whole[1])
+    assert evaluated(copy) == [0, 12, 24]
+    steps = [event.step for event in multiplexer(copy).Tensors(".", "eval/w2")]
+    assert steps == [0, 12, 24]  # the earlier attempt's curves are gone
+    assert not (copy / ERROR_FILE).exists()
+
+
+def test_other_settings_are_refused_with_the_key(copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"algo.actor_lr=0.001, not 0.002"):
+        run(copy, "algo.actor_lr=0.002")
+    with pytest.raises(ConfigError, match=r"variant.name=residual, not velocity"):
+        run(copy, "variant=velocity")
+    (copy / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"config.yaml cannot be read"):
+        run(copy)
+
+
+def test_a_setting_that_came_later_and_is_off_is_no_other_setting(whole: tuple[Path, dict], copy: Path) -> None:
+    config = OmegaConf.load(copy / "config.yaml")
+    assert config.collect is None
+    assert config.variant.instant_share is None
+    del config["collect"], config["threads"], config.algo["target_clip"]
+    del config.variant["instant_share"], config.algo.reformulation["instant_share"]
+    OmegaConf.save(config, copy / "config.yaml")
+    with pytest.raises(ConfigError, match=r"algo.target_clip=None, not"):
+        run(copy)
+    config.algo.target_clip = OmegaConf.load(whole[0] / "config.yaml").algo.target_clip
+    OmegaConf.save(config, copy / "config.yaml")
+    assert run(copy) == whole[1]
+
+
+def test_length_may_change_upwards(copy: Path) -> None:
+    assert run(copy, "updates=36", "log.every=12")["updates"] == 36
+    assert evaluated(copy) == [0, 12, 24, 36]
+    with pytest.raises(ConfigError, match=r"at update 36 already, beyond updates=24"):
+        run(copy)
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds notes.txt, but no run"):
+        run(tmp_path)
+
+
+def test_a_run_that_another_process_trains_is_reported(copy: Path) -> None:
+    with RunFolder(copy).locked(), pytest.raises(ConfigError, match="another process is training"):
+        run(copy)
+
+
+def test_existing_has_two_values(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be new or continue"):
+        run(tmp_path, "existing=overwrite")
+
+
+# ---- names, threads
+
+
+def named(*overrides: str) -> str:
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = hydra.compose("train", ["sweep=reformulation", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    try:
+        return changed()
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["variant=velocity", "seed=3", "updates=7", "eval.every=2", "jobs=2", "data_dir=x"], ""),
+        (["algo.num_candidates=5", "algo.alpha=3", "experiment=quickstart"], "-quickstart-alpha_3-num_candidates_5"),
+        (["experiment=quickstart", "algo.alpha=3", "algo.num_candidates=5"], "-quickstart-alpha_3-num_candidates_5"),
+        (["network.actor.width=8", "network.critic.hidden=[1,2]"], "-hidden_1_2-width_8"),
+        (["eval.seed=1", "data.seed=2", "algo.seed=3"], "-algo.seed_3-data.seed_2"),
+        (["+algo.extra=1", "algo.q_aggregation=min"], "-extra_1-q_aggregation_min"),
+    ],
+)
+def test_a_folder_is_named_after_what_was_changed(overrides: list[str], name: str) -> None:
+    assert named(*overrides) == name
+
+
+def test_two_jobs_never_share_a_folder() -> None:
+    refuse_shared_folders([Path("a/b"), Path("a/c")])
+    with pytest.raises(ConfigError, match="2 jobs of the sweep would share the folder a/b"):
+        refuse_shared_folders([Path("a/b"), Path("a/c"), Path("a/b")])
+
+
+def test_the_folder_of_a_sweep_is_the_innermost_that_holds_all_jobs() -> None:
+    assert common_folder([Path("r/e/v/seed0")]) == Path("r/e/v")
+    assert common_folder([Path("r/e/v/seed0"), Path("r/e/v/seed1")]) == Path("r/e/v")
+    assert common_folder([Path("r/e/v/seed0"), Path("r/e/w/seed0")]) == Path("r/e")
+    assert common_folder([Path("a"), Path("b")]) == Path()
+
+
+@pytest.mark.parametrize(("threads", "workers", "expected"), [(1, "null", 0), (2, "null", 2), (1, "3", 3)])
+def test_threads_hold_for_pytorch_and_the_simulator(threads: int, workers: str, expected: int) -> None:
+    cfg = compose(f"threads={threads}", f"eval.workers={workers}")
+    before = torch.get_num_threads()
+    try:
+        limit_threads(cfg)
+        assert torch.get_num_threads() == threads
+        assert cfg.eval.workers == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_must_be_a_number(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads=0 must be null or a whole number"):
+        run(tmp_path, "threads=0")
+
+
+# ---- TensorBoard, read as its plugins read it
+
+
+def multiplexer(folder: Path) -> EventMultiplexer:
+    runs = EventMultiplexer()
+    runs.AddRunsFromDirectory(str(folder))
+    runs.Reload()
+    return runs
+
+
+def tensorboard(folder: Path) -> TBContext:
+    runs = multiplexer(folder)
+    provider = MultiplexerDataProvider(runs, str(folder))
+    return TBContext(data_provider=provider, multiplexer=runs, logdir=str(folder))
+
+
+def hparams_table(folder: Path) -> dict[str, tuple[dict, dict]]:
+    """The HParams tab: for every run its settings and its metrics."""
+    request, plugin = context.RequestContext(), backend_context.Context(tensorboard(folder))
+    experiment = get_experiment.Handler(request, plugin, "", api_pb2.GetExperimentRequest()).run()
+    ask = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=[api_pb2.STATUS_SUCCESS])
+    for column in experiment.hparam_infos:
+        ask.col_params.add().hparam = column.name
+    for column in experiment.metric_infos:
+        ask.col_params.add().metric.CopyFrom(column.name)
+    rows = list_session_groups.Handler(request, plugin, "", ask).run().session_groups
+    return {
+        row.name: (
+            {name: getattr(value, value.WhichOneof("kind")) for name, value in row.hparams.items()},
+            {metric.name.tag: metric.value for metric in row.metric_values},
+        )
+        for row in rows
+    }
+
+
+def test_the_hparams_tab_compares_the_runs_of_a_sweep(simulated: tuple[Path, str]) -> None:
+    table = hparams_table(simulated[0])
+    assert len(table) == 4
+    for folder, (settings, metrics) in table.items():
+        result = json.loads((simulated[0] / folder / "result.json").read_text())
+        assert settings["variant.name"] == result["variant"]
+        assert settings["seed"] == result["seed"]
+        assert settings["algo.alpha"] == result["alpha"]
+        assert settings["network.actor.width"] == 16  # overridden
+        assert metrics["final/return"] == result["final"]["eval/return"]
+        assert metrics["mean_of_last_three/success"] == result["mean_of_last_three"]["eval/success"]
+
+
+def test_a_run_that_goes_on_has_one_line_in_the_hparams_tab(copy: Path) -> None:
+    result = run(copy, "updates=36")
+    ((settings, metrics),) = hparams_table(copy).values()
+    assert settings["updates"] == 36
+    assert metrics["final/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)
+
+
+def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
+    """The Custom Scalars tab: for every category and chart the curves it finds in the first run."""
+    everything = tensorboard(folder)
+    everything.plugin_name_to_instance = {"scalars": ScalarsPlugin(everything)}
+    plugin, request = CustomScalarsPlugin(everything), context.RequestContext()
+    name = min(everything.multiplexer.Runs())
+    return {
+        category["title"]: {
+            chart["title"]: {
+                curve
+                for tag in chart["multiline"]["tag"]
+                for curve in plugin.scalars_impl(request, name, tag, "")["tag_to_events"]
+            }
+            for chart in category["chart"]
+        }
+        for category in json.loads(plugin.layout_impl(request, ""))["category"]
+    }
+
+
+def test_the_custom_scalars_tab_groups_the_curves_of_a_simulated_run(simulated: tuple[Path, str]) -> None:
+    found = charts(simulated[0])
+    assert found["scores"]["success"] == {"eval/success"}
+    assert found["losses"]["critic"] == {"train/critic_loss", "val/critic_loss"}
+    assert found["Q statistics"]["Q of the data and target"] == {"train/q", "train/target"}
+    assert found["policy and bounds"]["share out of bounds"] == {"train/out_of_bounds"}
+    assert found["speed"]["updates per second"] == {"perf/updates_per_second"}
+
+
+def test_the_custom_scalars_tab_groups_the_curves_of_a_toy_run(whole: tuple[Path, dict]) -> None:
+    found = charts(whole[0])
+    assert found["scores"]["Wasserstein distance"] == {"eval/w2", "eval/w2_floor"}
+    assert found["scores"]["mode coverage"] == {"eval/mode_coverage"}
+    assert found["losses"]["flow"] == {"train/flow_loss", "val/flow_loss"}
+    assert "eval/out_of_bounds" in found["policy and bounds"]["share out of bounds"]
+    assert "Q statistics" not in found
