@@ -557,9 +557,7 @@ def test_a_toy_study_is_scored_by_its_distance_and_less_is_better(tmp_path: Path
 
 
 def test_jobs_of_a_sweep_that_failed_are_listed_with_their_reason(tmp_path: Path):
-    trace = (
-        "Traceback (most recent call last):\n  ...mfrl.errors.ConfigError: algo.actor_lr=-1 must be positive\n"
-    )
+    trace = "Traceback (most recent call last):\n  ...mfrl.errors.ConfigError: algo.actor_lr=-1 must be positive\n"
     make_run(tmp_path / "good")
     (tmp_path / "refused").mkdir()
     (tmp_path / "refused" / "error.txt").write_text(trace)

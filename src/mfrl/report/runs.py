@@ -1,8 +1,8 @@
 """From folders on disk to runs: which finished, which did not, and what each one says.
 
 A run is a folder with a config.yaml, or with the error.txt of a sweep's job that failed before. It is *finished* if
-its result.json speaks of as many updates as its configuration asks for and every file that a score rests on can be read and
-agrees; *failed* if such a file is damaged or contradicts another, or if there is an error.txt; else *unfinished*.
+its result.json speaks of as many updates as its configuration asks for and every file that a score rests on can be read
+and agrees; *failed* if such a file is damaged or contradicts another, or if there is an error.txt; else *unfinished*.
 """
 
 from __future__ import annotations
