@@ -454,6 +454,7 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
         (["train", "-m", "network=small,smal"], "did you mean small"),
         (["train", "resume='x[/y]'"], "no file or folder x[/y]"),
         (["eval"], "ckpt must be given"),
+        (["train", "variant=custom"], "variant.p, variant.q must be given"),
         (["eval", "ckpt=nowhere"], "no file or folder nowhere"),
         (["collect", "env=ogbench/antmaze-large-navigate", "data_dir=DATA"], "antmaze-large-navigate-v0.npz"),
     ],

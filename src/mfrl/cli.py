@@ -129,10 +129,10 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
             # Every value of a sweep once, beside the first of the others.
             for k in range(max(map(len, choices), default=1)):
                 cfg = hydra.compose(config_name, [values[min(k, len(values) - 1)] for values in choices])
+                if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
+                    raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), config_name)) from error
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
 
 
 def explain(message: str, config_name: str) -> str:
@@ -154,18 +154,18 @@ def explain(message: str, config_name: str) -> str:
     return message
 
 
-def dotted(cfg: DictConfig) -> list[str]:
-    """Every key of a configuration as a.b.c."""
-    keys: list[str] = []
+def dotted(cfg: DictConfig) -> dict[str, Any]:
+    """Every key of a configuration as a.b.c with its value, interpolations as written."""
+    found: dict[str, Any] = {}
 
     def visit(node: Any, prefix: str) -> None:
         for key, value in node.items():
-            keys.append(f"{prefix}{key}")
+            found[f"{prefix}{key}"] = value
             if isinstance(value, dict):
                 visit(value, f"{prefix}{key}.")
 
     visit(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys
+    return found
 
 
 def quiet_lightning() -> None:
