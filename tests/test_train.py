@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,14 +18,17 @@ import pytest
 import torch
 from conftest import DATASET
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mfrl.config import CONFIG_DIR
 from mfrl.data import DataError
+from mfrl.data.ogbench import OGBenchData
 from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
+from mfrl.files import one_at_a_time
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint
-from mfrl.train import train
+from mfrl.train import collect_missing, train
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -111,6 +115,29 @@ def test_a_run_collects_its_dataset_where_it_may_and_it_is_missing(tmp_path: Pat
     result = run(tmp_path / "data", tmp_path / "run", settings, "updates=6")
     assert (tmp_path / "data" / f"{DATASET}-v0.npz").is_file()
     assert result["data"] == "collected"
+
+
+def test_a_dataset_that_another_process_collects_is_waited_for(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("collected a second time")
+
+    monkeypatch.setattr("mfrl.collect.collect", never)
+    data = OGBenchData(DATASET, data_dir=str(tmp_path))
+    cfg = OmegaConf.create({"collect": {}})
+    waiting = threading.Thread(target=collect_missing, args=(cfg, data, Console(quiet=True)))
+    with one_at_a_time(tmp_path / f".{data.dataset}.lock"):
+        waiting.start()
+        time.sleep(0.2)
+        assert waiting.is_alive()
+        for path in data_dir.glob(f"{DATASET}*"):
+            shutil.copy(path, tmp_path)
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    (tmp_path / f"{data.dataset}.npz").unlink()
+    with pytest.raises(AssertionError, match="a second time"):
+        collect_missing(cfg, data, Console(quiet=True))
 
 
 def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict]) -> None:

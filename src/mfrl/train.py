@@ -21,6 +21,7 @@ from mfrl.callbacks import Checkpoint, Monitor, Progress
 from mfrl.callbacks.progress import format_score, score_name
 from mfrl.config import BOOKKEEPING, RESUMABLE, build, build_algorithm, refuse_foreign_targets
 from mfrl.errors import CheckpointError, ConfigError, InterruptedRun
+from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
@@ -250,14 +251,20 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
-    """Collect the dataset in the simulator where its files are not there yet."""
-    if all(path.is_file() for path in data.paths):
+    """Collect the dataset in the simulator where its files are not there yet; of a sweep's jobs, one does."""
+
+    def there() -> bool:
+        return all(path.is_file() for path in data.paths)
+
+    if there():
         return
     from mfrl.collect import collect
 
-    what = escape(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator")
-    console.print(what, highlight=False, soft_wrap=True)
-    collect(data.dataset, data.data_dir, **cfg.collect)
+    with one_at_a_time(data.data_dir / f".{data.dataset}.lock"):
+        if not there():
+            what = escape(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator")
+            console.print(what, highlight=False, soft_wrap=True)
+            collect(data.dataset, data.data_dir, **cfg.collect)
 
 
 def final_scores(run: RunFolder) -> dict[str, Any]:
