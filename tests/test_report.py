@@ -556,6 +556,15 @@ def test_a_toy_study_is_scored_by_its_distance_and_less_is_better(tmp_path: Path
     assert not other.lower_is_better
 
 
+def test_a_report_names_folders_as_seen_from_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "late", seed=1, finished=False)
+    monkeypatch.chdir(tmp_path)
+    report([tmp_path / "runs"], Path("out"), console=QUIET, command="mfrl report runs")
+    assert {row["folder"] for row in rows_of(Path("out/runs.csv"))} == {"runs/a", "runs/late"}
+    assert str(tmp_path) not in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_jobs_of_a_sweep_that_failed_are_listed_with_their_reason(tmp_path: Path):
     trace = "Traceback (most recent call last):\n  ...mfrl.errors.ConfigError: algo.actor_lr=-1 must be positive\n"
     make_run(tmp_path / "good")

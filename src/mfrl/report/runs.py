@@ -100,7 +100,9 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
             f"no run folder in or below {looked}. A run folder is what `mfrl train` writes (run_dir=...): "
             "it holds config.yaml, and result.json once it is finished"
         )
-    return [read_run(path) for path in sorted(paths)]
+    here = Path.cwd()
+    # As they were named from here: a report that is moved to another machine should not speak of this one's folders.
+    return [read_run(path.relative_to(here) if path.is_relative_to(here) else path) for path in sorted(paths)]
 
 
 def _run_folders(root: Path) -> Iterable[Path]:
