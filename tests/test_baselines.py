@@ -23,8 +23,10 @@ from mfrl.algorithms import FlowBC, FlowDistilled, GaussianBC, MeanFlowBC
 from mfrl.algorithms.behaviour_cloning import BehaviourCloning
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import negative_log_likelihood
+from mfrl.callbacks import Monitor
+from mfrl.config import build_algorithm
 from mfrl.data.transitions import ChunkLoader, Transitions
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.meanflow import Time, draw_time
 from mfrl.networks import GaussianMLP
@@ -424,6 +426,11 @@ def test_rates_follow_their_schedules_within_their_stages():
     assert [r[0] for r in rates] == pytest.approx([1e-2 * warmup_cosine(k, 16, 0.25, 0.2) for k in range(16)])
 
 
+def test_a_diverging_run_is_given_no_advice_about_a_critic_it_lacks():
+    with pytest.raises(DivergedError, match=r"Try a smaller learning rate\.$"):
+        trainer(Monitor(1)).fit(fresh("flow_bc", actor_lr=1e30, actor_warmup=0.0), datamodule=Data(12, 1))
+
+
 def test_gradients_are_clipped():
     assert min(fit("flow_bc", 3, 1, max_grad_norm=1e9)[1].norms) > 1e-2
     assert fit("flow_bc", 3, 1, max_grad_norm=1e-2)[1].norms == pytest.approx(3 * [1e-2], rel=1e-3)
@@ -519,8 +526,10 @@ def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and
 
 @pytest.mark.parametrize("name", ["gaussian_bc", "flow_bc", "flow_distilled"])
 def test_what_has_no_flow_to_reformulate_has_no_variant(name: str):
-    for further in ([], ["variant=velocity"]):
-        cfg = compose("train", f"algo={name}", *further)
-        assert cfg.variant.name == "none"
-        assert OmegaConf.to_container(cfg, resolve=False)["run_dir"].startswith("runs/${env.name}/${algo_name}-")
-    assert "variant" not in OmegaConf.to_yaml(compose("train", f"algo={name}").algo)
+    cfg = compose("train", f"algo={name}")
+    assert cfg.variant == {"name": "none"}
+    assert OmegaConf.to_container(cfg, resolve=False)["run_dir"].startswith("runs/${env.name}/${algo_name}-")
+    build_algorithm(cfg, SPEC)
+    for further in ("variant=residual", "variant.name=mine"):
+        with pytest.raises(ConfigError, match="has nothing to reformulate: leave variant= out"):
+            build_algorithm(compose("train", f"algo={name}", further), SPEC)

@@ -133,3 +133,33 @@ def test_figures_leave_pyplot_alone():
     before = plt.get_fignums()
     figures.maze_paths(MAZE, [ROUTE], [True])
     assert plt.get_fignums() == before
+
+
+def test_clouds_have_a_panel_for_each_name_coloured_by_observation():
+    clouds = {"data": np.zeros((2, 40, 2)), "policy": np.full((2, 40, 2), 0.5)}
+    clouds["data"][1] += (0.9, -0.9)
+    clouds["policy"][0, :10] = 9.0
+    figure = figures.sample_clouds(clouds, title="two")
+    assert [axes.get_title() for axes in figure.axes] == ["data", "policy"]
+    seen = pixels(figure, np.array([(0.0, 0.0), (0.9, -0.9), (-0.5, 0.5)]))
+    assert seen[0].argmax() == 2  # blue
+    assert seen[1].argmax() == 0  # orange
+    assert is_color(seen[2], "white")
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["12% beyond"]
+
+
+def test_displaced_lines_are_drawn_where_they_are():
+    lines = np.zeros((2, 3, 50, 2))
+    lines[0, ..., 0], lines[0, ..., 1] = np.array([[-0.5], [0.0], [0.5]]), np.linspace(-1, 1, 50)
+    lines[1] = lines[0, ..., ::-1]
+    figure = figures.displaced_grids({"noise": 3.0 * lines, "action": lines})
+    upright, level = figure.axes[1].collections
+    np.testing.assert_array_equal(upright.get_segments(), lines[0])
+    np.testing.assert_array_equal(level.get_segments(), lines[1])
+    assert figure.axes[0].get_xlim()[1] > 3.0
+    assert figure.axes[1].get_xlim() == (-1.5, 1.5)
+
+
+def test_panels_go_on_in_the_next_row():
+    figure = figures.sample_clouds({str(k): np.zeros((1, 5, 2)) for k in range(7)}, columns=3)
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 7 + [False] * 2

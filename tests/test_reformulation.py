@@ -295,8 +295,8 @@ def test_a_boundary_of_noise_is_refused():
     Reformulation(1.0, [0.0, -1.0], [0.0, 0.5])  # vanishes as fast
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
-def test_a_share_that_is_none_is_refused(share: float):
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan, True, "x", [0.5]])
+def test_a_share_that_is_none_is_refused(share: object):
     with pytest.raises(ValueError, match=r"instant_share=.* must be in \[0, 1\]"):
         Reformulation(1.0, -1.0, instant_share=share)
 

@@ -19,7 +19,7 @@ from mfrl.data.toy import find_toy
 from mfrl.data.transitions import DataSpec
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.video import write_video
-from mfrl.errors import CheckpointError, ConfigError
+from mfrl.errors import CheckpointError, ConfigError, require
 from mfrl.files import write_json
 from mfrl.policy import Policy
 from mfrl.run import find_checkpoint, load_checkpoint
@@ -52,7 +52,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: from :func:`load_algorithm`.
-        ConfigError: for a setting that the run's kind of evaluation does not have.
+        ConfigError: for a setting that the run's kind of evaluation does not have, or that is no such number.
     """
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
@@ -63,10 +63,14 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     of_samples = spec.suite == "toy"
     names = ("samples", "seed") if of_samples else ("episodes", "num_envs", "workers", "seed")
     foreign = [name for name in ("episodes", "num_envs", "workers", "samples") if name not in names]
-    for name in foreign + ["num_candidates"] * of_samples:
-        if cfg[name] is not None:
+    for name in foreign + ["num_candidates", "video"] * of_samples:
+        if cfg[name] is not None and cfg[name] is not False:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
     settings = {name: record["config"]["eval"][name] if cfg[name] is None else cfg[name] for name in names}
+    for name, value in settings.items():
+        least = 0 if name in ("workers", "seed") else 1
+        holds = (name == "workers" and value is None) or (type(value) is int and value >= least)
+        require(name, holds, value, f"a whole number of at least {least}")
     if of_samples:
         result, frames = SampleEvaluator(find_toy(spec.env_id), **settings).run(policy), []
     else:
@@ -86,7 +90,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     table = Table(title=f"{spec.env_id} · update {module.updates:,}", show_header=False)
     for key, value in result.summary().items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
-    table.add_row("evaluated over", f"{report['episodes']} episodes")
+    table.add_row("evaluated over", f"{report['episodes']} {names[0]}")
     table.add_row("data", f"{record['provenance']['dataset']} ({record['provenance']['source']})")
     console.print(table, highlight=False)
     for what in (f"every number   {file}", *(f"video          {video}" for video in videos)):

@@ -94,7 +94,8 @@ class LineMixture:
 
             g(e, 1) = integral_0^1 E[a | a_t] dt,
 
-        the expected action averaged over the way, in the place of a_0, where the way ends.
+        the expected action averaged over the way, in the place of a_0, where the way ends. Of a network this holds
+        under the plain squared error (gamma_adaptive = 1); adaptive weights make the mean of its target a weighted one.
 
         Args:
             nodes: of the Gauss-Legendre quadrature.

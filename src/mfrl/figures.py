@@ -121,7 +121,7 @@ def sample_clouds(clouds: Mapping[str, np.ndarray], title: str = "", columns: in
         clouds: name -> ``(observations, samples, 2)``, before clipping or after; points beyond the panel are counted
             in its corner.
     """
-    figure, panels = _new_panels(len(clouds), columns, title)
+    figure, panels = _new_panels(list(clouds), columns, title)
     for axes, (name, cloud) in zip(panels, clouds.items(), strict=True):
         for points, color in zip(cloud, OF_OBSERVATION, strict=False):
             axes.scatter(*points.T, s=max(1.0, min(6.0, 6000 / len(points) / len(cloud))), color=color, alpha=0.5,
@@ -142,9 +142,10 @@ def displaced_grids(maps: Mapping[str, np.ndarray], title: str = "", columns: in
 
     Args:
         maps: name -> ``(2, lines, points, 2)``: upright lines, then level ones (:func:`mfrl.samples.noise_lines`).
-            A panel whose lines reach far beyond the actions is that of the noise itself and sets its own limits.
+            The panel of the noise itself, by the name ``noise``, is as wide as its lines; the others show the actions'
+            bounds with some room around.
     """
-    figure, panels = _new_panels(len(maps), columns, title)
+    figure, panels = _new_panels(list(maps), columns, title)
     for axes, (name, lines) in zip(panels, maps.items(), strict=True):
         for family, color in zip(lines, (BLUE, ORANGE), strict=True):
             off_middle = np.abs(np.linspace(-1.0, 1.0, len(family)))
@@ -156,16 +157,18 @@ def displaced_grids(maps: Mapping[str, np.ndarray], title: str = "", columns: in
     return figure
 
 
-def _new_panels(count: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` square panels, at most ``columns`` in a row."""
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = _new_figure(2.4 * columns + 0.3, 2.55 * rows + (0.5 if title else 0.1))
+def _new_panels(names: Sequence[str], columns: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a square panel for each name, at most ``columns`` in a row, and room for the names above them."""
+    columns = min(len(names), columns)
+    rows = -(-len(names) // columns)
+    lines = max(name.count("\n") + 1 for name in names)
+    figure = _new_figure(2.4 * columns + 0.3, (2.45 + 0.2 * lines) * rows + (0.4 if title else 0.1))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[count:]:
+    for axes in panels[len(names) :]:
         axes.set_visible(False)
-    figure.suptitle(title)
-    return figure, panels[:count]
+    if title:
+        figure.suptitle(title)
+    return figure, panels[: len(names)]
 
 
 def _frame_actions(axes: Axes, name: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from mfrl import figures
+from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.data.toy import Toy, find_toy
 from mfrl.errors import ConfigError
 from mfrl.eval import load_algorithm
@@ -16,20 +18,29 @@ from mfrl.policy import Policy
 from mfrl.samples import SampleEvaluator, displaced_lines, noise_lines
 
 
-def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int = 2048, columns: int = 5) -> Figure:
+def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int | None = None, columns: int = 5) -> Figure:
     """Samples of the data and of every policy; under each name its 2-Wasserstein distance, under the data the floor.
 
+    Noise and data are those of the runs' own evaluations, so that the distances are those of their tables.
+
     Args:
-        checkpoints: name -> checkpoint or run folder, all of one toy.
+        checkpoints: name -> checkpoint or run folder, all of one toy and evaluated alike.
+        samples: actions in all of each policy; None: as many as the runs were evaluated with.
 
     Raises:
         CheckpointError, ConfigError: see :func:`load_policies`.
+        ConfigError: the runs were evaluated with different seeds, or numbers of samples where none is given.
     """
-    toy, policies = load_policies(checkpoints)
-    evaluator = SampleEvaluator(toy, samples)
+    toy, loaded = _load(checkpoints)
+    evaluations = [record["config"]["eval"] for _, record in loaded.values()]
+    settings = {(samples or evaluation["samples"], evaluation["seed"]) for evaluation in evaluations}
+    if len(settings) > 1:
+        found = ", ".join(f"samples={n} seed={seed}" for n, seed in sorted(settings))
+        raise ConfigError(f"a gallery is of runs evaluated alike, not with {found}")
+    evaluator = SampleEvaluator(toy, *settings.pop())
     clouds = {f"data\n$W_2$ floor {evaluator.floor:.3f}": evaluator.data}
-    for name, policy in policies.items():
-        result = evaluator.run(policy)
+    for name, (module, _) in loaded.items():
+        result = evaluator.run(module.policy())
         clouds[f"{name}\n$W_2$ {result.scores['eval/w2']:.3f}"] = result.drawn
     return figures.sample_clouds(clouds, columns=columns)
 
@@ -38,14 +49,18 @@ def map_gallery(checkpoints: Mapping[str, str | Path], group: int = 0, columns: 
     """The map from noise to action of every policy as displaced grid lines, beside the grid over the noise.
 
     Args:
-        checkpoints: name -> checkpoint or run folder, all of one toy.
+        checkpoints: name -> checkpoint or run folder, all of one toy, their noise of one deviation.
         group: number of the observation.
 
     Raises:
         CheckpointError, ConfigError: see :func:`load_policies`.
+        ConfigError: the policies' noise differs in its deviation.
     """
     toy, policies = load_policies(checkpoints)
-    maps: dict[str, np.ndarray] = {"noise": noise_lines()}
+    sigmas = {policy.sigma for policy in policies.values()}
+    if len(sigmas) > 1:
+        raise ConfigError(f"a gallery of maps is of one sigma, not of {', '.join(map(str, sorted(sigmas)))}")
+    maps: dict[str, np.ndarray] = {"noise": noise_lines(sigmas.pop())}
     return figures.displaced_grids(
         maps | {name: displaced_lines(policy, toy, group) for name, policy in policies.items()}, columns=columns
     )
@@ -58,8 +73,14 @@ def load_policies(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str,
         CheckpointError: a checkpoint is missing or refused.
         ConfigError: there is none, or they are of different toys.
     """
+    toy, loaded = _load(checkpoints)
+    return toy, {name: module.policy() for name, (module, _) in loaded.items()}
+
+
+def _load(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, tuple[OfflineAlgorithm, dict[str, Any]]]]:
+    """The toy, and of each checkpoint the module and its record."""
     loaded = {name: load_algorithm(path) for name, path in checkpoints.items()}
     toys = {record["env"]["env_id"] for _, record in loaded.values()}
     if len(toys) != 1:
         raise ConfigError(f"a gallery is of one toy, not of {len(toys)}: {', '.join(sorted(toys)) or 'no checkpoint'}")
-    return find_toy(toys.pop()), {name: module.policy() for name, (module, _) in loaded.items()}
+    return find_toy(toys.pop()), loaded

@@ -92,7 +92,7 @@ class Reformulation:
                 f"{list(self.s.coefficients)}: near t = 0 the output g = p a_t + s e then contains the noise, which no "
                 "function of (a_t, t) can give"
             )
-        if instant_share is not None and not 0.0 <= instant_share <= 1.0:
+        if instant_share is not None and not (type(instant_share) in (int, float) and 0.0 <= instant_share <= 1.0):
             raise ConfigError(f"instant_share={instant_share} must be in [0, 1], or null for b = 0")
         if instant_share is not None and self.is_pinned:
             raise ConfigError(

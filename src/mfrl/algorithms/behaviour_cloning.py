@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import require
+from mfrl.errors import ConfigError, require
 from mfrl.policy import Normalizer
 from mfrl.randomness import generator
 from mfrl.schedules import warmup_cosine
@@ -31,9 +32,10 @@ class BehaviourCloning(OfflineAlgorithm):
         actor_lr, actor_warmup, actor_lr_floor, max_grad_norm: of Adam; the rate warms up over a share of the updates
             and falls to a share of itself.
         compile: compile the loss with torch.compile.
+        variant: the chosen reformulation, for a subclass that has none: ``{name: none}`` is all it may be.
 
     Raises:
-        ConfigError: for a setting out of its range.
+        ConfigError: for a setting out of its range, or a variant that would be of no effect.
     """
 
     optimizer_names = ("actor",)
@@ -49,8 +51,13 @@ class BehaviourCloning(OfflineAlgorithm):
         actor_lr_floor: float = 0.1,
         max_grad_norm: float = 1.0,
         compile: bool = False,
+        variant: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(spec, updates, seed)
+        if variant is not None and variant != {"name": "none"}:
+            raise ConfigError(
+                f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
+            )
         require("updates", updates >= 1, updates, "at least 1")
         require("algo.actor_lr", actor_lr > 0.0, actor_lr, "positive")
         require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")

@@ -49,7 +49,8 @@ class FlowDistilled(BehaviourCloning):
     Args:
         actor: constructor taking (observation_dim, action_dim), of the flow and of the student; the student's time
             stays at 1.
-        flow_share: share of the updates that train the flow.
+        flow_share: share of ``updates`` that train the flow. A run resumed with more updates has the end of its first
+            stage at a later update: if the student had begun before that, it waits while the flow learns on.
         flow_steps, time_steps, sigma: as in :class:`FlowBC`.
         training: of :class:`BehaviourCloning`, for both networks.
     """

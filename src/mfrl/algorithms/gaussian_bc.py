@@ -62,4 +62,5 @@ class GaussianBC(BehaviourCloning):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         mean, log_std = self.actor(batch.observations)
         loss = negative_log_likelihood(batch.actions, mean, log_std).mean()
-        return loss, {"nll": loss, "std": log_std.exp().mean(), "mean_error": (mean - batch.actions).square().mean()}
+        error = (mean - batch.actions).square().mean()
+        return loss, {"nll_loss": loss, "std": log_std.exp().mean(), "mean_error": error}

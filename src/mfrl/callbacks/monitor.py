@@ -48,10 +48,11 @@ class Monitor(L.Callback):
         if not due:
             return
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            has_critic = "critic" in pl_module.optimizer_names
+            further = ", a larger algo.alpha or algo.clip_targets=true" if has_critic else ""
             raise DivergedError(
                 f"diverged between updates {self._first} and {pl_module.updates}: {', '.join(bad)} not finite. The "
-                "last good checkpoint is kept. Try a smaller learning rate, a larger algo.alpha or "
-                "algo.clip_targets=true."
+                f"last good checkpoint is kept. Try a smaller learning rate{further}."
             )
         seconds = time.perf_counter() - self._since - (pl_module.seconds_aside - self._aside)
         updates = pl_module.updates - self._first
