@@ -32,7 +32,7 @@ from mfrl.report import main as report
 from mfrl.report.runs import find_runs
 from mfrl.run import RunFolder, load_checkpoint
 from mfrl.sweep import FAILED, FINISHED, attempt, changed, common_folder, refuse_shared_folders
-from mfrl.train import limit_threads, train
+from mfrl.train import processes, train
 
 TOY = [
     "experiment=toy",
@@ -73,6 +73,11 @@ def run(folder: Path, *overrides: str) -> dict:
     return train(compose(*changes), changes)
 
 
+def resume(folder: Path, *overrides: str) -> dict:
+    changes = [f"resume={folder}", *overrides]
+    return train(compose(*changes), changes)
+
+
 PAIRS = [(variant, seed) for variant in ("residual", "velocity") for seed in (0, 1)]
 ERROR_FILE = "error.txt"
 COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
@@ -108,7 +113,7 @@ def test_a_sweep_runs_its_jobs_each_in_a_folder_of_its_own(simulated: tuple[Path
     expected = {f"meanflowql-{v}-quickstart-batch_size_8-hidden_16-width_16/seed{s}" for v, s in PAIRS}
     assert {str(run.path.relative_to(root)) for run in runs} == expected
     assert {(run.variant, run.seed) for run in runs} == set(PAIRS)
-    assert all(run.config["threads"] == 1 and run.config["eval.workers"] == 0 for run in runs)
+    assert all(run.config["threads"] == 1 and run.config["eval.workers"] is None for run in runs)
     assert "4 finished" in said
     assert "\n  0 residual seed 0 │ update        12   success" in said
     assert "Trainer" not in said  # nothing of Lightning's
@@ -132,7 +137,7 @@ def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path:
     assert "the same command again does only what is missing" in done.stderr
     before = written(tmp_path)
     assert [folder.name for folder in before] == ["s1"]
-    assert "Traceback" in (tmp_path / "runs" / "s0" / ERROR_FILE).read_text()
+    assert not (tmp_path / "runs" / "s0" / ERROR_FILE).exists()  # nothing went wrong in the run that is there
 
     done = sweep(tmp_path, *changes)
     assert done.returncode == 0, done.stderr
@@ -164,6 +169,58 @@ def test_what_went_wrong_is_one_line_and_a_file(override: str, note: str, tmp_pa
         shutil.rmtree(folder)
     assert attempt(compose(*changes), changes, aside=False).status == FINISHED
     assert not (folder / ERROR_FILE).exists()
+
+
+@pytest.mark.parametrize("change", ["algo.actor_lr=0.002", "updates=12"])
+def test_a_job_that_is_refused_leaves_the_run_that_is_there(change: str, whole: tuple[Path, dict], copy: Path) -> None:
+    changes = [*TOY, f"run_dir={copy}", "existing=continue", change]
+    outcome = attempt(compose(*changes), changes, aside=False)
+    assert outcome.status == FAILED
+    assert f"holds a run with {change.partition('=')[0]}=" in outcome.note
+    with RunFolder(copy).locked():
+        (copy / "result.json").unlink()
+        outcome = attempt(compose(*TOY, *changes[-3:-1]), changes[:-1], aside=False)
+    assert "another process is training" in outcome.note
+    assert not (copy / ERROR_FILE).exists()
+    (copy / "result.json").write_text(json.dumps(whole[1]))
+    changes = [f"resume={copy}", "seed=3"]
+    assert attempt(compose(*changes), changes, aside=False).status == FAILED
+    assert [found.status for found in find_runs([copy])] == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sweep=reformulation", "resume=x"], "resume= goes on with one run"),
+        (["sweep=reformulation", "jobs=0"], "jobs=0 must be at least 1, or -1"),
+        (["sweep=reformulation", "jobs=x"], "jobs=x must be at least 1, or -1"),
+        (["sweep=reformulation", "hydra.sweeper.params.variant=residuall"], "did you mean residual,"),
+    ],
+)
+def test_a_sweep_that_cannot_start_is_answered_in_one_sentence(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, *TOY, *overrides],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("error.txt"))
+
+
+def test_the_parallel_launcher_serves_without_a_sweep_file() -> None:
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = hydra.compose("train", ["hydra/launcher=parallel"], return_hydra_config=True)
+        assert cfg.hydra.launcher.n_jobs == -1
+        cfg = hydra.compose("train", ["sweep=reformulation", "jobs=3"], return_hydra_config=True)
+        assert cfg.hydra.launcher.n_jobs == 3
 
 
 def test_jobs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
@@ -327,11 +384,53 @@ def test_a_setting_that_came_later_and_is_off_is_no_other_setting(whole: tuple[P
     assert run(copy) == whole[1]
 
 
-def test_length_may_change_upwards(copy: Path) -> None:
-    assert run(copy, "updates=36", "log.every=12")["updates"] == 36
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("change", ["updates=36", "eval.every=6", "eval.samples=32", "eval.seed=7"])
+def test_length_and_evaluation_stay_what_they_were(change: str, finished: bool, copy: Path) -> None:
+    if not finished:
+        stop_halfway(copy)
+    key, _, value = change.partition("=")
+    with pytest.raises(ConfigError, match=rf"holds a run with {key}=\d+, not {value}:"):
+        run(copy, change)
+
+
+def test_what_leaves_the_numbers_alone_may_change(whole: tuple[Path, dict], copy: Path) -> None:
+    stop_halfway(copy)
+    assert scores(run(copy, "log.every=12", "chunk=3", "checkpoint.every=6")) == scores(whole[1])
+
+
+def test_length_and_evaluation_change_with_resume(copy: Path) -> None:
+    assert resume(copy, "updates=36", "log.every=12", "++eval.samples=32")["updates"] == 36
     assert evaluated(copy) == [0, 12, 24, 36]
-    with pytest.raises(ConfigError, match=r"at update 36 already, beyond updates=24"):
+    assert OmegaConf.load(copy / "config.yaml").eval.samples == 32
+    with pytest.raises(ConfigError, match=r"updates=36, not 24"):
         run(copy)
+
+
+@pytest.mark.parametrize("change", ["eval.episodes=5", "++eval.sampels=32", "eval={episodes:5}"])
+def test_a_resumed_run_has_the_evaluation_of_its_environment(change: str, copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no setting of this run's evaluation \(every, samples, seed are\)"):
+        resume(copy, change, "updates=36")
+
+
+def test_a_toy_is_resumed_from_the_command_line(copy: Path) -> None:
+    command = [*COMMAND, f"resume={copy}", "updates=36", "eval.samples=32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.load(copy / "config.yaml").eval.samples == 32
+
+
+def test_threads_are_kept_to_when_a_run_goes_on(tmp_path: Path) -> None:
+    path, before = tmp_path / "run", torch.get_num_threads()
+    try:
+        run(path, "threads=1", "updates=6")
+        torch.set_num_threads(2)
+        resume(path, "updates=12")
+        assert torch.get_num_threads() == 1
+        resume(path, "updates=18", "threads=2")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -391,16 +490,13 @@ def test_the_folder_of_a_sweep_is_the_innermost_that_holds_all_jobs() -> None:
     assert common_folder([Path("a"), Path("b")]) == Path()
 
 
-@pytest.mark.parametrize(("threads", "workers", "expected"), [(1, "null", 0), (2, "null", 2), (1, "3", 3)])
-def test_threads_hold_for_pytorch_and_the_simulator(threads: int, workers: str, expected: int) -> None:
-    cfg = compose(f"threads={threads}", f"eval.workers={workers}")
-    before = torch.get_num_threads()
-    try:
-        limit_threads(cfg)
-        assert torch.get_num_threads() == threads
-        assert cfg.eval.workers == expected
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize(
+    ("threads", "workers", "expected"),
+    [(1, "null", {"workers": 0}), (2, "null", {"workers": 2}), (1, "3", {}), ("null", "null", {})],
+)
+def test_threads_hold_for_the_simulator(threads: int | str, workers: str, expected: dict[str, int]) -> None:
+    assert processes(compose(f"threads={threads}", f"eval.workers={workers}")) == expected
+    assert processes(compose("experiment=toy", f"threads={threads}")) == {}
 
 
 def test_threads_must_be_a_number(tmp_path: Path) -> None:
@@ -457,7 +553,7 @@ def test_the_hparams_tab_compares_the_runs_of_a_sweep(simulated: tuple[Path, str
 
 
 def test_a_run_that_goes_on_has_one_line_in_the_hparams_tab(copy: Path) -> None:
-    result = run(copy, "updates=36")
+    result = resume(copy, "updates=36")
     ((settings, metrics),) = hparams_table(copy).values()
     assert settings["updates"] == 36
     assert metrics["final/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -21,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mfrl.config import CONFIG_DIR
+from mfrl.config import CONFIG_DIR, refuse_settings_of_another_algorithm
 from mfrl.data import DataError
 from mfrl.data.ogbench import OGBenchData
+from mfrl.envs.evaluation import Evaluator
 from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.files import one_at_a_time
@@ -169,6 +171,43 @@ def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict
     assert float(rows[0]["train/critic_loss"]) == pytest.approx(events.Scalars("train/critic_loss")[0].value)
     assert {"figures/action_samples", "figures/paths", "figures/value"} <= set(events.Tags()["images"])
     assert [e.step for e in events.Images("figures/paths")] == [12, 24]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "by"),
+    [
+        (["experiment=study_pointmaze", "algo=gaussian_bc"], "experiment=study_pointmaze"),
+        (["experiment=toy", "+algo.discount=0.9"], r"experiment=toy or \+algo.discount=0.9"),
+    ],
+)
+def test_settings_of_another_algorithm_are_refused_before_any_data_is_collected(
+    overrides: list[str], by: str, tmp_path: Path
+) -> None:
+    changes = [*overrides, f"run_dir={tmp_path / 'run'}", f"data_dir={tmp_path / 'data'}"]
+    with pytest.raises(ConfigError, match=rf"algo.discount, set by {by}, is no setting of algo="):
+        train(compose("train", *changes), changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("algo", sorted(path.stem for path in (CONFIG_DIR / "algo").glob("*.yaml")))
+def test_every_algorithm_takes_its_own_settings(algo: str) -> None:
+    refuse_settings_of_another_algorithm(compose("train", f"algo={algo}"), [])
+
+
+def test_a_thread_of_its_own_leaves_the_simulator_no_processes(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = []
+
+    class Recorded(Evaluator):
+        def __init__(self, *settings: Any) -> None:
+            super().__init__(*settings)
+            workers.append(self.workers)
+
+    monkeypatch.setattr("mfrl.callbacks.evaluation.Evaluator", Recorded)
+    run(data_dir, tmp_path / "run", "updates=6", "threads=1", "eval.workers=null")
+    assert workers == [0]
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").eval.workers is None
 
 
 def test_the_same_command_twice_gives_the_same_numbers(
@@ -440,6 +479,21 @@ def test_resuming_builds_nothing_foreign_either(place: str, reference: tuple[Pat
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_resuming_calls_nothing_that_an_accelerator_names(
+    hidden: bool, reference: tuple[Path, dict], tmp_path: Path
+) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    path, mark = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "called"
+    call = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(mark)]}}
+    checkpoint = load_checkpoint(path)
+    checkpoint["mfrl"]["config"] |= {"accelerator": "${elsewhere}" if hidden else call, "elsewhere": call}
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigError, match="must be a name"):
+        resume(tmp_path / "run", "updates=30")
+    assert not mark.exists()
+
+
 def test_weights_that_do_not_fit_are_refused(reference: tuple[Path, dict], tmp_path: Path) -> None:
     checkpoint = load_checkpoint(find_checkpoint(reference[0]))
     checkpoint["mfrl"]["config"]["network"]["actor"]["width"] = 32
@@ -473,6 +527,8 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
     [
         (["trian"], "did you mean train?"),
         (["train", "algo.alhpa=3"], "did you mean algo.alpha"),
+        (["train", "experiment=toy", "eval.episode=5"], "did you mean eval.seed, eval.every, eval.samples"),
+        (["train", "experiment=quickstart", "algo=flow_bc", "run_dir=run"], "experiment=quickstart, is no setting of"),
         (["train", "env=ogbench/cube-singel-play"], "did you mean ogbench/cube-single-play"),
         (["train", "variant=residuall"], "did you mean residual,"),
         (["train", "algo.q_aggregation=maen", "data_dir=DATA"], "did you mean mean"),

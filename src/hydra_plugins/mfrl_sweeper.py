@@ -11,9 +11,12 @@ from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl.cli import explain
 from mfrl.errors import ConfigError
 from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
 
@@ -26,9 +29,14 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         for overrides in batch:
-            job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            try:
+                job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
+                raise ConfigError(explain(str(error), self.config.hydra.job.config_name, overrides)) from error
             HydraConfig.instance().set_config(job)  # what `run_dir` is made of
             if job.existing == "continue":
+                if job.resume:
+                    raise ConfigError("resume= goes on with one run; a sweep goes on when it is started again without")
                 self.folders.append(Path(job.run_dir))
         refuse_shared_folders(self.folders)
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.config import CONFIG_DIR
-from mfrl.errors import ConfigError, MfrlError, did_you_mean
+from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
 from mfrl.sweep import attempt
 
 USAGE = """mfrl: one-step generative policies for offline RL
@@ -86,6 +86,9 @@ def main() -> None:
         known = [*COMMANDS, "report"]
         fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
     function, config_name = COMMANDS[name]
+    if name == "train" and any(argument.startswith("resume=") for argument in arguments):
+        # The run's own evaluation says which settings it has; the one composed here belongs to the default environment.
+        arguments = [f"++{argument}" if argument.startswith("eval.") else argument for argument in arguments]
     # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
     if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
         try:
@@ -116,6 +119,7 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
     Raises:
         ConfigError: with near names where a name is unknown.
     """
+    composed: list[str] = []
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         choices = [
@@ -126,23 +130,34 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
             if not o.get_key_element().startswith("hydra")
         ]
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            # Every value of a sweep once, beside the first of the others.
+            # Every value of a sweep once; shorter lists stay at their last.
             for k in range(max(map(len, choices), default=1)):
-                cfg = hydra.compose(config_name, [values[min(k, len(values) - 1)] for values in choices])
+                composed = [values[min(k, len(values) - 1)] for values in choices]
+                cfg = hydra.compose(config_name, composed)
                 if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
                     raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
+                jobs = cfg.get("jobs", -1)
+                possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
+                require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(str(error), config_name)) from error
+        raise ConfigError(explain(str(error), config_name, composed)) from error
 
 
-def explain(message: str, config_name: str) -> str:
-    """Hydra's message, shortened, with near names for an unknown key or choice."""
+def explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Hydra's message, shortened, with near names for an unknown key or choice.
+
+    Args:
+        message: Hydra's.
+        config_name: what was composed.
+        overrides: with which; the files they choose decide which settings there are.
+    """
     if match := re.search(r"In '([^']+)': Could not override '([^'@]+)", message):
         return f"{match[1]} chooses {match[2]}, which `mfrl {config_name}` does not have: they do not go together"
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match[1]
+        chosen = [override for override in overrides if (CONFIG_DIR / override.lstrip("+").partition("=")[0]).is_dir()]
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            known = dotted(hydra.compose(config_name))
+            known = dotted(hydra.compose(config_name, chosen))
         return f"there is no setting {key!r}{did_you_mean(key, known)}"
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", message):
         group, _, choice = match[1].rpartition("/")

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.errors import CheckpointError, MfrlError
+from mfrl.errors import CheckpointError, ConfigError, MfrlError, did_you_mean
 
 CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
 
-# What may change when a run goes on: its length and what leaves its numbers alone.
+# What may change when a run goes on with resume=: its length, how it is watched, and what leaves its numbers alone.
 RESUMABLE = (
     "resume",
     "updates",
@@ -30,6 +30,8 @@ RESUMABLE = (
     "eval",
     "checkpoint",
 )
+# Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
+JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.samples", "eval.seed")
 BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
 
 
@@ -46,6 +48,34 @@ def build(node: DictConfig) -> Any:
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
     """The LightningModule of a configuration, for data of the given spec."""
     return build(cfg.algo)(spec=spec)
+
+
+def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) -> None:
+    """An experiment sets what one algorithm has; chosen together with another algorithm, it may set too much.
+
+    ``**settings`` in a class's ``__init__`` are those of the class it derives from.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: what the user gave, to name the one that sets it.
+
+    Raises:
+        ConfigError: naming the setting, the algorithm and who sets it.
+    """
+    known: set[str] = set()
+    for base in inspect.getmro(get_class(cfg.algo._target_)):
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters
+            known |= parameters.keys()
+            if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    for name in cfg.algo:
+        if not name.startswith("_") and name not in known:
+            given = [text for text in overrides if text.lstrip("+").startswith((f"algo.{name}=", "experiment="))]
+            raise ConfigError(
+                f"algo.{name}, set by {' or '.join(given) or 'the configuration'}, is no setting of "
+                f"algo={cfg.algo_name}{did_you_mean(name, known)}"
+            )
 
 
 def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> None:

@@ -15,6 +15,10 @@ class ConfigError(MfrlError, ValueError):
     """A setting that cannot be used."""
 
 
+class RefusedRun(ConfigError):
+    """What was asked for does not go with the run that the folder holds; that run is left as it was."""
+
+
 class CheckpointError(MfrlError):
     """A checkpoint that is missing, unreadable or refused."""
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.data import provenance
-from mfrl.errors import CheckpointError, ConfigError, MfrlError
+from mfrl.errors import CheckpointError, MfrlError, RefusedRun
 from mfrl.files import write_json, write_text
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
@@ -71,14 +71,14 @@ class RunFolder:
         """Keep a second process from going on with the same run.
 
         Raises:
-            ConfigError: where one is at it already.
+            RefusedRun: where one is at it already.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"another process is training in {self.path}") from None
+                raise RefusedRun(f"another process is training in {self.path}") from None
             yield
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.config import BOOKKEEPING, RESUMABLE
-from mfrl.errors import ConfigError, InterruptedRun, MfrlError
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun
 from mfrl.files import write_text
 
 FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
@@ -71,6 +71,8 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
         if not aside:
             raise KeyboardInterrupt from error
         outcome = Outcome(STOPPED, folder, str(error).removeprefix("stopped "))
+    except RefusedRun as error:  # of the run that is there, nothing went wrong
+        outcome = Outcome(FAILED, folder, str(error))
     except Exception as error:
         note = " ".join(str(error).split())
         if not cfg.resume:

@@ -11,16 +11,26 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mfrl.callbacks import Checkpoint, Monitor, Progress
 from mfrl.callbacks.progress import format_score, score_name
-from mfrl.config import BOOKKEEPING, RESUMABLE, build, build_algorithm, refuse_foreign_targets
-from mfrl.errors import CheckpointError, ConfigError, InterruptedRun
+from mfrl.config import (
+    BOOKKEEPING,
+    JUDGED_BY,
+    RESUMABLE,
+    build,
+    build_algorithm,
+    refuse_foreign_targets,
+    refuse_settings_of_another_algorithm,
+)
+from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
 from mfrl.report.runs import FINISHED, flatten, read_run
@@ -39,13 +49,18 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         overrides: what the user changed, for overrides.yaml.
         console: where to tell about it; None: on stderr.
     """
-    check_settings(cfg)
     console = console or Console(stderr=True)
-    limit_threads(cfg)
-    if cfg.resume:
+    if cfg.existing not in EXISTING:
+        raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
+    if resumed := cfg.resume:
         checkpoint = find_checkpoint(cfg.resume).resolve()
         saved = load_checkpoint(checkpoint)
         cfg = continued(checkpoint, saved, cfg, overrides)
+    check_settings(cfg)
+    refuse_settings_of_another_algorithm(cfg, overrides)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    if resumed:
         run = RunFolder(checkpoint.parents[1])
         with run.locked():
             return fit(cfg, overrides, console, run, checkpoint, saved)
@@ -58,8 +73,6 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
             return result
         if run.last_checkpoint.is_file():
             saved = load_checkpoint(run.last_checkpoint)
-            if saved["updates"] > cfg.updates:
-                raise ConfigError(f"{run.path} is at update {saved['updates']} already, beyond updates={cfg.updates}")
             return fit(cfg, overrides, console, run, run.last_checkpoint, saved)
         run.clear()
         return fit(cfg, overrides, console, run)
@@ -109,7 +122,7 @@ def fit(
         "versions": versions(),
     }
     progress, monitor = Progress(console), Monitor(cfg.log.every)
-    evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress)
+    evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
     tensorboard = TensorBoardLogger(
@@ -158,7 +171,7 @@ def fit(
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse numbers that no run can be made of.
+    """Refuse what no run can be made of.
 
     Raises:
         ConfigError: naming the setting.
@@ -170,51 +183,51 @@ def check_settings(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
     if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
-    if cfg.existing not in EXISTING:
-        raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
+    # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
+    if not isinstance(cfg.accelerator, str):
+        raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
 
 
-def limit_threads(cfg: DictConfig) -> None:
-    """Keep PyTorch, and the simulator unless it has a number of its own, to ``threads`` of the cores."""
-    if cfg.threads is None:
-        return
-    torch.set_num_threads(cfg.threads)
-    if "workers" in cfg.eval and cfg.eval.workers is None:
-        cfg.eval.workers = cfg.threads if cfg.threads > 1 else 0
+def processes(cfg: DictConfig) -> dict[str, int]:
+    """The simulator's share of ``threads``, unless it has a number of processes of its own or there is none."""
+    if cfg.threads is None or "workers" not in cfg.eval or cfg.eval.workers is not None:
+        return {}
+    return {"workers": cfg.threads if cfg.threads > 1 else 0}
 
 
 def finished(cfg: DictConfig) -> dict[str, Any] | None:
     """The result of the run in ``run_dir``, if it is finished and what ``cfg`` asks for; None: it is still to be done.
 
     Raises:
-        ConfigError: the folder holds a run with other settings, with the first that differs, or something else.
+        RefusedRun: the folder holds a run with other settings, with the first that differs, or something else.
     """
     path = Path(cfg.run_dir)
     if not (path / "config.yaml").exists():
         if others := sorted(p.name for p in path.glob("[!.]*") if p != RunFolder(path).error):
-            raise ConfigError(f"{path} holds {others[0]}, but no run (no config.yaml): choose another run_dir")
+            raise RefusedRun(f"{path} holds {others[0]}, but no run (no config.yaml): choose another run_dir")
         return None
     run = read_run(path)
     if not run.config:
-        raise ConfigError(f"{path}: {run.reason}; move the folder away to begin anew")
+        raise RefusedRun(f"{path}: {run.reason}; move the folder away to begin anew")
     now, before = flatten(OmegaConf.to_container(cfg, resolve=False)), run.config
     for key in now | before:
-        if key.split(".")[0] in (*RESUMABLE, *BOOKKEEPING):
+        if key.split(".")[0] in (*RESUMABLE, *BOOKKEEPING) and key not in JUDGED_BY:
             continue
         new = key not in before and OmegaConf.select(cfg, key) is None  # a setting that came later, and is off
         if now.get(key) != before.get(key) and not new:
-            raise ConfigError(
+            raise RefusedRun(
                 f"{path} holds a run with {key}={before.get(key)}, not {now.get(key)}: choose another run_dir, or "
                 "move the folder away to begin anew"
             )
-    return run.result if run.status == FINISHED and run.result["updates"] == cfg.updates else None
+    return run.result if run.status == FINISHED else None
 
 
 def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run that is resumed, with what is overridden now.
 
     Raises:
-        ConfigError: for overrides that would make it another run, or where there is nothing left to do.
+        RefusedRun: for overrides that would make it another run or that it has no use for, or where there is nothing
+            left to do.
         CheckpointError: for a checkpoint outside a run folder, or one that asks for foreign classes.
     """
     if not (path.parents[1] / "config.yaml").is_file():
@@ -222,20 +235,26 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
             f"{path} lies in no run folder, so there is no run to resume (no {path.parents[1]}/config.yaml)"
         )
     old = OmegaConf.create(saved["mfrl"]["config"])
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key.split(".")[0] not in RESUMABLE:
-            raise ConfigError(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
-        if key != "resume":
-            OmegaConf.update(old, key, OmegaConf.select(cfg, key))
-    old.trainer = cfg.trainer  # of this installation, not out of the file
     if "_target_" not in old.eval:  # a run from before there was a choice
         old.eval = {"_target_": "mfrl.callbacks.Evaluate", "_partial_": True, **old.eval}
+    OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.key_or_group
+        if key.split(".")[0] not in RESUMABLE:
+            raise RefusedRun(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
+        if key == "resume":
+            continue
+        try:
+            OmegaConf.update(old, key, override.value())
+        except OmegaConfBaseException as error:
+            names = ", ".join(name for name in old.eval if not name.startswith("_"))
+            raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
+    old.trainer = cfg.trainer  # of this installation, not out of the file
     for part in (old.algo, old.data, old.eval):
         refuse_foreign_targets(part, tuple(cfg.trust))
     complete = read_run(path.parents[1]).status == FINISHED
     if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
-        raise ConfigError(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
+        raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
 
 
@@ -243,11 +262,11 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
     """A run goes on with the files it began with.
 
     Raises:
-        ConfigError: naming the file whose checksum differs.
+        RefusedRun: naming the file whose checksum differs.
     """
     for name, file in before["files"].items():
         if file["sha256"] != now["files"][name]["sha256"]:
-            raise ConfigError(f"{name} is not the file this run began with (its checksum differs); start a new run")
+            raise RefusedRun(f"{name} is not the file this run began with (its checksum differs); start a new run")
 
 
 def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
