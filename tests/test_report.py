@@ -556,6 +556,17 @@ def test_a_toy_study_is_scored_by_its_distance_and_less_is_better(tmp_path: Path
     assert not other.lower_is_better
 
 
+def test_a_task_s_protocol_is_not_repeated_in_its_rows(tmp_path: Path):
+    for task, every in ((1, 1000), (2, 500)):
+        for alpha in (1.0, 3.0):
+            settings = {"eval.every": every, "algo.alpha": alpha}
+            make_run(tmp_path / f"{task}-{alpha}", dataset="cube-double-play", task=task, overrides=settings)
+    made = group_runs(find_runs([tmp_path]))
+    assert made.keys == ["algo.alpha"]
+    make_run(tmp_path / "odd", dataset="cube-double-play", task=1, overrides={"eval.every": 100})
+    assert group_runs(find_runs([tmp_path])).keys == ["algo.alpha", "eval.every"]
+
+
 def test_a_report_names_folders_as_seen_from_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "late", seed=1, finished=False)

@@ -214,7 +214,9 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
 
     def choice(run: Run, key: str) -> Hashable:
         """What explains a value of ``key``: the choice its section belongs to."""
-        explained = {"env": task_of[run.path], "variant": run.variant, "algo": run.algo}
+        task = task_of[run.path]
+        # Length and evaluation are a task's protocol: what all of its runs share tells none of its rows apart.
+        explained = {"env": task, "updates": task, "eval": task, "variant": run.variant, "algo": run.algo}
         return explained.get(key.split(".")[0])
 
     shown = _differing_within(finished, differing, choice)
