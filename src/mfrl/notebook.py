@@ -28,7 +28,7 @@ def compose(*overrides: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(str(error), "train")) from error
+        raise ConfigError(explain(str(error), "train", overrides)) from error
 
 
 def run(*overrides: str) -> Path:

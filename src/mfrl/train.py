@@ -179,9 +179,9 @@ def check_settings(cfg: DictConfig) -> None:
     counts = [f"eval.{name}" for name in ("every", "episodes", "num_envs", "samples") if name in cfg.eval]
     for key in ("updates", "batch_size", "chunk", "log.every", *counts, "checkpoint.every"):
         value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
-    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
+    if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
     if not isinstance(cfg.accelerator, str):
@@ -300,7 +300,8 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table = Table(title=result["env"], show_header=False)
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
-    table.add_row("evaluated over", f"{result['episodes']} episodes")
+    kind = "episodes" if "eval/return" in result["final"] else "samples"
+    table.add_row("evaluated over", f"{result['episodes']} {kind}")
     table.add_row("algo, variant", f"{result['algo']}, {result['variant']}")
     if "alpha" in result:
         table.add_row("alpha", f"{result['alpha']:g}")
