@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mfrl.exact import LineMixture
-from mfrl.figures import BLUE, ORANGE
+from mfrl.figures import BLUE, ORANGE, new_figure
 from mfrl.reformulation import Reformulation
 
 TIMES = (0.001, 0.25, 0.5, 0.75, 1.0)
-_DPI = 110
 _TAIL = 0.002  # of the distribution of a_t on either side is left out
 _POINTS = 401
 
@@ -26,7 +24,7 @@ def outputs(mixture: LineMixture, variants: Mapping[str, Reformulation], times: 
     Where s is not zero the line is the mean over the noise, and the band around it one standard deviation: what no
     function of (a_t, t) can give.
     """
-    figure = _new_figure(2.6 * len(variants) + 0.5, 3.2)
+    figure = new_figure(2.6 * len(variants) + 0.5, 3.2)
     panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
     colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, len(times)))
     for axes, (name, variant) in zip(panels, variants.items(), strict=True):
@@ -60,7 +58,7 @@ def settled_actions(mixture: LineMixture) -> Figure:
     The second panel's densities are those of e carried along: p(a) = p(e) / (da/de).
     """
     e = np.linspace(-3.2, 3.2, 801)
-    figure = _new_figure(8.6, 3.2)
+    figure = new_figure(8.6, 3.2)
     mapping, density = figure.subplots(1, 2)
     maps = {"exact": (mixture.flow(e, 1.0), BLUE), "noise_residual, settled": (mixture.settled_action(e), ORANGE)}
     for name, (a, color) in maps.items():
@@ -74,10 +72,4 @@ def settled_actions(mixture: LineMixture) -> Figure:
         axes.set_axisbelow(True)
     handles, names = mapping.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure

@@ -49,7 +49,7 @@ def action_samples(
     columns = min(states, 4 if action_dim <= 8 else 2)
     rows = -(-states // columns)
     width = 2.5 if action_dim <= 2 else max(2.5, 0.42 * action_dim + 0.7)
-    figure = _new_figure(width * columns + 0.5, 2.7 * rows + 0.8)
+    figure = new_figure(width * columns + 0.5, 2.7 * rows + 0.8)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     plane = action_dim == 2
     draw = _draw_plane if plane else _draw_strips
@@ -162,7 +162,7 @@ def _new_panels(names: Sequence[str], columns: int, title: str) -> tuple[Figure,
     columns = min(len(names), columns)
     rows = -(-len(names) // columns)
     lines = max(name.count("\n") + 1 for name in names)
-    figure = _new_figure(2.4 * columns + 0.3, (2.45 + 0.2 * lines) * rows + (0.4 if title else 0.1))
+    figure = new_figure(2.4 * columns + 0.3, (2.45 + 0.2 * lines) * rows + (0.4 if title else 0.1))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
@@ -179,7 +179,8 @@ def _frame_actions(axes: Axes, name: str) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, drawn without a display."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -187,7 +188,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _new_maze(maze: MazeLayout, title: str) -> tuple[Figure, Axes]:
     rows, columns = maze.walls.shape
-    figure = _new_figure(5.6, 4.8 * rows / columns + 1.1)
+    figure = new_figure(5.6, 4.8 * rows / columns + 1.1)
     axes = figure.subplots()
     axes.set(title=title, xlabel="x", ylabel="y", aspect="equal")
     return figure, axes

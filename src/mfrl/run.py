@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mfrl.data import provenance
 from mfrl.errors import CheckpointError, MfrlError, RefusedRun
 from mfrl.files import write_json, write_text
+from mfrl.report.runs import ERROR_FILE
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
 
@@ -50,7 +51,7 @@ class RunFolder:
     @property
     def error(self) -> Path:
         """Why the last attempt failed, as a sweep's job leaves it."""
-        return self.path / "error.txt"
+        return self.path / ERROR_FILE
 
     def clear(self) -> None:
         """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again."""

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import ConfigError, require
+from mfrl.meanflow import Time, draw_time
 from mfrl.policy import Normalizer
 from mfrl.randomness import generator
 from mfrl.schedules import warmup_cosine
@@ -110,3 +111,29 @@ class BehaviourCloning(OfflineAlgorithm):
     def configure_optimizers(self) -> tuple[list[Adam], list[LambdaLR]]:
         optimizer, schedule = self.adam(self.actor, self.total_updates)
         return [optimizer], [schedule]
+
+
+class PathCloning(BehaviourCloning):
+    """Behaviour cloning by what is learned along the path from an action to noise.
+
+    Args:
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
+        sigma: standard deviation of the noise.
+        training: of :class:`BehaviourCloning`.
+    """
+
+    instant_share: float | None = None  #: of a reformulation with a second time, see :func:`mfrl.meanflow.draw_time`
+
+    def __init__(
+        self, spec: DataSpec, updates: int, seed: int, time_steps: int | None, sigma: float, **training: Any
+    ) -> None:
+        super().__init__(spec, updates, seed, **training)
+        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
+        require("algo.sigma", sigma > 0.0, sigma, "positive")
+        self.time_steps, self.sigma = time_steps, sigma
+
+    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:
+        """e ``(batch, action_dim)`` and the times of update k, a function of (seed, purpose, k)."""
+        draw = self.draw(k, purpose)
+        time = draw_time(batch_size, self.time_steps, self.instant_share, **draw)
+        return self.sigma * torch.randn(batch_size, self.spec.action_dim, **draw), time

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mfrl.algorithms.behaviour_cloning import BehaviourCloning
+from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.meanflow import Network, Time, draw_time, interpolate
+from mfrl.meanflow import Network, Time, interpolate
 from mfrl.policy import Normalizer, Policy
 
 
@@ -51,7 +50,7 @@ class FlowPolicy(Policy):
         return euler(self.flow, observations, noise, self.steps)
 
 
-class FlowBC(BehaviourCloning):
+class FlowBC(PathCloning):
     """Behaviour cloning with a flow that acts by Euler steps.
 
     Args:
@@ -59,7 +58,7 @@ class FlowBC(BehaviourCloning):
         flow_steps: Euler steps of an action.
         time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
         sigma: standard deviation of the noise.
-        training: of :class:`BehaviourCloning`.
+        training: of :class:`PathCloning`.
     """
 
     def __init__(
@@ -73,22 +72,14 @@ class FlowBC(BehaviourCloning):
         sigma: float = 1.0,
         **training: Any,
     ) -> None:
-        super().__init__(spec, updates, seed, **training)
+        super().__init__(spec, updates, seed, time_steps, sigma, **training)
         require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
-        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
         self.actor = actor(spec.observation_dim, spec.action_dim)
-        self.flow_steps, self.time_steps, self.sigma = flow_steps, time_steps, sigma
+        self.flow_steps = flow_steps
 
     def policy(self) -> FlowPolicy:
         """What acts in an environment; shares the network being trained."""
         return FlowPolicy(self.actor, self.normalizer, self.spec.action_dim, self.sigma, self.flow_steps)
-
-    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:
-        """e ``(batch, action_dim)`` and the times of update k, a function of (seed, purpose, k)."""
-        draw = self.draw(k, purpose)
-        time = draw_time(batch_size, self.time_steps, None, **draw)
-        return self.sigma * torch.randn(batch_size, self.spec.action_dim, **draw), time
 
     def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
         loss = flow_matching_loss(self.actor, batch.observations, batch.actions, e, time)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from mfrl.algorithms.behaviour_cloning import BehaviourCloning
+from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.algorithms.flow_bc import FlowPolicy, euler, flow_matching_loss
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.meanflow import Time, draw_time, end_time
+from mfrl.meanflow import Time, end_time
 from mfrl.policy import Normalizer, Policy
 
 
@@ -41,7 +41,7 @@ class StudentPolicy(Policy):
         return student_action(self.student, observations, noise)
 
 
-class FlowDistilled(BehaviourCloning):
+class FlowDistilled(PathCloning):
     """Behaviour cloning with a one-step student of a flow.
 
     Each stage has its own Adam, whose rate warms up and falls over the stage.
@@ -52,7 +52,7 @@ class FlowDistilled(BehaviourCloning):
         flow_share: share of ``updates`` that train the flow. A run resumed with more updates has the end of its first
             stage at a later update: if the student had begun before that, it waits while the flow learns on.
         flow_steps, time_steps, sigma: as in :class:`FlowBC`.
-        training: of :class:`BehaviourCloning`, for both networks.
+        training: of :class:`PathCloning`, for both networks.
     """
 
     optimizer_names = ("flow", "student")
@@ -69,28 +69,20 @@ class FlowDistilled(BehaviourCloning):
         sigma: float = 1.0,
         **training: Any,
     ) -> None:
-        super().__init__(spec, updates, seed, **training)
+        super().__init__(spec, updates, seed, time_steps, sigma, **training)
         require("algo.flow_share", 0.0 < flow_share < 1.0, flow_share, "between 0 and 1")
         self.flow_updates = round(flow_share * updates)
         require("updates", 0 < self.flow_updates < updates, updates, "enough to leave one for each of the two stages")
         require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
-        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
         self.flow = actor(spec.observation_dim, spec.action_dim)
         self.student = actor(spec.observation_dim, spec.action_dim)
-        self.flow_steps, self.time_steps, self.sigma = flow_steps, time_steps, sigma
+        self.flow_steps = flow_steps
 
     def policy(self) -> Policy:
         """The student once it has begun to learn; before that the flow, which is all there is to act with."""
         if self.updates <= self.flow_updates:
             return FlowPolicy(self.flow, self.normalizer, self.spec.action_dim, self.sigma, self.flow_steps)
         return StudentPolicy(self.student, self.normalizer, self.spec.action_dim, self.sigma)
-
-    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:
-        """e ``(batch, action_dim)`` and the times of update k, a function of (seed, purpose, k)."""
-        draw = self.draw(k, purpose)
-        time = draw_time(batch_size, self.time_steps, None, **draw)
-        return self.sigma * torch.randn(batch_size, self.spec.action_dim, **draw), time
 
     def loss(self, batch: Batch, e: Tensor, time: Time, stage: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of stage 1 or 2, which trains the flow or the student and nothing else."""

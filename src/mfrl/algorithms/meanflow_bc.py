@@ -11,18 +11,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mfrl.algorithms.behaviour_cloning import BehaviourCloning
+from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.meanflow import Time, draw_time, flow_loss
+from mfrl.meanflow import Time, flow_loss
 from mfrl.policy import OneStepPolicy
 from mfrl.reformulation import Reformulation
 
 
-class MeanFlowBC(BehaviourCloning):
+class MeanFlowBC(PathCloning):
     """Behaviour cloning with a one-step MeanFlow actor.
 
     Args:
@@ -32,7 +31,7 @@ class MeanFlowBC(BehaviourCloning):
         time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
         gamma_adaptive, c_adaptive, target_clip: of the flow loss.
         sigma: standard deviation of the noise.
-        training: of :class:`BehaviourCloning`.
+        training: of :class:`PathCloning`.
     """
 
     def __init__(
@@ -49,16 +48,13 @@ class MeanFlowBC(BehaviourCloning):
         sigma: float = 1.0,
         **training: Any,
     ) -> None:
-        super().__init__(spec, updates, seed, **training)
-        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
+        super().__init__(spec, updates, seed, time_steps, sigma, **training)
         require("algo.gamma_adaptive", math.isfinite(gamma_adaptive), gamma_adaptive, "finite")
         require("algo.c_adaptive", c_adaptive > 0.0, c_adaptive, "positive")
         require("algo.target_clip", target_clip > 0.0, target_clip, "positive")
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
         second = {"two_times": True} if reformulation.two_times else {}
         self.actor = actor(spec.observation_dim, spec.action_dim, **second)
-        self.reformulation = reformulation
-        self.time_steps, self.sigma = time_steps, sigma
+        self.reformulation, self.instant_share = reformulation, reformulation.instant_share
         self.gamma_adaptive, self.c_adaptive, self.target_clip = gamma_adaptive, c_adaptive, target_clip
 
     def policy(self) -> OneStepPolicy:
@@ -66,12 +62,6 @@ class MeanFlowBC(BehaviourCloning):
         return OneStepPolicy(
             self.actor, None, self.reformulation, self.normalizer, self.spec.action_dim, self.sigma, num_candidates=1
         )
-
-    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:
-        """e ``(batch, action_dim)`` and the times of update k, a function of (seed, purpose, k)."""
-        draw = self.draw(k, purpose)
-        time = draw_time(batch_size, self.time_steps, self.reformulation.instant_share, **draw)
-        return self.sigma * torch.randn(batch_size, self.spec.action_dim, **draw), time
 
     def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
         loss, error = flow_loss(

@@ -9,22 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 
 from mfrl.collect.settings import DEFAULT_DATA_DIR, CollectError, plan
 from mfrl.data import provenance
-from mfrl.data.transitions import ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.data.module import OfflineData
+from mfrl.data.transitions import ACTION_CLIP, DataError, DataSpec, Transitions
 from mfrl.envs.evaluation import EnvSpec
 from mfrl.envs.ogbench import singletask_id
 
-ACTION_CLIP = 1e-5
 _SLICE = 1 << 14  # rows looked at together, so that checks and sums need no memory to speak of
 _LABEL_SLICE = 1 << 17  # rows labelled together; each call resets the environment
 
 
-class OGBenchData(L.LightningDataModule):
+class OGBenchData(OfflineData):
     """One single-task OGBench dataset, whole in memory, on the device of training.
 
     Args:
@@ -54,7 +53,7 @@ class OGBenchData(L.LightningDataModule):
         updates: int = 1_000_000,
         marks: tuple[int, ...] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, chunk, seed, updates, marks)
         self.dataset = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
         if not 0.0 < fraction <= 1.0:
             raise DataError(f"data.fraction={fraction} must be in (0, 1]")
@@ -63,11 +62,7 @@ class OGBenchData(L.LightningDataModule):
         self.env = EnvSpec(singletask_id(self.dataset, task))
         self.data_dir = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
         self.reward_scale = reward_scale
-        self.fraction, self.normalize, self.seed = fraction, normalize, seed
-        self.batch_size, self.chunk, self.updates, self.marks = batch_size, chunk, updates, tuple(marks)
-        self.train: Transitions | None = None
-        self.val: Transitions | None = None
-        self.warnings: list[str] = []
+        self.fraction, self.normalize = fraction, normalize
 
     @property
     def paths(self) -> tuple[Path, Path]:
@@ -104,18 +99,6 @@ class OGBenchData(L.LightningDataModule):
                 "Q-learning has nothing to find. Choose another task (env.task=...) or more data."
             )
         self.train, self.val = train, val
-
-    def on_device(self, device: torch.device) -> Transitions:
-        """The training transitions, moved to ``device`` once and kept there."""
-        assert self.train is not None, "call setup() first"
-        self.train = self.train.to(device)
-        return self.train
-
-    def train_dataloader(self) -> ChunkLoader:
-        assert self.trainer is not None
-        first = self.trainer.lightning_module.updates
-        transitions = self.on_device(self.trainer.strategy.root_device)
-        return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks)
 
     def _how_to_get(self, path: Path) -> str:
         try:

@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from scipy.special import ndtri
 
-from mfrl.data.transitions import ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.data.module import OfflineData
+from mfrl.data.transitions import ACTION_CLIP, DataError, DataSpec, Transitions
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import did_you_mean
 
-ACTION_CLIP = 1e-5
 SIGMA = 0.1  # of the paper's grid of Gaussians
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
@@ -153,7 +152,7 @@ def find_toy(name: str) -> Toy:
     return TOYS[bare]
 
 
-class ToyData(L.LightningDataModule):
+class ToyData(OfflineData):
     """Samples of a toy as one-step episodes without reward: there is nothing to learn but the behaviour.
 
     The data depend on (dataset, size, val_size, data_seed) alone, not on the seed of training.
@@ -183,16 +182,12 @@ class ToyData(L.LightningDataModule):
         updates: int = 1_000_000,
         marks: tuple[int, ...] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, chunk, seed, updates, marks)
         self.toy = find_toy(dataset)
         if size < 1 or val_size < 1:
             raise DataError(f"data.size={size} and data.val_size={val_size} must be at least 1")
         self.dataset, self.env = self.toy.name, EnvSpec(f"toy/{self.toy.name}", suite="toy")
         self.size, self.val_size, self.data_seed = size, val_size, data_seed
-        self.seed, self.batch_size, self.chunk, self.updates, self.marks = seed, batch_size, chunk, updates, marks
-        self.train: Transitions | None = None
-        self.val: Transitions | None = None
-        self.warnings: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Draw the data. Does nothing the second time."""
@@ -226,18 +221,6 @@ class ToyData(L.LightningDataModule):
                 for name, array in arrays.items()
             },
         }
-
-    def on_device(self, device: torch.device) -> Transitions:
-        """The training transitions, moved to ``device`` once and kept there."""
-        assert self.train is not None, "call setup() first"
-        self.train = self.train.to(device)
-        return self.train
-
-    def train_dataloader(self) -> ChunkLoader:
-        assert self.trainer is not None
-        first = self.trainer.lightning_module.updates
-        transitions = self.on_device(self.trainer.strategy.root_device)
-        return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, tuple(self.marks))
 
 
 def one_step_episodes(toy: Toy, rng: np.random.Generator, size: int) -> Transitions:

@@ -12,6 +12,9 @@ from torch import Tensor
 from mfrl.errors import MfrlError
 from mfrl.randomness import generator
 
+#: Dataset actions are kept this far inside [-1, 1], as OGBench's own code does.
+ACTION_CLIP = 1e-5
+
 
 class DataError(MfrlError):
     """Data that is missing, damaged or unusable; the message names the file and the field."""

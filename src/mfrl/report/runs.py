@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from mfrl.errors import MfrlError
 
 FINISHED, UNFINISHED, FAILED, DUPLICATE = "finished", "unfinished", "failed", "duplicate"
-_ERROR = "error.txt"  # the traceback of a sweep's job that failed, gone once it succeeds
+ERROR_FILE = "error.txt"  # the traceback of a sweep's job that failed, gone once it succeeds
 _NOT_RUNS = ("checkpoints", "videos", "wandb")  # wandb keeps a config.yaml of its own
 
 
@@ -108,7 +108,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
 def _run_folders(root: Path) -> Iterable[Path]:
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
-        if "config.yaml" in files or _ERROR in files:
+        if "config.yaml" in files or ERROR_FILE in files:
             yield Path(folder)
 
 
@@ -116,15 +116,15 @@ def read_run(path: Path) -> Run:
     """A run folder's files, and whether it may be counted."""
     known: dict[str, Any] = {}
     try:
-        if (path / _ERROR).exists() and not (path / "config.yaml").exists():
-            raise _Damaged(_failure(path / _ERROR))  # refused before it left anything else
+        if (path / ERROR_FILE).exists() and not (path / "config.yaml").exists():
+            raise _Damaged(_failure(path / ERROR_FILE))  # refused before it left anything else
         known["config"] = config = _read_config(path / "config.yaml")
         known["overrides"] = _read_overrides(path / "overrides.yaml")
         evaluations, torn = _read_evaluations(path / "eval.jsonl")
         known["evaluations"] = evaluations
         result_path = path / "result.json"
-        if (path / _ERROR).exists():
-            raise _Damaged(f"{_failure(path / _ERROR)}; {_progress(config, evaluations)}")
+        if (path / ERROR_FILE).exists():
+            raise _Damaged(f"{_failure(path / ERROR_FILE)}; {_progress(config, evaluations)}")
         if not result_path.exists():
             return Run(path, UNFINISHED, f"no result.json; {_progress(config, evaluations)}", **known)
         known["result"] = result = _read_json(result_path)
