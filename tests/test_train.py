@@ -30,7 +30,7 @@ from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.files import one_at_a_time
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint
-from mfrl.train import collect_missing, train
+from mfrl.train import fetch_missing, train
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -128,7 +128,7 @@ def test_a_dataset_that_another_process_collects_is_waited_for(
     monkeypatch.setattr("mfrl.collect.collect", never)
     data = OGBenchData(DATASET, data_dir=str(tmp_path))
     cfg = OmegaConf.create({"collect": {}})
-    waiting = threading.Thread(target=collect_missing, args=(cfg, data, Console(quiet=True)))
+    waiting = threading.Thread(target=fetch_missing, args=(cfg, data, Console(quiet=True)))
     with one_at_a_time(tmp_path / f".{data.dataset}.lock"):
         waiting.start()
         time.sleep(0.2)
@@ -139,7 +139,7 @@ def test_a_dataset_that_another_process_collects_is_waited_for(
     assert not waiting.is_alive()
     (tmp_path / f"{data.dataset}.npz").unlink()
     with pytest.raises(AssertionError, match="a second time"):
-        collect_missing(cfg, data, Console(quiet=True))
+        fetch_missing(cfg, data, Console(quiet=True))
 
 
 def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict]) -> None:

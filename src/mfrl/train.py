@@ -30,6 +30,7 @@ from mfrl.config import (
     refuse_foreign_targets,
     refuse_settings_of_another_algorithm,
 )
+from mfrl.data.module import OfflineData
 from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
@@ -97,8 +98,7 @@ def fit(
 
     L.seed_everything(cfg.seed, verbose=False)
     data = build(cfg.data)
-    if cfg.collect is not None:
-        collect_missing(cfg, data, console)
+    fetch_missing(cfg, data, console)
     data.setup()
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
@@ -269,21 +269,24 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
             raise RefusedRun(f"{name} is not the file this run began with (its checksum differs); start a new run")
 
 
-def collect_missing(cfg: DictConfig, data: Any, console: Console) -> None:
-    """Collect the dataset in the simulator where its files are not there yet; of a sweep's jobs, one does."""
+def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
+    """Collect or download what is not there yet, if asked to; of a sweep's jobs, one does."""
 
     def there() -> bool:
         return all(path.is_file() for path in data.paths)
 
-    if there():
+    if there() or (cfg.collect is None and not cfg.download):
         return
-    from mfrl.collect import collect
-
-    with one_at_a_time(data.data_dir / f".{data.dataset}.lock"):
-        if not there():
-            what = escape(f"{data.dataset} is not in {data.data_dir}: collecting it in the simulator")
-            console.print(what, highlight=False, soft_wrap=True)
-            collect(data.dataset, data.data_dir, **cfg.collect)
+    with one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"):
+        if there():
+            return
+        how = "downloading it" if cfg.collect is None else "collecting it in the simulator"
+        what = escape(f"{data.dataset} is not in {data.data_dir}: {how}")
+        console.print(what, highlight=False, soft_wrap=True)
+        if cfg.collect is None:
+            data.download()
+        else:
+            data.collect(**cfg.collect)
 
 
 def final_scores(run: RunFolder) -> dict[str, Any]:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import lightning as L
 import torch
 
-from mfrl.data.transitions import ChunkLoader, Transitions
+from mfrl.data.transitions import Augment, ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.envs.spec import EnvSpec
 
 
 class OfflineData(L.LightningDataModule):
     """A LightningDataModule whose ``setup`` fills ``train``, ``val`` and ``spec``.
 
+    A subclass sets ``dataset``, ``env``, ``data_dir`` and ``paths`` when it is made, and defines ``setup`` and
+    ``provenance``.
+
+    Attributes:
+        dataset: name of the data set.
+        env: the environment its policies are evaluated in.
+        data_dir: the folder the files lie in; None where nothing is read.
+        paths: the files that must be there before ``setup``.
+        warnings: what ``setup`` found that a user should know before training.
+        augment: changes each batch before it is trained on; None leaves them as they are.
+
     Args:
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
     """
+
+    dataset: str
+    env: EnvSpec
+    spec: DataSpec
+    data_dir: Path | None
+    paths: tuple[Path, ...]
 
     def __init__(self, batch_size: int, chunk: int, seed: int, updates: int, marks: tuple[int, ...]) -> None:
         super().__init__()
@@ -27,6 +48,27 @@ class OfflineData(L.LightningDataModule):
         self.train: Transitions | None = None
         self.val: Transitions | None = None
         self.warnings: list[str] = []
+        self.augment: Augment | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the data come from, with checksums, and which part of them is used; after ``setup``."""
+        raise NotImplementedError
+
+    def collect(self, **settings: Any) -> None:
+        """Make the files in the simulator.
+
+        Raises:
+            DataError: where that is not possible.
+        """
+        raise DataError(f"{self.dataset} cannot be collected")
+
+    def download(self, **settings: Any) -> None:
+        """Fetch the files from the server that offers them.
+
+        Raises:
+            DataError: where none does, or none can be reached.
+        """
+        raise DataError(f"{self.dataset} cannot be downloaded")
 
     def on_device(self, device: torch.device) -> Transitions:
         """The training transitions, moved to ``device`` once and kept there."""
@@ -38,4 +80,6 @@ class OfflineData(L.LightningDataModule):
         assert self.trainer is not None
         first = self.trainer.lightning_module.updates
         transitions = self.on_device(self.trainer.strategy.root_device)
-        return ChunkLoader(transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks)
+        return ChunkLoader(
+            transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks, self.augment
+        )

@@ -72,6 +72,11 @@ class OGBenchData(OfflineData):
         """Where the files come from, with checksums, and which part of them is used."""
         return provenance.describe(self.data_dir, self.dataset) | {"fraction": self.fraction}
 
+    def collect(self, **settings: Any) -> None:
+        from mfrl.collect import collect
+
+        collect(self.dataset, self.data_dir, **settings)
+
     def setup(self, stage: str | None = None) -> None:
         """Read, check, label and normalise both files. Does nothing the second time."""
         if self.train is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,18 +21,27 @@ class DataError(MfrlError):
 
 
 class Batch(NamedTuple):
-    """One batch of transitions, observations normalised."""
+    """One batch of transitions: states normalised, images as they are."""
 
-    observations: Tensor  #: (batch, observation_dim)
+    observations: Tensor  #: (batch, observation_dim), or uint8 (batch, frames, height, width, channels)
     actions: Tensor  #: (batch, action_dim) in [-1 + 1e-5, 1 - 1e-5]
     rewards: Tensor  #: (batch,)
     masks: Tensor  #: (batch,) 0 where the task is complete: no bootstrap
-    next_observations: Tensor  #: (batch, observation_dim)
+    next_observations: Tensor  #: like observations
+
+
+Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What an algorithm must know of the data: sizes, statistics and the range of returns. Plain numbers only."""
+    """What an algorithm must know of the data: sizes, statistics and the range of returns. Plain numbers only.
+
+    Attributes:
+        observation_dim: of states; 0 where observations are images.
+        observation_mean, observation_std: of states, per dimension; empty where observations are images.
+        image_shape: ``(frames, height, width, channels)`` of an observation; None for states.
+    """
 
     observation_dim: int
     action_dim: int
@@ -40,6 +49,7 @@ class DataSpec:
     observation_std: tuple[float, ...]
     reward_min: float
     reward_max: float
+    image_shape: tuple[int, int, int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,10 +68,16 @@ class Transitions:
     the rows a transition starts from.
 
     Attributes:
-        observations: ``(rows, observation_dim)`` float32, normalised.
+        observations: ``(rows, observation_dim)`` float32, or images ``(rows, height, width, channels)`` uint8.
         actions: ``(rows, action_dim)`` float32.
         rewards, masks: ``(rows,)`` float32.
         starts: ``(transitions,)`` int64.
+        firsts: ``(rows,)`` int64, the first row of each row's trajectory; needed where frames are stacked.
+        frames: of images, the last so many make an observation; before a trajectory's first, that one is repeated.
+        statistics: mean and deviation ``(2, observation_dim)`` to normalise states with as they are gathered; None
+            where they are normalised already, or images.
+        ships_to: None: the transitions lie where training runs. A device: they stay in files mapped into memory,
+            and batches are sent there.
     """
 
     observations: Tensor
@@ -69,6 +85,10 @@ class Transitions:
     rewards: Tensor
     masks: Tensor
     starts: Tensor
+    firsts: Tensor | None = None
+    frames: int = 1
+    statistics: Tensor | None = None
+    ships_to: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -76,19 +96,44 @@ class Transitions:
     def __getitem__(self, index: Tensor) -> Batch:
         """The transitions numbered ``index`` (batch,), gathered on the device they lie on."""
         row = self.starts[index]
-        return Batch(
-            self.observations.index_select(0, row),
+        observations, next_observations = self._images(row) if self.observations.ndim > 2 else self._states(row)
+        batch = Batch(
+            observations,
             self.actions.index_select(0, row),
             self.rewards.index_select(0, row),
             self.masks.index_select(0, row),
-            self.observations.index_select(0, row + 1),
+            next_observations,
         )
+        if self.ships_to is None:
+            return batch
+        return Batch(*(x.to(self.ships_to, non_blocking=True) for x in batch))
+
+    def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        s, next_s = self.observations.index_select(0, row), self.observations.index_select(0, row + 1)
+        if self.statistics is not None:
+            mean, std = self.statistics
+            s, next_s = (s - mean) / std, (next_s - mean) / std
+        return s, next_s
+
+    def _images(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Stacks ending in ``row`` and in ``row + 1``, two views of one window of frames + 1 images."""
+        assert self.firsts is not None
+        window = row[:, None] + torch.arange(1 - self.frames, 2, device=row.device)
+        window = torch.maximum(window, self.firsts[row][:, None])
+        images = self.observations.index_select(0, window.flatten()).unflatten(0, window.shape)
+        return images[:, :-1], images[:, 1:]
 
     def to(self, device: torch.device) -> Transitions:
-        return Transitions(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        """Move everything to ``device``; what is mapped from files stays and sends its batches there."""
+        if self.ships_to is not None:
+            return replace(self, ships_to=device)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def nbytes(self) -> int:
-        return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -97,9 +142,13 @@ class Chunk:
 
     transitions: Transitions
     indices: Tensor  #: (updates, batch)
+    first: int = 0  #: number of the first update
+    augment: Augment | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.transitions[index] for index in self.indices)
+        for k, index in enumerate(self.indices, self.first):
+            batch = self.transitions[index]
+            yield batch if self.augment is None else self.augment(batch, k)
 
 
 def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
@@ -128,8 +177,10 @@ class ChunkLoader:
         last: int,
         size: int,
         marks: tuple[int, ...],
+        augment: Augment | None = None,
     ) -> None:
         self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
+        self.augment = augment
         self.ends = chunk_ends(first, last, size, marks)
 
     def __len__(self) -> int:
@@ -139,7 +190,7 @@ class ChunkLoader:
         device, at = self.transitions.starts.device, self.first
         for end in self.ends:
             indices = torch.stack([self._draw(k, device) for k in range(at, end)])
-            yield Chunk(self.transitions, indices)
+            yield Chunk(self.transitions, indices, at, self.augment)
             at = end
 
     def _draw(self, k: int, device: torch.device) -> Tensor:

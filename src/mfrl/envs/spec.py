@@ -19,15 +19,24 @@ if TYPE_CHECKING:
 class EnvSpec:
     """Names an environment and builds it.
 
+    Plain data only: it goes to worker processes and into checkpoints.
+
     Args:
         env_id: its name in the suite.
-        suite: the package it comes from.
+        suite: where it comes from: ``ogbench``, or ``minari`` for what a Minari dataset was recorded in.
         reference_returns: returns that score 0 and 100 where the benchmark normalises scores (D4RL).
+        gym_spec: of the suite ``minari``: the JSON of a gymnasium ``EnvSpec``, kwargs, wrappers and all.
+        observation_keys: of the suite ``minari``: the entries of a dictionary observation, in the order in which they
+            are joined to one vector; None where observations are a vector already.
+        frames: how many images make an observation, stacked in front: ``(frames, height, width, channels)``.
     """
 
     env_id: str
     suite: str = "ogbench"
     reference_returns: tuple[float, float] | None = None
+    gym_spec: str | None = None
+    observation_keys: tuple[str, ...] | None = None
+    frames: int = 1
 
     @property
     def observes_pixels(self) -> bool:
@@ -36,6 +45,6 @@ class EnvSpec:
 
     def make(self, *, render: bool = False) -> gymnasium.Env:
         """Build it; ``render`` prepares it for ``env.render()``."""
-        if self.suite != "ogbench":
-            raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench")
-        return ogbench.make(self.env_id, render=render)
+        if self.suite == "ogbench":
+            return ogbench.make(self.env_id, render=render)
+        raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench")
