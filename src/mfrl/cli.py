@@ -24,13 +24,16 @@ from rich.markup import escape
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
 from mfrl.sweep import attempt
+from mfrl.tasks import spelled
 
 USAGE = """mfrl: one-step generative policies for offline RL
 
   mfrl train   [overrides]                    train; -m sweeps over comma-separated values
   mfrl train   sweep=reformulation env=...    every variant, several seeds, side by side
   mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
+  mfrl tasks   [--available] [NAME...]        what can be trained on, and whether its data are here
   mfrl collect env=ogbench/DATASET            collect a dataset in the simulator
+  mfrl download env=ogbench/DATASET           fetch a dataset from the server that offers it
   mfrl report  RUNS... [--out report]         tables, intervals and figures from run folders
 
 Overrides are Hydra's: env=ogbench/cube-single-play env.task=2 seed=1. `mfrl COMMAND --cfg job` shows the
@@ -51,16 +54,22 @@ def evaluate(cfg: DictConfig) -> Any:
 
 
 def collect(cfg: DictConfig) -> Any:
-    from mfrl.collect import collect
-    from mfrl.collect.settings import DEFAULT_DATA_DIR
+    from mfrl.collect.command import collect
 
-    collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **cfg.collect)
+    collect(cfg, list(HydraConfig.get().overrides.task))
+
+
+def download(cfg: DictConfig) -> Any:
+    from mfrl.config import build
+
+    build(cfg.data).download(**({} if cfg.mirrors is None else {"mirrors": list(cfg.mirrors)}))
 
 
 COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train"),
     "eval": (evaluate, "eval"),
     "collect": (collect, "collect"),
+    "download": (download, "download"),
 }
 
 
@@ -74,16 +83,19 @@ def main() -> None:
         print(metadata.version("mfrl"))
         return
     name = arguments[0]
-    if name == "report":  # reads finished runs: nothing to compose
-        from mfrl.report import main as report
+    if name in ("report", "tasks"):  # read what is there: nothing to compose
+        if name == "report":
+            from mfrl.report import main as read
+        else:
+            from mfrl.tasks import main as read
 
         try:
-            report(arguments[1:])
+            read(arguments[1:])
         except MfrlError as error:
             fail(str(error), 1)
         return
     if name not in COMMANDS:
-        known = [*COMMANDS, "report"]
+        known = [*COMMANDS, "report", "tasks"]
         fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
     function, config_name = COMMANDS[name]
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
@@ -164,6 +176,10 @@ def explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
         top = group.split("/")[0]
         known = [str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")]
         wanted = match[1].removeprefix(f"{top}/") if group else choice
+        if top == "env" and (known_as := spelled(wanted)):
+            return f"there is no {match[1]!r} among the configurations; it is written  {known_as}"
+        if top == "env" and "powderworld" in wanted:
+            return f"{wanted}: powderworld has discrete actions, and mfrl's policies are for continuous ones"
         near = did_you_mean(wanted, [name for name in known if not name.rpartition("/")[2].startswith("_")])
         return f"there is no {match[1]!r} among the configurations in {CONFIG_DIR}{near}"
     return message

@@ -1,11 +1,12 @@
 """OGBench's published generation settings, as data.
 
 The numbers come from OGBench's `data_gen_scripts/commands.sh` and from the defaults of the two scripts it
-calls. What OGBench distributes but no script can regenerate (policies trained with RL, pixels) is listed too,
+calls. What OGBench distributes but no script can regenerate (by policies trained with RL) is listed too,
 so that asking for it gets an answer instead of a failure.
 """
 
 import difflib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -27,7 +28,8 @@ class Settings:
 
     Args:
         dataset: OGBench dataset name, e.g. `cube-single-play-v0`.
-        env_id: gymnasium id of the simulator, e.g. `cube-single-v0`.
+        env_id: gymnasium id of the simulator, e.g. `cube-single-v0` or, where observations are images,
+            `visual-cube-single-v0`.
         policy: `navigate`, `stitch` or `explore` in a maze; `play` or `noisy` on the table.
         episodes: training episodes; validation gets its own.
         val_episodes: validation episodes.
@@ -56,6 +58,11 @@ class Settings:
     @property
     def is_maze(self) -> bool:
         return self.env_id.startswith("pointmaze")
+
+    @property
+    def renders(self) -> bool:
+        """Whether observations are images, so that every step needs a rendering back end."""
+        return self.env_id.startswith("visual-")
 
     def used(self) -> dict[str, Any]:
         """The settings that shape this dataset, by name; a maze has no use for those of the robot arm."""
@@ -106,11 +113,11 @@ def _maze(maze: str, policy: str, episodes: int, steps: int) -> Settings:
     )
 
 
-def _table(env: str, policy: str) -> Settings:
+def _table(env: str, policy: str, prefix: str = "") -> Settings:
     p_random = {"play": 0.0, "noisy": 0.2 if env.startswith("puzzle") else 0.1}
     return Settings(
-        dataset=f"{env}-{policy}-v0",
-        env_id=f"{env}-v0",
+        dataset=f"{prefix}{env}-{policy}-v0",
+        env_id=f"{prefix}{env}-v0",
         policy=policy,
         episodes=_TABLE_EPISODES[env],
         val_episodes=default_val_episodes(_TABLE_EPISODES[env]),
@@ -132,7 +139,12 @@ PUBLISHED: dict[str, Settings] = {
         *(_maze(maze, "navigate", *shape) for maze, shape in _NAVIGATE.items()),
         *(_maze(maze, "stitch", *_STITCH) for maze in _NAVIGATE),
         *(_maze(maze, "explore", *_EXPLORE) for maze in _NAVIGATE),
-        *(_table(env, policy) for env in _TABLE_EPISODES for policy in ("play", "noisy")),
+        *(
+            _table(env, policy, prefix)
+            for prefix in ("", "visual-")
+            for env in _TABLE_EPISODES
+            for policy in ("play", "noisy")
+        ),
     )
 }
 
@@ -145,13 +157,20 @@ TRAINED_POLICY = frozenset(
     f"{name}-v0"
     for name in (
         *_MAZE_TASKS,
+        *(f"visual-{name}" for name in _MAZE_TASKS),
         *(f"antsoccer-{m}-{p}" for m, p in product(("arena", "medium"), ("navigate", "stitch"))),
-        *(f"powderworld-{level}-play" for level in ("easy", "medium", "hard")),
     )
 )
-PIXELS = frozenset(
-    f"visual-{name}"
-    for name in (*(f"{m}-v0" for m in _MAZE_TASKS), *(d for d in PUBLISHED if not d.startswith("pointmaze")))
+# 100 million transitions of the scripted policies, in 100 files (OGBench's README.md, "Additional Features").
+LARGE = frozenset(
+    f"{name}-100m-v0"
+    for name in (
+        "humanoidmaze-giant-navigate",
+        *(f"cube-{n}-play" for n in ("double", "triple", "quadruple", "octuple")),
+        "cube-quadruple-noisy",
+        "scene-play",
+        *(f"puzzle-{n}-play" for n in ("3x3", "4x4", "4x5", "4x6")),
+    )
 )
 
 
@@ -169,16 +188,60 @@ def plan(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> Settings:
     name = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
     if name in PUBLISHED:
         return PUBLISHED[name]
-    if name in PIXELS:
-        raise CollectError(f"{name}: pixel datasets are not collected yet. {_download_hint(name, data_dir)}")
     if name in TRAINED_POLICY:
         reason = f"{name} has no scripted policy in the ogbench package"
         raise CollectError(f"{reason}, so it cannot be collected here. {_download_hint(name, data_dir)}")
-    near = difflib.get_close_matches(name, [*PUBLISHED, *sorted(TRAINED_POLICY), *sorted(PIXELS)])
+    if name in LARGE:
+        raise CollectError(f"{name} is too large to be collected here. {_download_hint(name, data_dir)}")
+    if name.startswith("powderworld"):
+        raise CollectError(f"{name} has discrete actions; mfrl's policies are for continuous actions.")
+    near = difflib.get_close_matches(name, [*PUBLISHED, *sorted(TRAINED_POLICY)])
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known datasets: {', '.join(PUBLISHED)}."
     raise CollectError(f"Unknown OGBench dataset {dataset!r}. {hint}")
 
 
+def downloadable(dataset: str) -> bool:
+    """Whether OGBench offers the dataset's files."""
+    explore = dataset.startswith("pointmaze-") and dataset.endswith("-explore-v0")
+    return dataset in PUBLISHED.keys() | TRAINED_POLICY | LARGE and not explore
+
+
+def commands(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> dict[str, str]:
+    """What makes a dataset's files: the commands `collect` and `download`, where they can.
+
+    Args:
+        dataset: OGBench dataset name with its `-v0`.
+        data_dir: where the files shall lie.
+    """
+    found = {}
+    with suppress(CollectError):
+        plan(dataset)
+        found["collect"] = _command("collect", dataset, data_dir)
+    if downloadable(dataset):
+        found["download"] = _command("download", dataset, data_dir)
+    return found
+
+
+def how_to_get(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> str:
+    """What to do about a dataset that is missing from `data_dir`, in words."""
+    try:
+        plan(dataset, data_dir)
+    except CollectError as error:
+        return str(error)
+    command = commands(dataset, data_dir)
+    published = f", or fetch OGBench's own:  {command['download']}" if "download" in command else ""
+    return f"collect it in the simulator:  {command['collect']}{published}"
+
+
+def _command(command: str, dataset: str, data_dir: str | Path) -> str:
+    folder = Path(data_dir).expanduser()
+    elsewhere = "" if folder == Path(DEFAULT_DATA_DIR).expanduser() else f" data_dir={folder}"
+    return f"mfrl {command} env=ogbench/{dataset.removesuffix('-v0')}{elsewhere}"
+
+
 def _download_hint(name: str, data_dir: str | Path) -> str:
+    fetch = f"Fetch it:  {_command('download', name, data_dir)}"
+    if name in LARGE:
+        return fetch
     train, val = (f"{DOWNLOAD_URL}/{name}{suffix}.npz" for suffix in ("", "-val"))
-    return f"Download {train} and {val} and put both in {Path(data_dir).expanduser()}."
+    return f"{fetch}   or download {train} and {val} yourself and put both in {Path(data_dir).expanduser()}."

@@ -1,5 +1,1 @@
-"""Transitions in memory, and the LightningDataModules that fill them."""
-
-from mfrl.data.transitions import Batch, Chunk, DataError, DataSpec, Transitions
-
-__all__ = ["Batch", "Chunk", "DataError", "DataSpec", "Transitions"]
+"""Transitions, and the LightningDataModules that fill them. Importing the package alone imports no torch."""

@@ -38,14 +38,18 @@ def singletask_id(dataset: str, task: int | None = None) -> str:
     """
     if task is not None and task not in range(1, NUM_TASKS + 1):
         raise EnvError(f"task must be in 1..{NUM_TASKS} or None for the default, not {task!r}")
-    match = re.fullmatch(rf"(?P<env>.+)-({'|'.join(DATASET_TYPES)})(?P<version>-v\d+)?", dataset)
+    if dataset.startswith("powderworld"):
+        raise EnvError(f"{dataset} has discrete actions and no rewards; mfrl's policies are for continuous actions")
+    if "-singletask" in dataset:
+        raise EnvError(f"{dataset!r} is an environment: name its dataset, as in cube-single-play, and env.task=2")
+    match = re.fullmatch(rf"(?P<env>.+)-({'|'.join(DATASET_TYPES)})(-100m)?(?P<version>-v\d+)?", dataset)
     if match is None:
         types = ", ".join(DATASET_TYPES)
         raise EnvError(f"{dataset!r} is not an OGBench dataset: it should end in one of {types}")
     return f"{match['env']}-singletask{'' if task is None else f'-task{task}'}{match['version'] or '-v0'}"
 
 
-def make(env_id: str, *, render: bool = False, **kwargs: Any) -> gymnasium.Env:
+def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -> gymnasium.Env:
     """Build an environment by its gymnasium name.
 
     Args:
@@ -53,6 +57,8 @@ def make(env_id: str, *, render: bool = False, **kwargs: Any) -> gymnasium.Env:
             fifths of the time in software. Pixel observations are left as the benchmark defines them.
             ``MUJOCO_GL`` must be set before ``mujoco`` is first imported, for instance by
             :func:`mfrl.envs.rendering.choose_backend`.
+        frames: of pixel observations: the last so many make one, uint8 ``(frames, height, width, channels)``, the
+            oldest first; before an episode's first image, that one is repeated.
         kwargs: passed to ``gymnasium.make``.
 
     Raises:
@@ -68,11 +74,17 @@ def make(env_id: str, *, render: bool = False, **kwargs: Any) -> gymnasium.Env:
         kwargs = {"width": FRAME_SIZE, "height": FRAME_SIZE} | kwargs
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered")  # OGBench's float64 bounds of +-1
+        # dm_control looks for a display when imported; nothing here draws on one.
+        warnings.filterwarnings("ignore", message=".*DISPLAY environment variable")
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
         _keep_one_action_space(env.unwrapped)
     if for_video:
         env.reset()  # the manipulation scenes compile their model at the first reset
         env.unwrapped.model.light_castshadow[:] = False
+    if observes_pixels(env_id):
+        # The stacking asks for the space at every step, and the manipulation environments render whenever asked.
+        env.observation_space = env.observation_space
+        env = gymnasium.wrappers.FrameStackObservation(env, frames, padding_type="reset")
     return env
 
 

@@ -1,0 +1,386 @@
+"""`mfrl tasks [NAME...]`: what can be trained on by name, and whether its data are here.
+
+The benchmark is the 73 tasks of arXiv 2511.13035: OGBench's states (ten datasets with five tasks each) and images, and
+D4RL's antmaze and Adroit. Neither torch nor a simulator is imported: sizes and default tasks are written down here, and
+the tests compare them with the environments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mfrl.collect.settings import DEFAULT_DATA_DIR, commands
+from mfrl.config import CONFIG_DIR
+from mfrl.data import provenance
+from mfrl.errors import MfrlError, did_you_mean
+
+STATES = (
+    "antmaze-large-navigate",
+    "antmaze-giant-navigate",
+    "humanoidmaze-medium-navigate",
+    "humanoidmaze-large-navigate",
+    "antsoccer-arena-navigate",
+    "cube-single-play",
+    "cube-double-play",
+    "scene-play",
+    "puzzle-3x3-play",
+    "puzzle-4x4-play",
+)
+IMAGES = (
+    "visual-cube-single-play",
+    "visual-cube-double-play",
+    "visual-scene-play",
+    "visual-puzzle-3x3-play",
+    "visual-puzzle-4x4-play",
+)
+ANTMAZE = (
+    "antmaze-umaze",
+    "antmaze-umaze-diverse",
+    "antmaze-medium-play",
+    "antmaze-medium-diverse",
+    "antmaze-large-play",
+    "antmaze-large-diverse",
+)
+ADROIT = tuple(
+    "-".join(names) for names in product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert"))
+)
+UPDATES = {"states": 1_000_000, "images": 500_000, "d4rl": 500_000}  # arXiv 2511.13035, protocol
+
+#: Numbers in an observation of states and in an action, by how the environment's name begins.
+SIZES = {
+    "pointmaze": (2, 2),
+    "antmaze": (29, 8),
+    "humanoidmaze": (69, 21),
+    "antsoccer": (42, 8),
+    "cube-single": (28, 5),
+    "cube-double": (37, 5),
+    "cube-triple": (46, 5),
+    "cube-quadruple": (55, 5),
+    "cube-octuple": (91, 5),
+    "scene": (40, 5),
+    "puzzle-3x3": (55, 5),
+    "puzzle-4x4": (83, 5),
+    "puzzle-4x5": (99, 5),
+    "puzzle-4x6": (115, 5),
+    "pen": (45, 24),
+    "door": (39, 28),
+    "hammer": (46, 26),
+    "relocate": (39, 30),
+}
+MINARI_POINTMAZE = (6, 2)  # position, velocity and goal
+IMAGE = (64, 64, 3)
+#: The task that an OGBench environment has without a number; 1 where none stands here (OGBench's README.md).
+DEFAULT_TASK = {
+    "antsoccer": 4,
+    "cube": 2,
+    "scene": 2,
+    "puzzle-3x3": 4,
+    "puzzle-4x4": 4,
+    "puzzle-4x5": 2,
+    "puzzle-4x6": 2,
+}
+PRESETS = ("paper", "fql")
+_FEW = 4  # commands that are written out
+_WIDE = 170  # characters that a table of all columns may take
+MINARI_RECORD = "provenance.json"  # beside a Minari dataset's data/
+
+
+class TasksError(MfrlError, ValueError):
+    """No task or dataset has this name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to train on.
+
+    Attributes:
+        name: of the preset too, e.g. ``cube-single-play-task2``; a dataset's name outside the benchmark.
+        env: the choice of ``env=``, e.g. ``ogbench/cube-single-play``.
+        number: ``env.task``; None where the dataset has one task, or stands for all of its tasks.
+        default: whether it is the task without ``env.task``.
+        observation: shape, one number for states.
+        action: numbers.
+        updates: published training length; None outside the benchmark.
+    """
+
+    name: str
+    env: str
+    number: int | None
+    default: bool
+    observation: tuple[int, ...]
+    action: int
+    updates: int | None
+
+    @property
+    def suite(self) -> str:
+        return self.env.partition("/")[0]
+
+    @property
+    def overrides(self) -> str:
+        """What to say after `mfrl train`."""
+        return f"env={self.env}" + (f" env.task={self.number}" if self.number else "")
+
+    @property
+    def presets(self) -> list[str]:
+        return [f"{p}/{self.name}" for p in PRESETS if (CONFIG_DIR / "experiment" / p / f"{self.name}.yaml").is_file()]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The files of a dataset on this machine.
+
+    Attributes:
+        state: ``nothing``, ``incomplete``, or where a record says they come from: ``official``, ``mirror``,
+            ``collected``; ``unrecorded`` where none speaks of them.
+        checked: ``sizes`` or ``checksums`` agree with the record; None without one.
+        folder: where they lie or should lie.
+        bytes: of all files.
+        problem: what is wrong, if something is.
+        get: commands that make the files, by what they do; empty when they are there.
+    """
+
+    state: str
+    checked: str | None
+    folder: str
+    bytes: int
+    problem: str | None
+    get: dict[str, str]
+
+
+def benchmark() -> list[Task]:
+    """The 73 tasks, in the order of the paper's tables."""
+    found = [_task(f"ogbench/{name}", number, UPDATES["states"]) for name in STATES for number in range(1, 6)]
+    found += [_task(f"ogbench/{name}", 1, UPDATES["images"]) for name in IMAGES]
+    return found + [_task(f"d4rl/{name}", None, UPDATES["d4rl"]) for name in ANTMAZE + ADROIT]
+
+
+def others() -> list[Task]:
+    """Every other dataset with a configuration of its own, with all its tasks."""
+    known = {task.env for task in benchmark()}
+    return [_task(env, None, None) for env in sorted(environments()) if env not in known]
+
+
+@cache
+def environments() -> tuple[str, ...]:
+    """Every choice of ``env=`` that names a dataset of a simulator."""
+    paths = [
+        path for suite in ("ogbench", "d4rl", "minari") for path in (CONFIG_DIR / "env" / suite).glob("[!_]*.yaml")
+    ]
+    names = (f"{path.parent.name}/{path.stem}" for path in paths)
+    return tuple(name for name in names if name != "minari/dataset")  # which stands for the user's own
+
+
+def _task(env: str, number: int | None, updates: int | None) -> Task:
+    suite, name = env.split("/")
+    simulator = name.removeprefix("visual-")
+    states, action = MINARI_POINTMAZE if suite == "minari" else _longest(simulator, SIZES)
+    return Task(
+        name=f"{name}-task{number}" if number else name,
+        env=env,
+        number=number,
+        default=number in (None, default_task(name)),
+        observation=IMAGE if simulator != name else (states,),
+        action=action,
+        updates=updates,
+    )
+
+
+def default_task(dataset: str) -> int:
+    """The task of an OGBench dataset's environment without a number."""
+    return _longest(dataset.removeprefix("visual-"), DEFAULT_TASK | {"": 1})
+
+
+def _longest(name: str, table: dict[str, Any]) -> Any:
+    return table[max((key for key in table if name.startswith(key)), key=len)]
+
+
+def spelled(name: str) -> str | None:
+    """The overrides for a task by another of its names, e.g. OGBench's or Minari's own; None where it is unknown.
+
+    ``cube-single-play-singletask-task2-v0`` is ``env=ogbench/cube-single-play env.task=2``, ``D4RL/pen/human-v2`` is
+    ``env=d4rl/pen-human``.
+    """
+    plain = re.sub(r"^(ogbench|d4rl|minari|mfrl)/|-v\d+$", "", name.lower()).replace("/", "-")
+    match = re.fullmatch(r"(?P<dataset>.+?)(-singletask)?(-task(?P<number>[1-5]))?", plain)
+    env = match and next((env for env in environments() if env.partition("/")[2] == match["dataset"]), None)
+    return env and f"env={env}" + (f" env.task={match['number']}" if match["number"] else "")
+
+
+def choose(names: Iterable[str], every: bool = False) -> list[Task]:
+    """The tasks of these names, or of these datasets; without names the benchmark, and with ``every`` all others too.
+
+    Raises:
+        TasksError: there is none, with near names.
+    """
+    names, known = list(names), benchmark() + others()
+    if not names:
+        return known if every else benchmark()
+    chosen: list[Task] = []
+    for name in names:
+        wanted = {name, spelled(name)}
+        found = [t for t in known if wanted & {t.name, t.env, t.env.partition("/")[2], t.overrides, f"env={t.env}"}]
+        if not found:
+            possible = sorted({t.name for t in known} | {t.env.partition("/")[2] for t in known})
+            raise TasksError(f"there is no task or dataset {name!r}{did_you_mean(name, possible)}")
+        chosen += [task for task in found if task not in chosen]
+    return chosen
+
+
+def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Data:
+    """What of a dataset is on this machine.
+
+    Args:
+        env: a choice of ``env=``.
+        data_dir: as for training; None: OGBench's or Minari's own default.
+        verify: compare the checksums of the files with the record, which reads them; else their sizes.
+    """
+    suite = env.partition("/")[0]
+    dataset = str(OmegaConf.load(CONFIG_DIR / "env" / f"{env}.yaml").dataset)
+    problem = None
+    if suite == "ogbench":
+        folder = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+        get, record_path = commands(dataset, folder), provenance.record_path(folder, dataset)
+        try:
+            wanted = [path for part in provenance.data_files(folder, dataset) for path in part]
+        except provenance.ProvenanceError as error:
+            wanted, problem = list((folder / dataset).glob("*.npz")), str(error)
+        files = {path.name: path for path in wanted}
+    else:
+        root = Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
+        verb = "collect" if dataset.startswith("mfrl/") else "download"
+        get = {verb: f"mfrl {verb} env={env}" + (f" data_dir={root}" if data_dir else "")}
+        folder, record_path = root / dataset, root / dataset / MINARI_RECORD
+        wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
+        files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}
+    there = {name: path for name, path in files.items() if path.is_file()}
+    size = sum(path.stat().st_size for path in there.values())
+    if not there:
+        return Data("nothing", None, str(folder), 0, None, get)
+    if problem or len(there) < len(files):
+        missing = ", ".join(name for name in files if name not in there)
+        return Data("incomplete", None, str(folder), size, problem or f"{missing} missing", get)
+    state, checked, problem = _compare(there, record_path, dataset, verify)
+    return Data(state, checked, str(folder), size, problem, {})
+
+
+def _compare(
+    files: dict[str, Path], record_path: Path, dataset: str, verify: bool
+) -> tuple[str, str | None, str | None]:
+    """What a record says of files that are there: state, what was compared, what is wrong."""
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        if record["dataset"] != dataset:
+            return "unrecorded", None, f"{record_path} speaks of {record['dataset']}"
+        source, recorded = str(record["source"]), {name: dict(values) for name, values in record["files"].items()}
+    except FileNotFoundError:
+        return "unrecorded", None, None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return "unrecorded", None, f"{record_path} cannot be read: {error}"
+    aspect = "sha256" if verify else "bytes"
+    for name in sorted(files.keys() | recorded.keys()):
+        if name not in files or name not in recorded:
+            return "unrecorded", None, f"{record_path.name} does not speak of {name}, or only it does"
+        found = provenance.sha256(files[name]) if verify else files[name].stat().st_size
+        if found != recorded[name].get(aspect):
+            return "unrecorded", None, f"{name} differs from its record in {'checksum' if verify else 'size'}"
+    return source, "checksums" if verify else "sizes", None
+
+
+def describe(task: Task, data: Data) -> dict[str, Any]:
+    """A task and its data, for JSON."""
+    return {
+        "task": task.name,
+        "suite": task.suite,
+        "overrides": task.overrides,
+        "default_task": task.default,
+        "observation": list(task.observation),
+        "action": task.action,
+        "updates": task.updates,
+        "presets": task.presets,
+        "data": asdict(data),
+    }
+
+
+def show(rows: Sequence[tuple[Task, Data]], console: Console) -> None:
+    """The table, and under it how to read it."""
+    if not console.is_terminal:
+        console.width = 1000  # in a pipe, a line is a task
+    console.print(_table(rows, narrow=console.width < _WIDE), highlight=False)
+    notes = list(dict.fromkeys(f"{data.folder}: {data.problem}" for _, data in rows if data.problem))
+    here = sum(data.state not in ("nothing", "incomplete") for _, data in rows)
+    notes.append(f"{len(rows)} named, {here} with data here. Train one:  mfrl train env=... [env.task=...]")
+    if any(task.presets for task, _ in rows):
+        notes.append(f"With its published settings:  mfrl train experiment={PRESETS[0]}/TASK")
+    wanted = list(dict.fromkeys(command for _, data in rows for command in data.get.values()))
+    if wanted:
+        few = len(wanted) <= _FEW
+        notes += wanted if few else ["Get data:  mfrl collect env=...  or  mfrl download env=..."]
+    if any(data.checked == "sizes" for _, data in rows):
+        notes.append("(sizes): as long as its record says; --verify compares checksums")
+    for note in notes:
+        console.print(escape(note), highlight=False, soft_wrap=True)
+
+
+def _table(rows: Sequence[tuple[Task, Data]], narrow: bool) -> Table:
+    """A row for each task; a narrow one leaves out what the task's name implies."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    columns = {"task": "left", "env": "left", "obs": "right", "act": "right", "updates": "right"}
+    columns |= {"presets": "left", "data": "left", "get it": "left"}
+    for head, justify in columns.items():
+        if not (narrow and head in ("env", "presets", "get it")):
+            table.add_column(head, justify=justify, overflow="fold")
+    for task, data in rows:
+        cells = {
+            "task": task.name,
+            "env": task.overrides + (" (default)" if task.number and task.default else ""),
+            "obs": "x".join(map(str, task.observation)),
+            "act": str(task.action),
+            "updates": str(task.updates or "-"),
+            "presets": ", ".join(preset.partition("/")[0] for preset in task.presets) or "-",
+            "data": data.state + (f" ({data.checked})" if data.checked else ""),
+            "get it": " or ".join(data.get),
+        }
+        if narrow:
+            cells["data"] = cells["data"] if data.state != "nothing" else cells["get it"]
+        table.add_row(*(escape(cells[column.header]) for column in table.columns))
+    return table
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line; ``argv`` comes after ``mfrl tasks``.
+
+    Raises:
+        MfrlError: for the person at the keyboard.
+    """
+    parser = argparse.ArgumentParser("mfrl tasks", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tasks or datasets (default: the 73 of the benchmark)")
+    parser.add_argument("--all", action="store_true", dest="every", help="every other dataset too")
+    parser.add_argument("--available", action="store_true", help="only those whose data are here")
+    parser.add_argument("--verify", action="store_true", help="compare checksums with the records, not only sizes")
+    parser.add_argument("--data-dir", help="where to look (default: OGBench's and Minari's own folders)")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="for programs")
+    given = parser.parse_args(argv)
+    tasks = choose(given.names, given.every)
+    data = {env: find_data(env, given.data_dir, given.verify) for env in dict.fromkeys(task.env for task in tasks)}
+    rows = [(task, data[task.env]) for task in tasks if not given.available or data[task.env].state != "nothing"]
+    if given.as_json:
+        print(json.dumps([describe(*row) for row in rows], indent=2))
+    elif not rows:
+        print("none of these data are here; without --available, mfrl tasks says how to get them")
+    else:
+        show(rows, Console())

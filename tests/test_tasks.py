@@ -1,0 +1,336 @@
+"""The tasks by name: configurations, sizes and defaults against the environments, and what is said of the data."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import hydra
+import pytest
+from rich.console import Console
+
+from mfrl import tasks
+from mfrl.cli import check_overrides
+from mfrl.collect.settings import LARGE, PUBLISHED, TRAINED_POLICY
+from mfrl.config import CONFIG_DIR
+from mfrl.data import provenance
+from mfrl.envs import ogbench
+from mfrl.envs.ogbench import EnvError, singletask_id
+from mfrl.errors import ConfigError
+from mfrl.tasks import TasksError, benchmark, choose, find_data, others, spelled
+
+OGBENCH = sorted(env for env in tasks.environments() if env.startswith("ogbench/"))
+MAZE = "ogbench/pointmaze-medium-explore"  # what the shared fixture has collected
+
+
+def test_the_benchmark_has_73_tasks() -> None:
+    names = [task.name for task in benchmark()]
+    assert len(set(names)) == len(names) == 73
+    ours = [task for task in benchmark() if task.suite == "ogbench"]
+    assert sum(len(task.observation) == 1 for task in ours) == 50
+    assert sum(len(task.observation) == 3 for task in ours) == 5
+    assert {task.env for task in benchmark()} <= set(tasks.environments())
+    assert not {task.name for task in others()} & set(names)
+
+
+def test_every_dataset_of_ogbench_has_a_configuration() -> None:
+    # the 85 of OGBench's README.md without powderworld's three; its 11 large sets; and mazes explored here only
+    assert len(TRAINED_POLICY | PUBLISHED.keys()) == 82 + 4
+    datasets = TRAINED_POLICY | PUBLISHED.keys() | LARGE
+    assert {f"ogbench/{dataset.removesuffix('-v0')}" for dataset in datasets} == set(OGBENCH)
+
+
+def test_every_ogbench_configuration_composes_and_names_its_environment() -> None:
+    import ogbench as _  # noqa: F401 - registers the environments
+
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for choice in OGBENCH:
+            cfg = hydra.compose("train", [f"env={choice}"])
+            assert f"ogbench/{cfg.env.name}" == choice
+            assert cfg.data.dataset == f"{cfg.env.name}-v0"
+            assert cfg.env.task is None
+            for task in (None, 1, 2, 3, 4, 5):
+                assert singletask_id(cfg.data.dataset, task) in gymnasium.registry
+            pixels = cfg.env.name.startswith("visual-")
+            assert (cfg.env.frames, cfg.env.crop_probability) == ((3, 0.5) if pixels else (1, 0.0))
+            assert (cfg.get("encoder") is not None) == pixels
+
+
+def test_large_sets_belong_to_the_environment_of_the_small_ones() -> None:
+    for dataset in LARGE:
+        assert singletask_id(dataset, 3) == singletask_id(dataset.replace("-100m", ""), 3)
+
+
+@pytest.mark.parametrize("family", ["pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle"])
+def test_sizes_and_default_tasks_are_the_environments(family: str) -> None:
+    ids = {singletask_id(t.env.partition("/")[2]): t for t in benchmark() + others() if t.suite == "ogbench"}
+    ids = {env_id: task for env_id, task in ids.items() if env_id.startswith(family)}
+    assert ids
+    for env_id, task in ids.items():
+        env = ogbench.make(env_id)
+        env.reset(seed=0)
+        assert env.observation_space.shape == task.observation
+        assert env.action_space.shape == (task.action,)
+        assert env.unwrapped._reward_task_id == tasks.default_task(task.env.partition("/")[2])
+        env.close()
+
+
+def test_tasks_of_images_are_those_of_states_seen_in_64_x_64_pixels() -> None:
+    import ogbench as _  # noqa: F401 - registers the environments
+
+    visual = [task for task in benchmark() + others() if task.env.startswith("ogbench/visual-")]
+    assert len(visual) == 35
+    for task in visual:
+        name = task.env.partition("/")[2]
+        shown, hidden = (gymnasium.spec(singletask_id(n)) for n in (name, name.removeprefix("visual-")))
+        how = {"ob_type", "width", "height", "visualize_info", "render_mode", "camera_name"}
+        assert shown.entry_point == hidden.entry_point
+        assert {key: value for key, value in shown.kwargs.items() if key not in how} == hidden.kwargs
+        assert (shown.kwargs["ob_type"], shown.kwargs["height"], shown.kwargs["width"]) == ("pixels", 64, 64)
+        assert task.observation == (64, 64, 3)
+    # the benchmark takes task 1 of each, whatever OGBench's default is
+    assert {(task.number, task.default) for task in visual if task.updates} == {(1, False)}
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        *(f"AntMaze_{maze}-v4" for maze in ("UMaze", "Medium", "Large")),
+        *(f"AdroitHand{hand}-v1" for hand in ("Pen", "Door", "Hammer", "Relocate")),
+        *(f"PointMaze_{maze}-v3" for maze in ("UMaze", "Medium", "Large")),
+    ],
+)
+def test_sizes_of_minaris_tasks_are_the_environments(env_id: str) -> None:
+    import gymnasium_robotics
+
+    gymnasium.register_envs(gymnasium_robotics)
+    env = gymnasium.make(env_id)
+    space, ours = env.observation_space, env_id.startswith("PointMaze")
+    if isinstance(space, gymnasium.spaces.Dict):  # position and the rest; a moving goal too
+        parts = [space["observation"], space["desired_goal" if ours else "achieved_goal"]]
+        observation = sum(part.shape[0] for part in parts)
+    else:
+        observation = space.shape[0]
+    name = env_id.lower().replace("adroithand", "").replace("_", "-").rpartition("-v")[0]
+    prefix = "minari/" if ours else "d4rl/"
+    found = [task for task in benchmark() + others() if task.env.startswith(f"{prefix}{name}")]
+    assert found
+    for task in found:
+        assert (task.observation, task.action) == ((observation,), env.action_space.shape[0])
+    env.close()
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("cube-single-play-singletask-task2-v0", "env=ogbench/cube-single-play env.task=2"),
+        ("ogbench/cube-single-play-v0", "env=ogbench/cube-single-play"),
+        ("visual-scene-play-singletask-v0", "env=ogbench/visual-scene-play"),
+        ("cube-triple-play-100m-v0", "env=ogbench/cube-triple-play-100m"),
+        ("antmaze-umaze-v2", "env=d4rl/antmaze-umaze"),
+        ("D4RL/antmaze/umaze-diverse-v1", "env=d4rl/antmaze-umaze-diverse"),
+        ("D4RL/pen/human-v2", "env=d4rl/pen-human"),
+        ("cube-single-v0", None),
+        ("cube-single-play-singletask-task6-v0", None),
+        ("", None),
+    ],
+)
+def test_other_names_of_a_task_are_understood(name: str, overrides: str | None) -> None:
+    assert spelled(name) == overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env=ogbench/cube-single-play-singletask-task2-v0", "written  env=ogbench/cube-single-play env.task=2"),
+        ("env=d4rl/antmaze-umaze-v2", "written  env=d4rl/antmaze-umaze"),
+        ("env=ogbench/cube-single-v0", "did you mean ogbench/cube-single-play"),
+        ("env=ogbench/powderworld-easy-play-v0", "discrete actions"),
+    ],
+)
+def test_other_spellings_are_answered_with_ours(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_overrides("train", [override])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"), [("powderworld-easy-play-v0", "discrete"), ("cube-single-play-singletask-v0", "env.task=2")]
+)
+def test_datasets_that_are_none_of_ours_are_refused_with_the_reason(dataset: str, message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        singletask_id(dataset)
+
+
+def test_tasks_are_chosen_by_any_name() -> None:
+    assert [task.number for task in choose(["cube-single-play"])] == [1, 2, 3, 4, 5]
+    assert [task.name for task in choose(["scene-play-task3", "D4RL/pen/human-v2"])] == [
+        "scene-play-task3",
+        "pen-human",
+    ]
+    assert choose(["ogbench/cube-triple-noisy"])[0].updates is None
+    assert len(choose([])) == 73
+    assert len(choose([], every=True)) == 73 + len(tasks.environments()) - 33
+    with pytest.raises(TasksError, match="did you mean cube-single-play"):
+        choose(["cube-sngle-play"])
+
+
+# ---- data
+
+
+@pytest.fixture
+def folder(data_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the collected data that a test may change."""
+    for path in data_dir.glob("pointmaze*"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_collected_data_are_found_with_the_state_of_their_checksums(folder: Path) -> None:
+    found = find_data(MAZE, str(folder))
+    assert (found.state, found.checked, found.problem, found.get) == ("collected", "sizes", None, {})
+    assert found.bytes == sum(path.stat().st_size for path in folder.glob("*.npz"))
+    assert find_data(MAZE, str(folder), verify=True).checked == "checksums"
+
+
+def test_changed_files_are_unrecorded(folder: Path) -> None:
+    path = provenance.data_paths(folder, "pointmaze-medium-explore-v0")[0]
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    assert find_data(MAZE, str(folder)).state == "collected"  # as long as before
+    found = find_data(MAZE, str(folder), verify=True)
+    assert (found.state, found.checked) == ("unrecorded", None)
+    assert "checksum" in found.problem
+    path.write_bytes(changed + b"0")
+    assert "size" in find_data(MAZE, str(folder)).problem
+
+
+@pytest.mark.parametrize("content", ["{half", "[]", '{"dataset": 1}', '{"dataset": "pointmaze-medium-explore-v0"}'])
+def test_a_record_that_cannot_be_read_speaks_of_nothing(folder: Path, content: str) -> None:
+    provenance.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
+    found = find_data(MAZE, str(folder))
+    assert found.state == "unrecorded"
+    assert ".provenance.json" in found.problem
+
+
+def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
+    path = provenance.record_path(folder, "pointmaze-medium-explore-v0")
+    record = json.loads(path.read_text())
+    (first, *_), files = record["files"], record["files"]
+    for other in ({first: files[first]}, files | {"more.npz": files[first]}):
+        path.write_text(json.dumps(record | {"files": other}))
+        assert find_data(MAZE, str(folder)).state == "unrecorded"
+
+
+def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> None:
+    provenance.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
+    found = find_data(MAZE, str(folder))
+    assert found.state == "incomplete"
+    assert "-val.npz missing" in found.problem
+    assert found.get == {"collect": f"mfrl collect env={MAZE} data_dir={folder}"}
+
+
+def test_files_without_a_record_are_unrecorded_and_downloads_what_they_are(folder: Path) -> None:
+    record = provenance.record_path(folder, "pointmaze-medium-explore-v0")
+    written = json.loads(record.read_text())
+    for source in ("official", "mirror"):
+        record.write_text(json.dumps(written | {"source": source}))
+        assert find_data(MAZE, str(folder), verify=True).state == source
+    record.unlink()
+    assert (find_data(MAZE, str(folder)).state, find_data(MAZE, str(folder)).checked) == ("unrecorded", None)
+
+
+def test_missing_data_say_how_they_are_had(tmp_path: Path) -> None:
+    found = find_data("ogbench/cube-single-play", str(tmp_path))
+    assert (found.state, found.folder) == ("nothing", str(tmp_path))
+    assert found.get.keys() == {"collect", "download"}
+    assert find_data("d4rl/pen-human", str(tmp_path)).get == {
+        "download": f"mfrl download env=d4rl/pen-human data_dir={tmp_path}"
+    }
+    assert find_data("minari/pointmaze-umaze", str(tmp_path)).get.keys() == {"collect"}
+
+
+def test_large_sets_are_found_in_their_folder(tmp_path: Path) -> None:
+    dataset, env = "cube-double-play-100m-v0", "ogbench/cube-double-play-100m"
+    (tmp_path / dataset).mkdir()
+    names = [f"cube-double-play-v0-{k:03d}{half}.npz" for k in range(3) for half in ("", "-val")]
+    for name in names:
+        (tmp_path / dataset / name).write_bytes(b"1")
+    files = {name: provenance.fingerprint(tmp_path / dataset / name) for name in names}
+    record = {"dataset": dataset, "source": "official", "files": files}
+    provenance.write(provenance.record_path(tmp_path, dataset), record)
+    assert find_data(env, str(tmp_path), verify=True).state == "official"
+    (tmp_path / dataset / names[2]).unlink()
+    assert find_data(env, str(tmp_path)).state == "incomplete"
+
+
+def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    dataset = OmegaConf.load(CONFIG_DIR / "env" / "d4rl" / "pen-human.yaml").dataset
+    assert find_data("d4rl/pen-human").state == "nothing"
+    data = tmp_path / dataset / "data"
+    data.mkdir(parents=True)
+    (data / "main_data.hdf5").write_bytes(b"1")
+    assert find_data("d4rl/pen-human").state == "incomplete"
+    (data / "metadata.json").write_text("{}")
+    assert find_data("d4rl/pen-human").state == "unrecorded"
+    files = {f"data/{path.name}": provenance.fingerprint(path) for path in data.iterdir()}
+    record = {"format": 1, "dataset": dataset, "source": "official", "files": files}
+    (tmp_path / dataset / tasks.MINARI_RECORD).write_text(json.dumps(record))
+    assert find_data("d4rl/pen-human", verify=True).state == "official"
+
+
+# ---- the command
+
+
+def test_the_table_has_a_line_for_every_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.main(["--data-dir", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    for task in benchmark():
+        assert [line for line in lines if line.startswith(f"{task.name} ") and task.overrides in line]
+
+
+@pytest.mark.parametrize("state", ["nothing", "official"])
+def test_a_line_of_80_characters_keeps_names_and_what_to_do(state: str, tmp_path: Path) -> None:
+    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    data = {task.env: find_data(task.env, str(tmp_path)) for task in benchmark()}
+    if state != "nothing":
+        data = {env: tasks.Data(state, "checksums", "", 1, None, {}) for env in data}
+    tasks.show([(task, data[task.env]) for task in benchmark()], console)
+    lines = [line.split(maxsplit=4) for line in console.export_text().splitlines()]
+    for task in benchmark():
+        remedy = " or ".join(data[task.env].get) or f"{state} (checksums)"
+        (line,) = (line for line in lines if line[:1] == [task.name])
+        assert line[-1].strip() == remedy
+
+
+def test_available_and_json_tell_programs_what_is_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--all", "--available", "--verify", "--json", "--data-dir", str(folder)]
+    tasks.main(arguments)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["overrides"] == f"env={MAZE}"
+    assert (found["observation"], found["action"]) == ([2], 2)
+    assert (found["data"]["state"], found["data"]["checked"]) == ("collected", "checksums")
+
+
+def test_the_command_loads_neither_torch_nor_a_simulator() -> None:
+    code = (
+        "import sys; sys.argv = ['mfrl', 'tasks', 'cube-sngle-play']\n"
+        "from mfrl.cli import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'gymnasium', 'ogbench', 'minari', 'mujoco', 'h5py'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "did you mean cube-single-play" in done.stderr
+    assert done.stdout.strip() == "set()"
