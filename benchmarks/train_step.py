@@ -38,15 +38,14 @@ from mfrl.algorithms import MeanFlowQL
 from mfrl.callbacks import Monitor
 from mfrl.cli import quiet_lightning
 from mfrl.config import CONFIG_DIR, build_algorithm
-from mfrl.data import DataSpec, Transitions
-from mfrl.data.transitions import ChunkLoader
+from mfrl.data.transitions import ChunkLoader, DataSpec, Transitions
 from mfrl.run import versions
 
 BATCH, CHUNK, ROWS = 256, 8, 100_000
 # Sizes of observation and action, and the overrides of conf/train.yaml.
 SIZES: dict[str, tuple[int, int, list[str]]] = {
-    "published": (28, 5, ["experiment=ogbench_paper"]),
-    "published, N = 1": (28, 5, ["experiment=ogbench_paper", "algo.num_candidates=1"]),
+    "published": (28, 5, ["experiment=paper/cube-double-play-task2"]),
+    "published, N = 1": (28, 5, ["experiment=paper/cube-double-play-task2", "algo.num_candidates=1"]),
     "quickstart": (2, 2, ["experiment=quickstart"]),
 }
 

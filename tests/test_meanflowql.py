@@ -26,12 +26,13 @@ from tiny import (
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.algorithms.meanflowql import Noise, UnitPull
+from mfrl.algorithms.meanflowql import Noise
 from mfrl.data.transitions import Batch, ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.meanflow import Time, grid_times, path_derivative
 from mfrl.networks import DiT
 from mfrl.policy import one_step
+from mfrl.q_learning import UnitPull
 from mfrl.reformulation import Reformulation
 from mfrl.schedules import warmup_cosine
 

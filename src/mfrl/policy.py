@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mfrl.errors import ConfigError
 from mfrl.meanflow import end_time
+from mfrl.networks import encode
 from mfrl.reformulation import Reformulation
 
 Critic = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ def best_of_n(critic: Critic, observations: Tensor, candidates: Tensor) -> tuple
 
 
 class Normalizer(nn.Module):
-    """(x - mean) / std with the statistics of the training data."""
+    """(x - mean) / std with the statistics of the training data; images, which have none, stay as they are."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Normalizer(nn.Module):
         self.register_buffer("std", std.float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return (x - self.mean) / self.std if self.mean.numel() else x
 
 
 class Policy(nn.Module):
@@ -87,7 +88,8 @@ class Policy(nn.Module):
         """Actions ``(batch, action_dim)`` in [-1, 1].
 
         Args:
-            observations: ``(batch, observation_dim)`` as the environment gives them.
+            observations: ``(batch, observation_dim)``, or uint8 ``(batch, frames, height, width, channels)``, as the
+                environment gives them.
             noise: ``(candidate, batch, action_dim)`` from :meth:`sample_noise`.
 
         Raises:
@@ -100,13 +102,14 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, observations, candidates)[0]
+        return best_of_n(self.critic, encode(self.critic, observations), candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
-        return best_of_n(self.critic, observations, self.candidates(observations, noise.to(device)))[1].mean(0)
+        candidates = self.candidates(observations, noise.to(device))
+        return best_of_n(self.critic, encode(self.critic, observations), candidates)[1].mean(0)
 
 
 class OneStepPolicy(Policy):
@@ -132,4 +135,4 @@ class OneStepPolicy(Policy):
         self.actor, self.reformulation = actor, reformulation
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return one_step(self.actor, self.reformulation, observations, noise)
+        return one_step(self.actor, self.reformulation, encode(self.actor, observations), noise)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfrl.data.transitions import Batch, Chunk, DataSpec
+from mfrl.errors import ConfigError
 from mfrl.policy import Policy
 
 
@@ -24,22 +25,52 @@ class OfflineAlgorithm(L.LightningModule):
 
     A subclass defines ``update(batch)``, one gradient step that returns scalars without synchronising,
     ``held_out(batch)``, the same scalars without a step, ``policy()``, and ``configure_optimizers`` with a name for
-    each optimiser in ``optimizer_names``.
+    each optimiser in ``optimizer_names``. It makes its networks with ``network`` and calls them with what
+    :func:`mfrl.networks.encode` gives instead of observations.
+
+    Args:
+        spec: sizes and statistics of the data.
+        updates: number of updates, for the schedules.
+        seed: of the noise.
+        encoder: constructor taking an image's (frames, height, width, channels); None where observations are states.
+
+    Raises:
+        ConfigError: for images without an encoder, or states with one.
     """
 
     optimizer_names: tuple[str, ...]
 
-    def __init__(self, spec: DataSpec, updates: int, seed: int) -> None:
+    def __init__(
+        self, spec: DataSpec, updates: int, seed: int, encoder: Callable[..., nn.Module] | None = None
+    ) -> None:
         super().__init__()
+        if spec.image_shape is not None and encoder is None:
+            raise ConfigError("observations are images, which the networks need an encoder for: choose encoder=impala")
+        if spec.image_shape is None and encoder is not None:
+            raise ConfigError("observations are states, which an encoder of images has no use for: leave encoder= out")
         self.total_updates = updates
         self.automatic_optimization = False
         self.spec = spec
         self.seed = seed
+        self._encoder = encoder
         self.updates = 0
         self.seconds_aside = 0.0
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._count = 0
+
+    def network(self, constructor: Callable[..., nn.Module], **options: Any) -> nn.Module:
+        """A network for the data: of states, or behind an image encoder of its own, which is a part of it.
+
+        Args:
+            constructor: takes (observation_dim, action_dim), for images the features' number in place of the former.
+        """
+        if self._encoder is None:
+            return constructor(self.spec.observation_dim, self.spec.action_dim, **options)
+        encoder = self._encoder(self.spec.image_shape)
+        network = constructor(encoder.width, self.spec.action_dim, **options)
+        network.image_encoder = encoder
+        return network
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -49,6 +80,17 @@ class OfflineAlgorithm(L.LightningModule):
 
     def policy(self) -> Policy:
         raise NotImplementedError
+
+    def refuse_variant(self, variant: Mapping[str, Any] | None) -> None:
+        """For an algorithm that has nothing to reformulate: ``{name: none}`` is all its variant may be.
+
+        Raises:
+            ConfigError: for another, which would be of no effect.
+        """
+        if variant is not None and variant != {"name": "none"}:
+            raise ConfigError(
+                f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
+            )
 
     @contextmanager
     def aside(self) -> Iterator[None]:

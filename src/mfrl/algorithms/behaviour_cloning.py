@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import ConfigError, require
+from mfrl.errors import require
 from mfrl.meanflow import Time, draw_time
 from mfrl.policy import Normalizer
 from mfrl.randomness import generator
@@ -30,6 +30,7 @@ class BehaviourCloning(OfflineAlgorithm):
         spec: sizes and statistics of the data.
         updates: number of updates, for the schedule.
         seed: of the noise (initialisation uses torch's global generator).
+        encoder: constructor of the networks' image encoders; None where observations are states.
         actor_lr, actor_warmup, actor_lr_floor, max_grad_norm: of Adam; the rate warms up over a share of the updates
             and falls to a share of itself.
         compile: compile the loss with torch.compile.
@@ -47,6 +48,7 @@ class BehaviourCloning(OfflineAlgorithm):
         spec: DataSpec,
         updates: int,
         seed: int = 0,
+        encoder: Callable[..., nn.Module] | None = None,
         actor_lr: float = 1e-4,
         actor_warmup: float = 0.05,
         actor_lr_floor: float = 0.1,
@@ -54,11 +56,8 @@ class BehaviourCloning(OfflineAlgorithm):
         compile: bool = False,
         variant: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(spec, updates, seed)
-        if variant is not None and variant != {"name": "none"}:
-            raise ConfigError(
-                f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
-            )
+        super().__init__(spec, updates, seed, encoder)
+        self.refuse_variant(variant)
         require("updates", updates >= 1, updates, "at least 1")
         require("algo.actor_lr", actor_lr > 0.0, actor_lr, "positive")
         require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")

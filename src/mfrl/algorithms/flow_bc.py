@@ -18,6 +18,7 @@ from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Network, Time, interpolate
+from mfrl.networks import encode
 from mfrl.policy import Normalizer, Policy
 
 
@@ -47,7 +48,7 @@ class FlowPolicy(Policy):
         self.flow, self.steps = flow, steps
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return euler(self.flow, observations, noise, self.steps)
+        return euler(self.flow, encode(self.flow, observations), noise, self.steps)
 
 
 class FlowBC(PathCloning):
@@ -74,7 +75,7 @@ class FlowBC(PathCloning):
     ) -> None:
         super().__init__(spec, updates, seed, time_steps, sigma, **training)
         require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
-        self.actor = actor(spec.observation_dim, spec.action_dim)
+        self.actor = self.network(actor)
         self.flow_steps = flow_steps
 
     def policy(self) -> FlowPolicy:
@@ -82,5 +83,6 @@ class FlowBC(PathCloning):
         return FlowPolicy(self.actor, self.normalizer, self.spec.action_dim, self.sigma, self.flow_steps)
 
     def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = flow_matching_loss(self.actor, batch.observations, batch.actions, e, time)
+        seen = encode(self.actor, batch.observations)
+        loss = flow_matching_loss(self.actor, seen, batch.actions, e, time)
         return loss, {"flow_loss": loss}

@@ -22,6 +22,7 @@ from mfrl.algorithms.flow_bc import FlowPolicy, euler, flow_matching_loss
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Time, end_time
+from mfrl.networks import encode
 from mfrl.policy import Normalizer, Policy
 
 
@@ -33,12 +34,19 @@ def student_action(student: nn.Module, observations: Tensor, e: Tensor) -> Tenso
 class StudentPolicy(Policy):
     """Noise to action in one forward pass of the student."""
 
-    def __init__(self, student: nn.Module, normalizer: Normalizer, action_dim: int, sigma: float) -> None:
-        super().__init__(normalizer, action_dim, sigma)
+    def __init__(
+        self,
+        student: nn.Module,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float,
+        critic: nn.Module | None = None,
+    ) -> None:
+        super().__init__(normalizer, action_dim, sigma, critic)
         self.student = student
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return student_action(self.student, observations, noise)
+        return student_action(self.student, encode(self.student, observations), noise)
 
 
 class FlowDistilled(PathCloning):
@@ -74,8 +82,8 @@ class FlowDistilled(PathCloning):
         self.flow_updates = round(flow_share * updates)
         require("updates", 0 < self.flow_updates < updates, updates, "enough to leave one for each of the two stages")
         require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
-        self.flow = actor(spec.observation_dim, spec.action_dim)
-        self.student = actor(spec.observation_dim, spec.action_dim)
+        self.flow = self.network(actor)
+        self.student = self.network(actor)
         self.flow_steps = flow_steps
 
     def policy(self) -> Policy:
@@ -87,11 +95,13 @@ class FlowDistilled(PathCloning):
     def loss(self, batch: Batch, e: Tensor, time: Time, stage: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of stage 1 or 2, which trains the flow or the student and nothing else."""
         if stage == 1:
-            loss = flow_matching_loss(self.flow, batch.observations, batch.actions, e, time)
+            seen = encode(self.flow, batch.observations)
+            loss = flow_matching_loss(self.flow, seen, batch.actions, e, time)
             return loss, {"flow_loss": loss}
         with torch.no_grad():
-            target = euler(self.flow, batch.observations, e, self.flow_steps)
-        loss = (student_action(self.student, batch.observations, e) - target).square().mean()
+            target = euler(self.flow, encode(self.flow, batch.observations), e, self.flow_steps)
+        seen = encode(self.student, batch.observations)
+        loss = (student_action(self.student, seen, e) - target).square().mean()
         return loss, {"distillation_loss": loss}
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.behaviour_cloning import BehaviourCloning
 from mfrl.data.transitions import Batch, DataSpec
+from mfrl.networks import encode
 from mfrl.policy import Normalizer, Policy
 
 
@@ -33,7 +34,7 @@ class GaussianPolicy(Policy):
         self.actor = actor
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        mean, log_std = self.actor(observations)
+        mean, log_std = self.actor(encode(self.actor, observations))
         return mean + log_std.exp() * noise
 
 
@@ -49,7 +50,7 @@ class GaussianBC(BehaviourCloning):
         self, spec: DataSpec, actor: Callable[[int, int], nn.Module], updates: int, seed: int = 0, **training: Any
     ) -> None:
         super().__init__(spec, updates, seed, **training)
-        self.actor = actor(spec.observation_dim, spec.action_dim)
+        self.actor = self.network(actor)
 
     def policy(self) -> GaussianPolicy:
         """What acts in an environment; shares the network being trained."""
@@ -60,7 +61,7 @@ class GaussianBC(BehaviourCloning):
         return ()
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        mean, log_std = self.actor(batch.observations)
+        mean, log_std = self.actor(encode(self.actor, batch.observations))
         loss = negative_log_likelihood(batch.actions, mean, log_std).mean()
         error = (mean - batch.actions).square().mean()
         return loss, {"nll_loss": loss, "std": log_std.exp().mean(), "mean_error": error}

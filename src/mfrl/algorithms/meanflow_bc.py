@@ -17,6 +17,7 @@ from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Time, flow_loss
+from mfrl.networks import encode
 from mfrl.policy import OneStepPolicy
 from mfrl.reformulation import Reformulation
 
@@ -53,7 +54,7 @@ class MeanFlowBC(PathCloning):
         require("algo.c_adaptive", c_adaptive > 0.0, c_adaptive, "positive")
         require("algo.target_clip", target_clip > 0.0, target_clip, "positive")
         second = {"two_times": True} if reformulation.two_times else {}
-        self.actor = actor(spec.observation_dim, spec.action_dim, **second)
+        self.actor = self.network(actor, **second)
         self.reformulation, self.instant_share = reformulation, reformulation.instant_share
         self.gamma_adaptive, self.c_adaptive, self.target_clip = gamma_adaptive, c_adaptive, target_clip
 
@@ -67,7 +68,7 @@ class MeanFlowBC(PathCloning):
         loss, error = flow_loss(
             self.actor,
             self.reformulation,
-            batch.observations,
+            encode(self.actor, batch.observations),
             batch.actions,
             e,
             time,

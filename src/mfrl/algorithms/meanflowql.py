@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,14 +27,14 @@ from mfrl.meanflow import (
     draw_time,
     flow_loss,
 )
+from mfrl.networks import encode
 from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
+from mfrl.q_learning import NORMALIZE_Q, Q_AGGREGATION, q_loss, td_loss
 from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
 from mfrl.schedules import CosineAlpha, DynamicAlpha, FixedAlpha, warmup_cosine
 
-Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 ALPHA_SCHEDULE = {"fixed": FixedAlpha, "cosine": CosineAlpha, "dynamic": DynamicAlpha}
-NORMALIZE_Q = ("none", "value", "gradient")
 
 
 class Noise(NamedTuple):
@@ -47,20 +46,13 @@ class Noise(NamedTuple):
     target: Tensor  #: (candidate, batch, action_dim) for the Bellman target
 
 
-class UnitPull(torch.autograd.Function):
-    """Identity; backward, the gradients of a batch of actions are scaled to mean length 1 / batch.
+class Seen(NamedTuple):
+    """A batch's observations as each network takes them: images encoded, each once an update; states themselves."""
 
-    In front of -mean Q(s, a): the pull dQ/da of the critic on the actions then has mean length 1, whatever the
-    scale of the rewards.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        return a.view_as(a)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient / gradient.norm(dim=-1).sum().clamp_min(torch.finfo(gradient.dtype).tiny)
+    actor: Tensor
+    critic: Tensor
+    next_actor: Tensor  #: without gradient, as the one below
+    next_target: Tensor  #: by the target critic
 
 
 class MeanFlowQL(OfflineAlgorithm):
@@ -73,6 +65,7 @@ class MeanFlowQL(OfflineAlgorithm):
         reformulation: what the actor's output stands for.
         updates: number of offline updates, for the schedules.
         seed: of the noise (initialisation uses torch's global generator).
+        encoder: constructor of the networks' image encoders; None where observations are states.
         discount, tau: of the Bellman target and of the target critic's average.
         alpha, alpha_schedule: weight of the flow loss, and how it changes: "fixed", "cosine" or "dynamic".
         num_candidates: actions to choose from when acting.
@@ -103,6 +96,7 @@ class MeanFlowQL(OfflineAlgorithm):
         reformulation: Reformulation,
         updates: int,
         seed: int = 0,
+        encoder: Callable[..., nn.Module] | None = None,
         discount: float = 0.995,
         tau: float = 0.005,
         alpha: float = 10.0,
@@ -125,7 +119,7 @@ class MeanFlowQL(OfflineAlgorithm):
         max_grad_norm: float = 1.0,
         compile: bool = False,
     ) -> None:
-        super().__init__(spec, updates, seed)
+        super().__init__(spec, updates, seed, encoder)
         _one_of("algo.q_aggregation", q_aggregation, Q_AGGREGATION)
         _one_of("algo.alpha_schedule", alpha_schedule, ALPHA_SCHEDULE)
         _one_of("algo.normalize_q", normalize_q, NORMALIZE_Q)
@@ -149,9 +143,9 @@ class MeanFlowQL(OfflineAlgorithm):
         require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
 
         second = {"two_times": True} if reformulation.two_times else {}
-        self.actor = actor(spec.observation_dim, spec.action_dim, **second)
-        self.critic = critic(spec.observation_dim, spec.action_dim)
-        self.target_critic = critic(spec.observation_dim, spec.action_dim).requires_grad_(False)
+        self.actor = self.network(actor, **second)
+        self.critic = self.network(critic)
+        self.target_critic = self.network(critic).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.alpha = ALPHA_SCHEDULE[alpha_schedule](alpha, updates)
         self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
@@ -186,30 +180,34 @@ class MeanFlowQL(OfflineAlgorithm):
 
     # ---- losses: pure functions of the parameters, a batch and random numbers
 
-    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
+    def see(self, batch: Batch) -> Seen:
+        """Encode what a loss needs, once."""
         with torch.no_grad():
-            candidates = one_step(self.actor, self.reformulation, batch.next_observations, noise).clamp(-1.0, 1.0)
-            _, next_q = best_of_n(self.target_critic, batch.next_observations, candidates)
+            next_actor = encode(self.actor, batch.next_observations)
+            next_target = encode(self.target_critic, batch.next_observations)
+        actor, critic = encode(self.actor, batch.observations), encode(self.critic, batch.observations)
+        return Seen(actor, critic, next_actor, next_target)
+
+    def critic_loss(self, batch: Batch, noise: Tensor, seen: Seen | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
+        seen = seen or self.see(batch)
+        with torch.no_grad():
+            candidates = one_step(self.actor, self.reformulation, seen.next_actor, noise).clamp(-1.0, 1.0)
+            _, next_q = best_of_n(self.target_critic, seen.next_target, candidates)
             y = batch.rewards + self.discount * batch.masks * self.aggregate(next_q)
             if self.value_range is not None:
                 y = y.clamp(*self.value_range)
-        q = self.critic(batch.observations, batch.actions)
-        loss = (q - y).square().mean()
-        return loss, {
-            "critic_loss": loss,
-            "q": q.mean(),
-            "q_min": q.min(),
-            "q_max": q.max(),
-            "target": y.mean(),
-        }
+        return td_loss(self.critic, seen.critic, batch.actions, y)
 
-    def flow_loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
+    def flow_loss(
+        self, batch: Batch, e: Tensor, time: Time, seen: Seen | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Regression of g onto the MeanFlow identity target, by one JVP along the path."""
+        seen = seen or self.see(batch)
         loss, error = flow_loss(
             self.actor,
             self.reformulation,
-            batch.observations,
+            seen.actor,
             batch.actions,
             e,
             time,
@@ -219,19 +217,15 @@ class MeanFlowQL(OfflineAlgorithm):
         )
         return loss, {"flow_loss": loss, "flow_error": error}
 
-    def policy_loss(self, batch: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, e: Tensor, seen: Seen | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """L_q + w_bound L_bound at the one-step action; the critic is differentiated, not trained."""
-        a_hat = one_step(self.actor, self.reformulation, batch.observations, e)
-        a = UnitPull.apply(a_hat) if self.normalize_q == "gradient" else a_hat
-        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
-        q = functional_call(self.critic, frozen, (batch.observations, a.clamp(-1.0, 1.0))).mean(0)
-        q_loss = -q.mean()
-        if self.normalize_q == "value":
-            q_loss = q_loss / q.detach().abs().mean().clamp_min(1e-6)
+        seen = seen or self.see(batch)
+        a_hat = one_step(self.actor, self.reformulation, seen.actor, e)
+        of_q, q = q_loss(self.critic, seen.critic, a_hat, self.normalize_q)
         bound = bound_loss(a_hat)
-        return q_loss + self.bound_weight * bound, {
-            "q_loss": q_loss,
-            "policy_q": q.mean(),
+        return of_q + self.bound_weight * bound, {
+            "q_loss": of_q,
+            "policy_q": q,
             "bound_loss": bound,
             "out_of_bounds": (a_hat.detach().abs() > 1.0).float().mean(),
             "distance_to_data": (a_hat.detach() - batch.actions).square().mean(),
@@ -239,9 +233,10 @@ class MeanFlowQL(OfflineAlgorithm):
 
     def loss(self, batch: Batch, noise: Noise, alpha: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
-        critic_loss, of_critic = self.critic_loss(batch, noise.target)
-        flow_loss, of_flow = self.flow_loss(batch, noise.flow, noise.time)
-        policy_loss, of_policy = self.policy_loss(batch, noise.policy)
+        seen = self.see(batch)
+        critic_loss, of_critic = self.critic_loss(batch, noise.target, seen)
+        flow_loss, of_flow = self.flow_loss(batch, noise.flow, noise.time, seen)
+        policy_loss, of_policy = self.policy_loss(batch, noise.policy, seen)
         total = critic_loss + policy_loss + alpha * flow_loss
         return total, of_critic | of_flow | of_policy
 

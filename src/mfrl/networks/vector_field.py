@@ -1,0 +1,48 @@
+"""The actor of FQL's code (arXiv 2502.02538): an MLP that takes time as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mfrl.meanflow import Time
+from mfrl.networks.dual import Dual
+from mfrl.networks.mlp import MLP
+
+
+class PlainTime(nn.Module):
+    """t, and the start b of the interval where there is one, as one number each."""
+
+    def forward(self, time: Time, with_tangent: bool = False) -> Dual:
+        """``(rows, 1)`` or ``(rows, 2)``, with the derivative with respect to t (b fixed) where asked."""
+        t = time.rows
+        if time.start is None:
+            return Dual(t, torch.ones_like(t) if with_tangent else None)
+        tangent = torch.cat([torch.ones_like(t), torch.zeros_like(t)], -1) if with_tangent else None
+        return Dual(torch.cat([t, time.start], -1), tangent)
+
+
+class VectorField(MLP):
+    """v(s, a_t, t): GELU layers over [s, a_t, t], all of them, the head too, Xavier uniform with zero bias.
+
+    At a fixed time, as in a one-step policy, t is one more bias.
+
+    Args:
+        observation_dim, action_dim: sizes of the flat inputs.
+        hidden: width of each hidden layer; published: 4 x 512.
+        two_times: whether the network takes the start b of the interval too.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (512, 512, 512, 512),
+        two_times: bool = False,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden, time_width=2 if two_times else 1, two_times=two_times)
+        self.time = PlainTime()
+        for layer in (self.input, *self.hidden, self.head):
+            nn.init.xavier_uniform_(layer.weight)
