@@ -57,7 +57,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
-    spec, policy = EnvSpec(**record["env"]), module.policy()
+    spec, policy = EnvSpec(**record["env"] | {"trust": tuple(cfg.trust)}), module.policy()
     if cfg.num_candidates is not None:
         policy.num_candidates = cfg.num_candidates
     of_samples = spec.suite == "toy"
@@ -66,7 +66,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     for name in foreign + ["num_candidates", "video"] * of_samples:
         if cfg[name] is not None and cfg[name] is not False:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
-    settings = {name: record["config"]["eval"][name] if cfg[name] is None else cfg[name] for name in names}
+    settings = {name: record["config"]["eval"].get(name) if cfg[name] is None else cfg[name] for name in names}
     for name, value in settings.items():
         least = 0 if name in ("workers", "seed") else 1
         holds = (name == "workers" and value is None) or (type(value) is int and value >= least)

@@ -250,6 +250,8 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
             raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
     old.trainer = cfg.trainer  # of this installation, not out of the file
+    if "trust" in old.data:
+        old.data.trust = cfg.trust  # said now, not by the file
     for part in (old.algo, old.data, old.eval):
         refuse_foreign_targets(part, tuple(cfg.trust))
     complete = read_run(path.parents[1]).status == FINISHED

@@ -111,7 +111,7 @@ class Evaluate(L.Callback):
         writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
         if layout is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
-        if layout is not None and policy.critic is not None:
+        if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
             xy, values = maze_values(policy, layout, middle)
             writer.add_figure("figures/value", figures.value_map(layout, xy, values), k)
@@ -151,8 +151,9 @@ def keep_until(run_dir: Path, updates: int) -> list[int]:
     return [line["updates"] for line in kept]
 
 
-def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm, size: int = 4096) -> dict[str, float]:
-    """Losses on a fixed sample of the validation split."""
+def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm) -> dict[str, float]:
+    """Losses on a fixed sample of the validation split, smaller where observations are images."""
+    size = 4096 if pl_module.spec.image_shape is None else 256
     index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
     batch = Batch(*(x.to(pl_module.device) for x in data.val[index]))
     return {name: float(value) for name, value in pl_module.held_out(batch).items()}
@@ -163,21 +164,24 @@ def action_samples(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """One-step actions in a few states of the data, and the data's actions in the states nearest to each.
 
-    The states and the noise are the same each time, so that figures of one run can be compared.
+    The states and the noise are the same each time, so that figures of one run can be compared. Of images, those whose
+    latest frames differ least are nearest.
 
     Returns:
         samples ``(states, samples, action_dim)`` without choosing among candidates, and for each state the
         actions ``(neighbours, action_dim)`` of the data.
     """
     generator = torch.Generator().manual_seed(0)
-    pool = data.starts[torch.randint(len(data), (20_000,), generator=generator).to(data.starts.device)]
-    observations = data.observations[pool]
-    chosen = observations[:states]
-    nearest = torch.cdist(chosen, observations).topk(neighbours, largest=False).indices
+    images = data.observations.ndim > 2
+    index = torch.randint(len(data), (1_000 if images else 20_000,), generator=generator)
+    pool = data[index.to(data.starts.device)]
+    points = pool.observations[:, -1].flatten(1).float() if images else pool.observations
+    nearest = torch.cdist(points[:states], points).topk(neighbours, largest=False).indices
+    chosen = pool.observations[:states]
     noise = policy.sample_noise((samples, states, policy.action_dim), generator).to(chosen.device)
     with torch.no_grad():
         drawn = policy.candidates(chosen, noise)
-    actions = data.actions[pool[nearest]]
+    actions = pool.actions[nearest]
     return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
 
 

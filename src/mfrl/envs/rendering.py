@@ -27,7 +27,7 @@ def choose_backend() -> str:
     """
     if chosen := os.environ.get("MUJOCO_GL"):
         return chosen
-    for backend in ("egl", "osmesa") if Path("/dev/nvidia0").exists() else ("osmesa", "egl"):
+    for backend in ("egl", "osmesa") if _has_gpu() else ("osmesa", "egl"):
         if _renders(backend):
             os.environ["MUJOCO_GL"] = backend
             return backend
@@ -35,6 +35,11 @@ def choose_backend() -> str:
         "no OpenGL library can render without a display here. Install Debian's libosmesa6, or "
         "libegl1 with libgl1-mesa-dri (apt-get install libosmesa6), or set MUJOCO_GL to a back end that works"
     )
+
+
+def _has_gpu() -> bool:
+    """Whether there is the device file of a GPU, as NVIDIA's driver makes it or any other."""
+    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "dri/renderD*"))
 
 
 def _renders(backend: str) -> bool:

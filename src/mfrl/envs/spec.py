@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mfrl.envs import ogbench
+from mfrl.envs import minari, ogbench
 from mfrl.envs.ogbench import EnvError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class EnvSpec:
         observation_keys: of the suite ``minari``: the entries of a dictionary observation, in the order in which they
             are joined to one vector; None where observations are a vector already.
         frames: how many images make an observation, stacked in front: ``(frames, height, width, channels)``.
+        trust: of the suite ``minari``: packages whose classes ``gym_spec`` may name besides the known ones. Said by the
+            user; what a checkpoint says of it is not taken over.
     """
 
     env_id: str
@@ -37,6 +39,7 @@ class EnvSpec:
     gym_spec: str | None = None
     observation_keys: tuple[str, ...] | None = None
     frames: int = 1
+    trust: tuple[str, ...] = ()
 
     @property
     def observes_pixels(self) -> bool:
@@ -46,5 +49,12 @@ class EnvSpec:
     def make(self, *, render: bool = False) -> gymnasium.Env:
         """Build it; ``render`` prepares it for ``env.render()``."""
         if self.suite == "ogbench":
-            return ogbench.make(self.env_id, render=render)
-        raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench")
+            return ogbench.make(self.env_id, render=render, frames=self.frames)
+        if self.suite == "minari":
+            if self.gym_spec is None:
+                raise EnvError(
+                    f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate "
+                    "in: name one that gymnasium knows (env.gym_id=NAME-v0), or do without (evaluation=held_out)"
+                )
+            return minari.make(self.gym_spec, self.observation_keys, tuple(self.trust), render=render)
+        raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench and minari")

@@ -1,0 +1,103 @@
+"""The original D4RL benchmark's labels, where Minari's sets and gymnasium-robotics' environments depart from them.
+
+One rule serves the data (arrays of transitions) and the environment (one transition at a time), so that a policy is
+evaluated by what it was trained on. docs/d4rl.md has the comparison. Sources: Farama-Foundation/D4RL,
+``d4rl/hand_manipulation_suite/*_v0.py`` and ``scripts/generation/relabel_antmaze_rewards.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+
+from mfrl.errors import require
+
+#: gymnasium-robotics 1.2.1 to 1.4.2 add this much of the distance from hand to object, where D4RL subtracts it.
+HAND_WEIGHT = 0.1
+#: Height of the pen's centre below which D4RL holds it to be dropped.
+PEN_DROPPED = 0.075
+#: Distance from the goal, in the simulator's length unit, within which D4RL labels an ant as there.
+GOAL_RADIUS = 0.5
+
+RULES = ("pen", "door", "hammer", "relocate")
+
+
+def adroit_labels(
+    rule: str, next_observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """D4RL's dense rewards and terminations from those of gymnasium-robotics 1.2.1 to 1.4.2.
+
+    ``door``, ``hammer`` and ``relocate`` count the distance from hand to object with D4RL's sign. ``pen`` ends when
+    the pen is dropped.
+
+    Args:
+        rule: one of ``RULES``.
+        next_observations: ``(n, observation_dim)``, after the action.
+        rewards, terminated: ``(n,)``, as the environment gives them.
+
+    Returns:
+        rewards and terminations ``(n,)``.
+    """
+    if rule == "pen":
+        return rewards, terminated | (next_observations[:, 26] < PEN_DROPPED)
+    return rewards - 2.0 * HAND_WEIGHT * hand_distance(rule, next_observations), terminated
+
+
+def evidence_of_sign(rule: str, next_observations: np.ndarray, rewards: np.ndarray) -> float:
+    """Whether recorded rewards add the hand's distance (positive) or subtract it (negative); 0: they do not tell.
+
+    Exact for ``relocate`` while the ball lies, when nothing else is rewarded. For ``door`` while it is closed, what
+    else is rewarded is known but for a small penalty of velocities, so it takes many steps. The other terms of
+    ``hammer`` are not observed, and ``pen`` has no such term.
+    """
+    if rule == "relocate":
+        term = HAND_WEIGHT * hand_distance(rule, next_observations)
+        alone = np.isclose(np.abs(rewards), term, rtol=0.0, atol=1e-5)
+        return float(np.sign(rewards[alone]).sum())
+    if rule == "door":
+        term, hinge = HAND_WEIGHT * hand_distance(rule, next_observations), next_observations[:, 28]
+        rest = rewards + 0.1 * (hinge - 1.57) ** 2
+        return float((np.abs(rest + term) - np.abs(rest - term))[hinge < 0.2].sum())
+    return 0.0
+
+
+def hand_distance(rule: str, observations: np.ndarray) -> np.ndarray:
+    """Distance ``(n,)`` from the palm to the handle, the hammer or the ball, which the observation gives away."""
+    x = observations
+    offset = {"door": x[:, 35:38], "hammer": x[:, 33:36] - x[:, 36:39], "relocate": x[:, 30:33]}[rule]
+    return np.linalg.norm(offset, axis=-1)
+
+
+def goal_labels(
+    next_positions: np.ndarray, goal: tuple[float, float], radius: float = GOAL_RADIUS
+) -> tuple[np.ndarray, np.ndarray]:
+    """D4RL's labels of antmaze: reward 1 and the end of the task in every step that ends near the one goal.
+
+    Args:
+        next_positions: ``(n, 2)``, after the action.
+        goal: ``(x, y)``.
+        radius: how near.
+
+    Returns:
+        rewards and terminations ``(n,)``.
+    """
+    there = np.linalg.norm(next_positions - np.asarray(goal), axis=-1) <= radius
+    return there.astype(np.float64), there
+
+
+class AdroitLabels(gym.Wrapper, RecordConstructorArgs):
+    """An Adroit environment with the rewards and terminations of :func:`adroit_labels`."""
+
+    def __init__(self, env: gym.Env, rule: str) -> None:
+        require("rule", rule in RULES, rule, f"one of {', '.join(RULES)}")
+        RecordConstructorArgs.__init__(self, rule=rule)
+        gym.Wrapper.__init__(self, env)
+        self.rule = rule
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        rewards, ends = adroit_labels(self.rule, observation[None], np.array([reward]), np.array([terminated]))
+        return observation, float(rewards[0]), bool(ends[0]), truncated, info

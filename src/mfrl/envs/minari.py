@@ -1,0 +1,317 @@
+"""Environments that Minari datasets were recorded in: rebuilt from their description, checked before anything runs.
+
+A description is the JSON of a gymnasium ``EnvSpec``. It names classes (``entry_point``, ``additional_wrappers``), so
+one out of somebody's file could name any; only those of known packages are built.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mfrl.envs.ogbench import EnvError
+from mfrl.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec as GymSpec
+    from gymnasium.spaces import Box, Space
+
+#: Packages whose environments and wrappers a dataset may name; ``trust=[...]`` adds others.
+KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "ogbench", "mfrl")
+#: Functions that a known package registers as environments, and that build nothing else.
+_FACTORIES = ("ogbench.locomaze.maze:make_maze_env",)
+#: Wrappers that write files where the dataset says.
+_WRITERS = ("RecordVideo",)
+#: Fields of older gymnasium versions, without meaning now.
+_OBSOLETE = ("autoreset", "apply_api_compatibility")
+
+
+def make(
+    gym_spec: str, observation_keys: Sequence[str] | None, trust: tuple[str, ...] = (), *, render: bool = False
+) -> gymnasium.Env:
+    """Build an environment: observations one vector, actions in [-1, 1], which a wrapper maps to the bounds.
+
+    Args:
+        gym_spec: see :func:`read_spec`.
+        observation_keys: see :func:`vector_keys`.
+        trust: further packages whose classes may be built.
+        render: prepare it for ``env.render()``.
+
+    Raises:
+        EnvError: it names foreign classes, is not installed, or has other spaces.
+    """
+    env = make_as_recorded(gym_spec, trust, render=render)
+    low, high = action_bounds(env.action_space)
+    keys = vector_keys(env.observation_space, observation_keys)
+    env = _as_vector(env, keys)
+    if (low != -1.0).any() or (high != 1.0).any():
+        from gymnasium.wrappers import RescaleAction
+
+        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return env
+
+
+def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool = False) -> gymnasium.Env:
+    """Build an environment with the spaces it was recorded with; errors as in :func:`make`."""
+    import gymnasium
+
+    spec = read_spec(gym_spec, trust)
+    spec.kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    try:
+        env = gymnasium.make(spec, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
+    except Exception as error:  # a constructor of any environment, with arguments out of a file
+        raise EnvError(f"environment {spec.id} cannot be built: {error}") from error
+    if left := getattr(env.unwrapped, "tmp_xml_file_path", None):  # a maze's, loaded by now and never removed
+        Path(left).unlink(missing_ok=True)
+    return env
+
+
+def write_spec(
+    env_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    wrappers: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The description of a registered environment, to be looked up by its name when it is built.
+
+    Args:
+        env_id: e.g. ``AntMaze_UMaze-v4``; ``package:Name-v0`` imports the package first.
+        kwargs: arguments of the environment, which replace the registered ones.
+        max_episode_steps: None: as registered.
+        wrappers: with ``name``, ``entry_point`` and ``kwargs``, innermost first.
+    """
+    return json.dumps(
+        {
+            "id": env_id,
+            "kwargs": dict(kwargs or {}),
+            "max_episode_steps": max_episode_steps,
+            "additional_wrappers": [dict(wrapper) for wrapper in wrappers],
+        }
+    )
+
+
+def read_spec(gym_spec: str, trust: tuple[str, ...] = ()) -> GymSpec:
+    """A gymnasium ``EnvSpec`` that names nothing but known environments and wrappers.
+
+    Args:
+        gym_spec: JSON of an ``EnvSpec``. Without ``entry_point``, the environment of that ``id`` in gymnasium's
+            registry, with what else the JSON says.
+        trust: packages allowed besides ``KNOWN_PACKAGES``.
+
+    Raises:
+        EnvError: naming the class or the field.
+    """
+    from gymnasium.envs.registration import EnvSpec, WrapperSpec
+
+    try:
+        fields = json.loads(gym_spec)
+        wrappers = tuple(WrapperSpec(**wrapper) for wrapper in fields.pop("additional_wrappers", None) or ())
+        if not isinstance(fields["id"], str):
+            raise TypeError("its id is no text")
+        if fields.get("entry_point") is None:
+            fields = _registered(fields, trust)
+        fields = {name: value for name, value in fields.items() if name not in _OBSOLETE}
+        if fields.get("max_episode_steps") is not None:
+            fields["max_episode_steps"] = int(fields["max_episode_steps"])  # some datasets hold 1000000.0
+        spec = EnvSpec(**{**fields, "vector_entry_point": None})
+    except EnvError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EnvError(f"not the description of a gymnasium environment ({error}): {gym_spec[:200]}") from error
+    spec.additional_wrappers = wrappers
+    _check_class(spec.entry_point, "Env", trust)
+    for wrapper in wrappers:
+        _check_class(wrapper.entry_point, "Wrapper", trust)
+    return spec
+
+
+def _registered(fields: dict[str, Any], trust: tuple[str, ...]) -> dict[str, Any]:
+    import gymnasium
+
+    package, _, name = fields["id"].rpartition(":")
+    if package:
+        _check_package(package, fields["id"], trust)
+        _import(package, fields["id"])
+    else:
+        import ogbench  # noqa: F401 - registers its environments
+
+        register_robotics()
+    if name not in gymnasium.registry:
+        raise EnvError(f"there is no environment {name!r}{did_you_mean(name, gymnasium.registry)}")
+    known = gymnasium.registry[name]
+    limit = fields.get("max_episode_steps")
+    return {
+        "id": name,
+        "entry_point": known.entry_point,
+        "max_episode_steps": known.max_episode_steps if limit is None else limit,
+        "order_enforce": known.order_enforce,
+        "kwargs": {**known.kwargs, **(fields.get("kwargs") or {})},
+    }
+
+
+def register_robotics() -> None:
+    """Import gymnasium-robotics, which registers its environments.
+
+    Versions up to 1.4.2 print a notice that their Adroit rewards changed; that one notice is taken out, for
+    :mod:`mfrl.envs.d4rl` restores the rewards and docs/d4rl.md explains them.
+    """
+    try:
+        from farama_notifications import notifications
+    except ImportError:
+        pass
+    else:
+        ours = notifications.get("gymnasium_robotics", {})
+        for version in [version for version, text in ours.items() if "AdroitHand" in text]:
+            del ours[version]
+    import gymnasium_robotics  # noqa: F401
+
+
+def _check_class(entry_point: Any, base: str, trust: tuple[str, ...]) -> None:
+    """Refuse a name outside the allowed packages before it is imported, and what is no such class afterwards."""
+    import gymnasium
+
+    if isinstance(entry_point, type):
+        entry_point = f"{entry_point.__module__}:{entry_point.__qualname__}"
+    if not isinstance(entry_point, str) or entry_point.count(":") != 1:
+        raise EnvError(f"{entry_point!r} is no module:class")
+    module, name = entry_point.split(":")
+    _check_package(module, entry_point, trust)
+    found = getattr(_import(module, entry_point), name, None)
+    if entry_point in _FACTORIES and base == "Env":
+        return
+    # Defined there, not imported there; and no function, which could build or import anything.
+    if not inspect.isclass(found) or not issubclass(found, getattr(gymnasium, base)):
+        raise EnvError(f"{entry_point!r} is no gymnasium {base}")
+    _check_package(found.__module__, entry_point, trust)
+    if name in _WRITERS:
+        raise EnvError(f"{entry_point!r} would write files; a dataset must not ask for it")
+
+
+def _check_package(module: str, name: str, trust: tuple[str, ...]) -> None:
+    package = module.split(".")[0]
+    if package not in (*KNOWN_PACKAGES, *trust):
+        raise EnvError(
+            f"the environment asks for {name!r}, which is of none of {', '.join(KNOWN_PACKAGES)}. "
+            f"If you trust the file and the package, say so: trust=[{package}]"
+        )
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        if module.split(".")[0] == "gymnasium_robotics":
+            register_robotics()
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvError(f"{name!r} cannot be imported ({error}): install the package it comes from") from error
+
+
+def action_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds ``(action_dim,)`` of a vector of continuous actions.
+
+    Raises:
+        EnvError: for any other space.
+    """
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box) or space.dtype.kind != "f" or len(space.shape) != 1:
+        raise EnvError(f"actions are {space}, but policies here need a vector of continuous actions (Box)")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise EnvError(f"actions are {space}, but need finite bounds, which become -1 and 1")
+    return low, high
+
+
+def vector_keys(space: Space, wanted: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The entries of a dictionary observation that make up the vector, in their order.
+
+    The rule: ``wanted`` as it is, else every entry in alphabetical order. Entries are Boxes of numbers; nested
+    dictionaries, tuples and images are refused. None for observations that are no dictionary.
+
+    Raises:
+        EnvError: naming the entry.
+    """
+    from gymnasium.spaces import Dict
+
+    if not isinstance(space, Dict):
+        if wanted:
+            raise EnvError(f"observation_keys={list(wanted)}, but observations are no dictionary: {space}")
+        _check_numbers(space, "observations")
+        return None
+    keys = tuple(wanted) if wanted else tuple(sorted(space.spaces))
+    for key in keys:
+        if key not in space.spaces:
+            known = ", ".join(space.spaces)
+            raise EnvError(f"observations have no entry {key!r}{did_you_mean(key, space.spaces)}; known: {known}")
+        _check_numbers(space.spaces[key], f"observation entry {key!r}")
+    if len(set(keys)) < len(keys):
+        raise EnvError(f"observation_keys={list(keys)} names an entry twice")
+    return keys
+
+
+def _check_numbers(space: Space, what: str) -> None:
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box):
+        raise EnvError(f"{what} are {space}, but must be a Box of numbers; choose others with observation_keys=[...]")
+    if space.dtype == np.uint8 and len(space.shape) >= 2:
+        raise EnvError(f"{what} are images {space.shape}; of images only OGBench's can be read")
+
+
+def vector_size(space: Space, keys: Sequence[str] | None) -> int:
+    """How many numbers :func:`to_vector` joins."""
+    parts: list[Any] = [space] if keys is None else [space[key] for key in keys]
+    return sum(int(np.prod(part.shape)) for part in parts)
+
+
+def to_vector(observation: Any, keys: Sequence[str] | None, rows: int | None = None) -> np.ndarray:
+    """Observations as float32 vectors ``(n,)``, or ``(rows, n)`` of as many, entry after entry.
+
+    Raises:
+        ValueError: the entries do not have that many rows.
+    """
+    shape = (-1,) if rows is None else (rows, -1)
+    parts = [observation] if keys is None else [observation[key] for key in keys]
+    return np.concatenate([np.asarray(part, np.float32).reshape(shape) for part in parts], axis=-1)
+
+
+def _as_vector(env: gymnasium.Env, keys: Sequence[str] | None) -> gymnasium.Env:
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformObservation
+
+    size = vector_size(env.observation_space, keys)
+    space = Box(-np.inf, np.inf, (size,), np.float32)
+    return TransformObservation(env, lambda observation: to_vector(observation, keys), space)
+
+
+def refuse_other_spaces(env: gymnasium.Env, observations: Space, actions: Box, keys: Sequence[str] | None) -> None:
+    """An environment whose observations and actions are not the dataset's cannot judge a policy trained on it.
+
+    Args:
+        env: as recorded.
+        observations, actions: spaces of the dataset.
+        keys: from :func:`vector_keys`.
+
+    Raises:
+        EnvError: naming what differs.
+    """
+    name = env.spec.id if env.spec else env
+    bounds = action_bounds(env.action_space)
+    vector_keys(env.observation_space, keys)
+    if (keys is None) != (vector_keys(env.observation_space, None) is None):
+        raise EnvError(f"{name} observes {env.observation_space}, the dataset holds {observations}")
+    for key in keys or (None,):
+        there = env.observation_space if key is None else env.observation_space[key]
+        here = observations if key is None else observations[key]
+        if there.shape != here.shape:
+            what = "observations" if key is None else f"observation entry {key!r}"
+            raise EnvError(f"{what} of {name} have shape {there.shape}, in the dataset {here.shape}")
+    for there, here, what in zip(bounds, action_bounds(actions), ("low", "high"), strict=True):
+        if there.shape != here.shape or not np.allclose(there, here):
+            raise EnvError(f"actions of {name} are bounded ({what}) by {there}, in the dataset by {here}")
