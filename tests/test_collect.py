@@ -85,11 +85,6 @@ def test_trained_policies_name_the_files_and_where_they_go(dataset, tmp_path):
     assert str(tmp_path / "data") in str(error.value)
 
 
-def test_pixels_are_not_collected_yet():
-    with pytest.raises(CollectError, match="pixel datasets are not collected yet"):
-        plan("visual-cube-single-play-v0")
-
-
 @pytest.mark.parametrize(
     "bad", [{"episodes": 0}, {"episode_steps": 1}, {"noise": float("nan")}, {"workers": 0}, {"seed": -1}]
 )

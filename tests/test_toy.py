@@ -18,8 +18,8 @@ from test_train import assert_equal, compose, resume, weights, without_seconds
 
 from mfrl.cli import check_overrides
 from mfrl.config import CONFIG_DIR
-from mfrl.data import DataError
 from mfrl.data.toy import TOYS, Toy, ToyData, find_toy
+from mfrl.data.transitions import DataError
 from mfrl.distances import mode_coverage, nearest_mode, off_mode
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError
@@ -453,7 +453,7 @@ def test_galleries_show_every_policy_beside_the_data(reference: tuple[Path, dict
 def test_a_mistake_is_answered_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean toy/grid"):
         check_overrides("train", ["experiment=toy", "env=toy/gird"])
-    with pytest.raises(ConfigError, match="chooses data, which `mfrl collect` does not have"):
+    with pytest.raises(ConfigError, match="chooses evaluation, which `mfrl collect` does not have"):
         check_overrides("collect", ["env=toy/grid"])
     with pytest.raises(DataError, match="did you mean grid"):
         run(tmp_path / "run", "data.dataset=gird")

@@ -1,4 +1,4 @@
-"""Scripted data collection in OGBench's own simulators, in OGBench's own file format."""
+"""Data collection in the simulators: OGBench's own files here, Minari datasets by :mod:`mfrl.collect.minari`."""
 
 from mfrl.collect.runner import Collected, collect
 from mfrl.collect.settings import CollectError, Settings, plan

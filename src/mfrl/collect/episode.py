@@ -34,11 +34,17 @@ def environment_seed(rng: np.random.Generator) -> int:
 
 
 def pack(rows: Mapping[str, Sequence[Any]]) -> Episode:
-    """Stack an episode's rows with the dtypes of OGBench's files: float32 but for flags and button states.
+    """Stack an episode's rows with the dtypes of OGBench's files: float32 but for flags, button states and images.
 
     `terminals` is added here: True on the episode's last row only.
     """
     steps = len(rows["observations"])
     fields = {**rows, "terminals": np.arange(steps) == steps - 1}
     order = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
-    return {k: np.asarray(fields[k], dtype=_DTYPES.get(k, np.float32)) for k in order if k in fields}
+    return {k: np.asarray(fields[k], dtype=_dtype(k, fields[k][0])) for k in order if k in fields}
+
+
+def _dtype(field: str, entry: Any) -> type[np.generic]:
+    if field == "observations" and entry.dtype == np.uint8:
+        return np.uint8
+    return _DTYPES.get(field, np.float32)

@@ -1,4 +1,4 @@
-"""Scripted policies for OGBench's robot arm: cubes, scene and puzzles.
+"""Scripted policies for OGBench's robot arm: cubes, scene and puzzles, observed as states or as images.
 
 `play` follows open-loop plans with smoothed noise, `noisy` a closed-loop oracle with white noise and
 occasional random actions. Both are oracles of the ogbench package; the environment hands them one target
@@ -30,7 +30,7 @@ class ManipspaceCollector:
         import gymnasium
 
         with warnings.catch_warnings():
-            # dm_control looks for a display when imported; nothing here draws.
+            # dm_control looks for a display when imported; nothing here draws on one.
             warnings.filterwarnings("ignore", message=".*DISPLAY environment variable")
             import ogbench  # noqa: F401 - registers the environments
 
@@ -53,7 +53,7 @@ class ManipspaceCollector:
         """One episode of `settings.episode_steps` rows; NumPy's global state must have been seeded for it."""
         while True:
             rows = self._attempt(rng)
-            if not self._settings.env_id.startswith("scene") or cube_stays_visible(np.array(rows["qpos"])):
+            if _simulator(self._settings) != "scene" or cube_stays_visible(np.array(rows["qpos"])):
                 return pack(rows)
 
     def _attempt(self, rng: np.random.Generator) -> Rows:
@@ -113,6 +113,11 @@ def cube_stays_visible(qpos: np.ndarray) -> bool:
     return not (too_far_right | too_far_left).any()
 
 
+def _simulator(settings: Settings) -> str:
+    """`cube`, `scene` or `puzzle`."""
+    return settings.env_id.removeprefix("visual-").split("-")[0]
+
+
 def _oracles(settings: Settings, env: Any) -> dict[str, Any]:
     """The package's oracles, by the name of the target task each one solves."""
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
@@ -132,7 +137,7 @@ def _oracles(settings: Settings, env: Any) -> dict[str, Any]:
         options = {"min_norm": settings.min_norm}
 
     kinds = dict(zip(("cube", "button", "drawer", "window"), kinds, strict=True))
-    simulator = settings.env_id.split("-")[0]
+    simulator = _simulator(settings)
     if simulator == "cube":
         return {"cube": kinds["cube"](env=env, **options)}
     if simulator == "puzzle":

@@ -66,7 +66,7 @@ def collect(
         episode_steps: rows per episode, one more than its transitions.
         noise: action noise (see `Settings.noise`).
         seed: non-negative.
-        workers: processes; 1 runs in this one. All usable cores by default.
+        workers: processes; 1 runs in this one, unless it renders. All usable cores by default.
         overwrite: replace files that we collected earlier. Files without our record are never replaced.
         progress: show a progress bar, or one line at the end where stderr is no terminal.
 
@@ -138,7 +138,7 @@ def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progres
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
     arrays: dict[str, Arrays] = {}
 
-    with _progress_bar(progress) as bar, closing(run_episodes(settings, seed, jobs, workers)) as finished:
+    with progress_bar(progress) as bar, closing(run_episodes(settings, seed, jobs, workers)) as finished:
         task = bar.add_task(settings.dataset.removesuffix("-v0"), total=len(jobs), rate="")
         started = time.perf_counter()
         for done, ((split, index), episode) in enumerate(finished, start=1):
@@ -166,13 +166,13 @@ def _check_room(folder: Path, needed: int) -> None:
         raise CollectError(f"{folder} has {free / 1e9:.1f} GB free; this may take {needed / 1e9:.1f} GB.")
 
 
-def _progress_bar(show: bool) -> Progress:
+def progress_bar(show: bool, unit: str = "ep") -> Progress:
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),  # All columns fit in 80 characters; rich would cut off the numbers.
         MofNCompleteColumn(),
-        TextColumn("ep"),
+        TextColumn(unit),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,

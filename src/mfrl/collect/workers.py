@@ -16,6 +16,7 @@ from mfrl.collect.episode import Episode, episode_rng
 from mfrl.collect.manipspace import ManipspaceCollector
 from mfrl.collect.maze import MazeCollector
 from mfrl.collect.settings import CollectError, Settings
+from mfrl.envs.rendering import choose_backend
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Enough queued episodes that no worker waits for us, few enough that finished ones do not fill the memory.
@@ -28,14 +29,19 @@ Job = tuple[str, int]
 def run_episodes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
     """Run every job's episode and yield each as it finishes, in any order.
 
+    Images are rendered in worker processes, be it one: MuJoCo takes the back end in force when it is imported.
+
     Raises:
         CollectError: an episode failed, or a worker died.
+        EnvError: nothing renders here, and images are to be collected.
     """
     workers = min(workers, len(jobs))
-    if workers == 1:
+    if settings.renders:
+        choose_backend()
+    elif workers == 1:
         yield from _run_here(settings, seed, jobs)
-    else:
-        yield from _run_in_processes(settings, seed, jobs, workers)
+        return
+    yield from _run_in_processes(settings, seed, jobs, workers)
 
 
 def _run_here(settings: Settings, seed: int, jobs: list[Job]) -> Iterator[tuple[Job, Episode]]:
