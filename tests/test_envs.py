@@ -284,9 +284,9 @@ def test_frames_show_the_scene_and_its_motion(env_id):
 
 def test_pixel_observations_come_as_bytes():
     backend_or_skip()
-    with VectorEnv(EnvSpec("visual-cube-single-singletask-v0"), num_envs=1, workers=1, render=True) as env:
+    with VectorEnv(EnvSpec("visual-cube-single-singletask-v0", frames=3), 1, workers=1, render=True) as env:
         observations = env.reset([0], [0])
-        assert observations.shape == (1, 64, 64, 3)
+        assert observations.shape == (1, 3, 64, 64, 3)
         assert observations.dtype == np.uint8
         assert observations.std() > 5
 

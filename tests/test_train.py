@@ -23,8 +23,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mfrl.config import CONFIG_DIR, refuse_settings_of_another_algorithm
-from mfrl.data import DataError
 from mfrl.data.ogbench import OGBenchData
+from mfrl.data.transitions import DataError
 from mfrl.envs.evaluation import Evaluator
 from mfrl.errors import CheckpointError, ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm

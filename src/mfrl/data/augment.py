@@ -1,0 +1,57 @@
+"""Augmentation of images on the device they train on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mfrl.data.transitions import Batch
+from mfrl.errors import require
+from mfrl.randomness import derived_seed, generator
+
+
+class RandomCrop:
+    """Shifts every image of a batch by up to ``padding`` pixels, the space gained filled with the image's edge.
+
+    As published for OGBench's pixel tasks (utils/datasets.py of FQL's code, ``--p_aug=0.5``): a batch is shifted as a
+    whole or not at all; each transition by an offset of its own, uniform over the (2 padding + 1)^2 there are, the
+    same for all frames of its observation and of its next observation.
+
+    Args:
+        probability: that a batch is shifted.
+        seed: whether and where to depends on (seed, number of the update) alone.
+        padding: published: 3.
+
+    Raises:
+        ConfigError: for a probability outside [0, 1].
+    """
+
+    def __init__(self, probability: float, seed: int, padding: int = 3) -> None:
+        require("env.crop_probability", 0.0 <= probability <= 1.0, probability, "in [0, 1]")
+        self.probability, self.seed, self.padding = probability, seed, padding
+
+    def __call__(self, batch: Batch, k: int) -> Batch:
+        """The batch of update ``k``, observations uint8 ``(batch, frames, height, width, channels)``."""
+        # Decided on the host, so that half of the updates gather nothing and none waits for the device.
+        if derived_seed(self.seed, "augment", k) >= self.probability * 2.0**63:
+            return batch
+        device = batch.observations.device
+        draws = generator(self.seed, "augment", k, device)
+        offsets = torch.randint(2 * self.padding + 1, (len(batch.observations), 2), generator=draws, device=device)
+        pixels = _pixels(batch.observations.shape, offsets - self.padding)
+        return batch._replace(
+            observations=_gather(batch.observations, pixels), next_observations=_gather(batch.next_observations, pixels)
+        )
+
+
+def _pixels(shape: torch.Size, shift: Tensor) -> Tensor:
+    """Where each pixel of ``(batch, frames, height, width, channels)`` comes from, as an index into all of them."""
+    batch, frames, height, width, _ = shape
+    rows = (torch.arange(height, device=shift.device) + shift[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=shift.device) + shift[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * frames, device=shift.device).view(batch, frames, 1, 1)
+    return ((image * height + rows[:, None, :, None]) * width + columns[:, None, None, :]).flatten()
+
+
+def _gather(images: Tensor, pixels: Tensor) -> Tensor:
+    return images.flatten(0, 3).index_select(0, pixels).view(images.shape)

@@ -1,0 +1,121 @@
+"""The 73 tasks of the benchmark, from the name on the command line to an environment that steps."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import hydra
+import numpy as np
+import pytest
+
+from mfrl.config import CONFIG_DIR, build
+from mfrl.envs.spec import EnvSpec
+from mfrl.envs.vector import Signature, VectorEnv
+
+# Numbers in an observation and an action, and steps of an episode, as the two benchmarks define them.
+STATES = {
+    "antmaze-large-navigate": (29, 8, 1000),
+    "antmaze-giant-navigate": (29, 8, 1000),
+    "humanoidmaze-medium-navigate": (69, 21, 2000),
+    "humanoidmaze-large-navigate": (69, 21, 2000),
+    "antsoccer-arena-navigate": (42, 8, 1000),
+    "cube-single-play": (28, 5, 200),
+    "cube-double-play": (37, 5, 500),
+    "scene-play": (40, 5, 750),
+    "puzzle-3x3-play": (55, 5, 500),
+    "puzzle-4x4-play": (83, 5, 500),
+}
+PIXELS = {
+    "visual-cube-single-play": 200,
+    "visual-cube-double-play": 500,
+    "visual-scene-play": 750,
+    "visual-puzzle-3x3-play": 500,
+    "visual-puzzle-4x4-play": 500,
+}
+ANTMAZE = {
+    "antmaze-umaze": (29, 8, 700),
+    "antmaze-umaze-diverse": (29, 8, 700),
+    "antmaze-medium-play": (29, 8, 1000),
+    "antmaze-medium-diverse": (29, 8, 1000),
+    "antmaze-large-play": (29, 8, 1000),
+    "antmaze-large-diverse": (29, 8, 1000),
+}
+HANDS = {"pen": (45, 24, 100), "door": (39, 28, 200), "hammer": (46, 26, 200), "relocate": (39, 30, 200)}
+ADROIT = {f"{hand}-{data}": HANDS[hand] for hand, data in product(HANDS, ("human", "cloned", "expert"))}
+
+TASKS = [
+    *((f"ogbench/{name}", task) for name, task in product(STATES, (1, 2, 3, 4, 5))),
+    *((f"ogbench/{name}", 1) for name in PIXELS),
+    *((f"d4rl/{name}", None) for name in (*ANTMAZE, *ADROIT)),
+]
+EXPECTED = {
+    **{f"ogbench/{name}": sizes for name, sizes in STATES.items()},
+    **{f"ogbench/{name}": ((3, 64, 64, 3), 5, steps) for name, steps in PIXELS.items()},
+    **{f"d4rl/{name}": sizes for name, sizes in (ANTMAZE | ADROIT).items()},
+}
+# In the gate, one environment of each kind; with images, building one takes seconds.
+ONE_OF_EACH = [
+    *((f"ogbench/{name}", 1 + k % 5) for k, name in enumerate(STATES)),
+    ("ogbench/visual-cube-single-play", 1),
+    *((f"d4rl/{name}", None) for name in ANTMAZE if "diverse" not in name),
+    *((f"d4rl/{hand}-human", None) for hand in HANDS),
+]
+
+
+def named(env: str, task: int | None) -> EnvSpec:
+    """What the configuration of that name evaluates in, without any data being there."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = hydra.compose("train", [f"env={env}", *([] if task is None else [f"env.task={task}"])])
+    return build(cfg.data).env
+
+
+def check(env: str, task: int | None) -> None:
+    spec, (observation, action_dim, steps) = named(env, task), EXPECTED[env]
+    if spec.observes_pixels:
+        with VectorEnv(spec, 1, workers=1, render=True) as envs:
+            check_signature(envs.signature, observation, action_dim, steps)
+            first = envs.reset([0], [0])
+            assert first.any(), "a black image"
+            after = envs.step(np.zeros((1, action_dim), np.float32))
+            np.testing.assert_array_equal(after.observations[0, 1], first[0, 2], "the newest image is the last")
+            assert np.isfinite(after.rewards).all()
+        return
+    simulator = spec.make()
+    try:
+        check_signature(Signature.of(simulator), (observation,), action_dim, steps)
+        space = simulator.action_space
+        assert (space.low == -1).all()
+        assert (space.high == 1).all()
+        space.seed(0)
+        state, _ = simulator.reset(seed=0)
+        for _ in range(3):
+            assert simulator.observation_space.contains(state)
+            assert np.isfinite(state).all()
+            state, reward, terminated, truncated, info = simulator.step(space.sample())
+            assert np.isfinite(reward)
+            assert not terminated
+            assert not truncated
+            assert not info["success"]
+    finally:
+        simulator.close()
+
+
+def check_signature(signature: Signature, observation: tuple[int, ...], action_dim: int, steps: int) -> None:
+    assert signature.observation_shape == observation
+    assert signature.action_dim == action_dim
+    assert signature.max_episode_steps == steps
+
+
+def test_there_are_73() -> None:
+    assert len(set(TASKS)) == 73
+
+
+@pytest.mark.parametrize(("env", "task"), ONE_OF_EACH)
+def test_an_environment_of_each_kind_steps(env: str, task: int | None) -> None:
+    check(env, task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "task"), TASKS)
+def test_every_environment_steps(env: str, task: int | None) -> None:
+    check(env, task)
