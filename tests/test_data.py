@@ -13,9 +13,9 @@ from conftest import DATASET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfrl.data import DataError, Transitions
-from mfrl.data.ogbench import ACTION_CLIP, OGBenchData, keep_trajectories
-from mfrl.data.transitions import ChunkLoader, chunk_ends
+from mfrl.data.assembly import keep_trajectories
+from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
+from mfrl.data.transitions import ChunkLoader, DataError, Transitions, chunk_ends
 
 
 @pytest.fixture

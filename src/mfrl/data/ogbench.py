@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from mfrl.collect.settings import DEFAULT_DATA_DIR, CollectError, plan
+from mfrl.collect.settings import DEFAULT_DATA_DIR, how_to_get
 from mfrl.data import provenance
+from mfrl.data.assembly import keep_trajectories, loaded, normalize_, statistics, summarise
+from mfrl.data.augment import RandomCrop
+from mfrl.data.cache import Cache, Pages, Prepared, Store, as_tensor
 from mfrl.data.module import OfflineData
-from mfrl.data.transitions import ACTION_CLIP, DataError, DataSpec, Transitions
-from mfrl.envs.evaluation import EnvSpec
-from mfrl.envs.ogbench import singletask_id
+from mfrl.data.npz import Npz
+from mfrl.data.transitions import ACTION_CLIP, DataError
+from mfrl.envs import ogbench
+from mfrl.envs.spec import EnvSpec
 
-_SLICE = 1 << 14  # rows looked at together, so that checks and sums need no memory to speak of
+PREPARATION = 1  #: of the code below that makes arrays of files; entries made by another are made again
 _LABEL_SLICE = 1 << 17  # rows labelled together; each call resets the environment
 
 
 class OGBenchData(OfflineData):
-    """One single-task OGBench dataset, whole in memory, on the device of training.
+    """One single-task OGBench dataset: prepared once, then opened, in memory if it fits there.
 
     Args:
-        dataset: e.g. ``cube-single-play-v0``.
+        dataset: e.g. ``cube-single-play-v0``, ``visual-scene-play-v0`` or ``cube-triple-play-100m-v0``.
         task: 1 to 5, or None for the dataset's default task.
-        data_dir: folder of ``<dataset>.npz`` and ``<dataset>-val.npz``; None is OGBench's own default.
+        data_dir: folder of ``<dataset>.npz`` and ``<dataset>-val.npz``, or of a folder ``<dataset>`` of numbered files;
+            None is OGBench's own default.
         reward_scale: factor of the rewards, positive.
         fraction: share of the training trajectories to keep, chosen by ``seed``.
-        normalize: whether observations are normalised with the mean and deviation of the kept training data.
+        normalize: whether states are normalised with the mean and deviation of the kept training data.
+        frames: of images, how many make an observation.
+        crop_probability: of images, that a batch is shifted at random, see :class:`RandomCrop`.
+        cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
 
     Raises:
@@ -47,6 +54,10 @@ class OGBenchData(OfflineData):
         reward_scale: float = 1.0,
         fraction: float = 1.0,
         normalize: bool = True,
+        frames: int = 1,
+        crop_probability: float = 0.0,
+        cache: bool | str | None = None,
+        memory_gib: float = 4.0,
         batch_size: int = 256,
         chunk: int = 8,
         seed: int = 0,
@@ -59,209 +70,303 @@ class OGBenchData(OfflineData):
             raise DataError(f"data.fraction={fraction} must be in (0, 1]")
         if not 0.0 < reward_scale < float("inf"):
             raise DataError(f"data.reward_scale={reward_scale} must be positive and finite")
-        self.env = EnvSpec(singletask_id(self.dataset, task))
+        # A dataset of 100 million transitions, in a folder of files, is a larger one of the same environment.
+        usual = re.sub(r"-100m(?=-v0$)", "", self.dataset)
+        self.in_many_files = usual != self.dataset
+        env_id = ogbench.singletask_id(usual, task)
+        if not ogbench.observes_pixels(env_id) and (frames != 1 or crop_probability):
+            raise DataError(f"{dataset} holds no images to stack or crop: env.frames is 1, env.crop_probability 0")
+        if frames < 1:
+            raise DataError(f"env.frames={frames} must be at least 1")
+        self.env = EnvSpec(env_id, frames=frames)
         self.data_dir = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
         self.reward_scale = reward_scale
         self.fraction, self.normalize = fraction, normalize
+        self.cache, self.memory_gib = cache, memory_gib
+        if crop_probability:
+            self.augment = RandomCrop(crop_probability, seed)
+        self._fingerprint: Callable[[Path], dict[str, Any]] = provenance.fingerprint
 
     @property
-    def paths(self) -> tuple[Path, Path]:
-        return provenance.data_paths(self.data_dir, self.dataset)
+    def paths(self) -> tuple[Path, ...]:
+        train, val = provenance.data_files(self.data_dir, self.dataset)
+        return (*train, *val)
 
     def provenance(self) -> dict[str, Any]:
         """Where the files come from, with checksums, and which part of them is used."""
-        return provenance.describe(self.data_dir, self.dataset) | {"fraction": self.fraction}
+        return provenance.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
 
     def collect(self, **settings: Any) -> None:
         from mfrl.collect import collect
 
         collect(self.dataset, self.data_dir, **settings)
 
+    def download(self, **settings: Any) -> None:
+        from mfrl.data.download import download
+
+        download(self.dataset, self.data_dir, **settings)
+
     def setup(self, stage: str | None = None) -> None:
-        """Read, check, label and normalise both files. Does nothing the second time."""
+        """Open the prepared data, or read, check and label the files first. Does nothing the second time."""
         if self.train is not None:
             return
-        for path in self.paths:
+        train_paths, val_paths = provenance.data_files(self.data_dir, self.dataset)
+        for path in (*train_paths, *val_paths):
             if not path.is_file():
                 raise DataError(self._how_to_get(path))
-        train_path, val_path = self.paths
-        env = self.env.make()
+        cache = Cache(self.data_dir, self.cache, self.memory_gib)
+        self._fingerprint = cache.checksums.of
+        simulator = Simulator(self.env.env_id)
         try:
-            train = read_transitions(train_path, self.env.env_id, env)
-            val = read_transitions(val_path, self.env.env_id, env)
+            train = self._prepared(cache, self.dataset, train_paths, simulator)
+            val = self._prepared(cache, f"{self.dataset}-val", val_paths, simulator)
         finally:
-            env.close()
+            simulator.close()
+        self.train, self.val = loaded(cache, train, val, frames=self.env.frames)
+        for part in (self.train, self.val):
+            if self.reward_scale != 1.0:
+                part.rewards = part.rewards * self.reward_scale
+        known = train[0].facts.get("statistics")
         if self.fraction < 1.0:
-            train.starts = keep_trajectories(train.starts, self.fraction, self.seed)
-        for part in (train, val):
-            part.rewards *= self.reward_scale
-        self.spec = summarise(train, self.normalize)
-        for part in (train, val):
-            normalize_(part.observations, self.spec)
-        if not bool((train.masks[train.starts] == 0).any()):
+            self.train.starts, known = keep_trajectories(self.train.starts, self.fraction, self.seed), None
+        self.spec = summarise(self.train, self.normalize, known)
+        normalize_(self.spec, self.train, self.val)
+        self.warnings += cache.warnings
+        if not bool((self.train.masks[self.train.starts] == 0).any()):
             self.warnings.append(
-                f"{train_path} holds no success at all for {self.env.env_id}: every reward says 'not yet', and "
+                f"{train_paths[0]} holds no success at all for {self.env.env_id}: every reward says 'not yet', and "
                 "Q-learning has nothing to find. Choose another task (env.task=...) or more data."
             )
-        self.train, self.val = train, val
+
+    def _prepared(self, cache: Cache, name: str, paths: Sequence[Path], simulator: Simulator) -> list[Prepared]:
+        """What the files hold, which all tasks share, and the labels of this one."""
+        sources = {path.name: self._fingerprint(path) for path in paths}
+        key = {"sources": sources, "preparation": PREPARATION}
+
+        def refuse_changed() -> None:
+            for path in paths:
+                if self._fingerprint(path) != sources[path.name]:
+                    raise DataError(f"{path} changed while it was read; start again when it is complete")
+
+        def rows(store: Store) -> dict[str, Any]:
+            facts = write_rows(store, paths, simulator)
+            refuse_changed()
+            return facts | {"provenance": self.provenance()}
+
+        def labels(store: Store) -> dict[str, Any]:
+            write_labels(store, paths, simulator)
+            refuse_changed()
+            return {}
+
+        return [
+            cache.prepared(name, key, rows),
+            cache.prepared(f"{name}.{self.env.env_id}", key | _labelled_by(), labels),
+        ]
 
     def _how_to_get(self, path: Path) -> str:
-        try:
-            plan(self.dataset, self.data_dir)
-            elsewhere = "" if self.data_dir == Path(DEFAULT_DATA_DIR).expanduser() else f" data_dir={self.data_dir}"
-            name = self.dataset.removesuffix("-v0")
-            remedy = f"collect it in the simulator:  mfrl collect env=ogbench/{name}{elsewhere}"
-        except CollectError as error:
-            remedy = str(error)
-        return f"{path.name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {remedy}"
+        ways = how_to_get(self.dataset, self.data_dir)
+        name = self.dataset if self.in_many_files else path.name
+        return f"{name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {ways}"
 
 
-def read_transitions(path: Path, env_id: str, env: Any) -> Transitions:
-    """One OGBench file as transitions with the rewards and masks of a single task, observations as they are.
+class Simulator:
+    """What the files must fit and what labels them, built only when something is to be prepared.
+
+    Images are labelled by the same scene without a camera, so that nothing is rendered.
+    """
+
+    def __init__(self, env_id: str) -> None:
+        self.env_id = env_id
+        self.pixels = ogbench.observes_pixels(env_id)
+
+    @cached_property
+    def env(self) -> Any:
+        return ogbench.make(self.env_id.removeprefix("visual-"))  # which registers those with a camera as well
+
+    @property
+    def action_dim(self) -> int:
+        return self.env.action_space.shape[0]
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        if not self.pixels:
+            return self.env.observation_space.shape
+        import gymnasium
+
+        if self.env_id not in gymnasium.registry:  # there is a scene of this name, but not with a camera
+            raise ogbench.EnvError(f"there is no environment {self.env_id!r}")
+        camera = gymnasium.spec(self.env_id).kwargs
+        return camera["height"], camera["width"], 3
+
+    @cached_property
+    def state_widths(self) -> dict[str, int]:
+        """The fields that rewards are computed from, and how many numbers each has."""
+        self.env.reset()  # the manipulation scenes build their model at the first reset
+        core = self.env.unwrapped
+        widths = {"qpos": core.model.nq}
+        if hasattr(core, "_cur_button_states"):
+            widths["button_states"] = len(core._cur_button_states)
+        return widths
+
+    def label(self, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards and masks ``(rows,)`` by OGBench's own rule."""
+        from ogbench.relabel_utils import relabel_dataset
+
+        relabel_dataset(self.env_id, self.env, state)
+        return state["rewards"], state["masks"]
+
+    def close(self) -> None:
+        if "env" in vars(self):
+            self.env.close()
+
+
+def write_rows(store: Store, paths: Sequence[Path], simulator: Simulator) -> dict[str, Any]:
+    """Observations, actions and where transitions start, of OGBench files read as one: what no task changes.
+
+    Returns:
+        of states, their ``statistics``.
 
     Raises:
         DataError: naming the file and the field.
     """
-    observation_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    with _opened(path) as file:
-        for field in ("observations", "actions", "terminals", "qpos"):
-            if field not in file:
-                raise DataError(f"{path}: field '{field}' is missing (found {', '.join(sorted(file))})")
-        terminals = _read(file, path, "terminals", np.float32)
-        if terminals.ndim != 1:
-            raise DataError(f"{path}: field 'terminals' has shape {terminals.shape}, expected (rows,)")
-        rows = len(terminals)
-
-        rewards, masks = _labels(file, path, env_id, env, rows)
-        actions = _read(file, path, "actions", np.float32)
-        _check(path, "actions", actions, rows, action_dim)
-        if (out := _first_row(actions, lambda x: np.abs(x) > 1.0 + 1e-6)) is not None:
-            raise DataError(f"{path}: field 'actions' leaves [-1, 1] at row {out}: {actions[out]}")
-        observations = _read(file, path, "observations")
-        if observations.dtype == np.uint8:
-            raise DataError(f"{path}: field 'observations' holds pixels; only state observations can be read")
-        observations = observations.astype(np.float32, copy=False)
-        _check(path, "observations", observations, rows, observation_dim)
-
-    starts = _starts(path, terminals)
-    np.clip(actions, -1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP, out=actions)
-    return Transitions(*(torch.from_numpy(x) for x in (observations, actions, rewards, masks, starts)))
-
-
-def _labels(file: Any, path: Path, env_id: str, env: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards and masks ``(rows,)`` by OGBench's own rule, from the simulator's state, which is not kept."""
-    from ogbench.relabel_utils import relabel_dataset
-
-    env.reset()  # the manipulation scenes build their model at the first reset
-    core = env.unwrapped
-    widths = {"qpos": core.model.nq}
-    if hasattr(core, "_cur_button_states"):
-        widths["button_states"] = len(core._cur_button_states)
-    state = {}
-    for name, width in widths.items():
-        if name not in file:
-            raise DataError(f"{path}: field '{name}' is missing, which rewards are computed from")
-        state[name] = _read(file, path, name)
-        _check(path, name, state[name], rows, width)
-    rewards, masks = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    for part in (slice(k, k + _LABEL_SLICE) for k in range(0, rows, _LABEL_SLICE)):
-        labels = {name: array[part] for name, array in state.items()}
-        relabel_dataset(env_id, env, labels)
-        rewards[part], masks[part] = labels["rewards"], labels["masks"]
-    return rewards, masks
-
-
-def keep_trajectories(starts: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
-    """The transitions of a random share of the trajectories, at least one; in their order."""
-    first = torch.cat([torch.ones(1, dtype=torch.bool), starts[1:] != starts[:-1] + 1])
-    number = first.cumsum(0) - 1
-    count = int(number[-1]) + 1
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    kept = torch.zeros(count, dtype=torch.bool)
-    kept[order[: max(1, round(fraction * count))]] = True
-    return starts[kept[number]]
-
-
-def summarise(transitions: Transitions, normalize: bool) -> DataSpec:
-    """Sizes, reward range, and the mean and deviation of the observations that transitions start from."""
-    dim = transitions.observations.shape[1]
-    mean, std = torch.zeros(dim, dtype=torch.float64), torch.ones(dim, dtype=torch.float64)
-    if normalize:
-        total, square = torch.zeros_like(mean), torch.zeros_like(mean)
-        offset = transitions.observations[transitions.starts[0]].double()  # keeps the squares small
-        for rows in transitions.starts.split(_SLICE):
-            x = transitions.observations[rows].double() - offset
-            total += x.sum(0)
-            square += x.square().sum(0)
-        n = len(transitions)
-        mean = offset + total / n
-        std = (square / n - (total / n).square()).clamp_min(0.0).sqrt()
-        std[std < 1e-6] = 1.0  # a coordinate that never varies is only centred
-    rewards = transitions.rewards[transitions.starts]
-    return DataSpec(
-        observation_dim=dim,
-        action_dim=transitions.actions.shape[1],
-        observation_mean=tuple(mean.tolist()),
-        observation_std=tuple(std.tolist()),
-        reward_min=float(rewards.min()),
-        reward_max=float(rewards.max()),
+    files = [_opened(path) for path in paths]
+    rows, action_dim = sum(_rows(file) for file in files), simulator.action_dim
+    shape, pixels = simulator.observation_shape, simulator.pixels
+    for file in files:
+        _check_shape(file, "actions", action_dim)
+        stored = file.dtype("observations")
+        if pixels != (stored == np.uint8):
+            holds, needs = ("pixels", "states") if stored == np.uint8 else (stored, "pixels, uint8")
+            raise DataError(f"{file.path}: field 'observations' holds {holds}, but {simulator.env_id} observes {needs}")
+        _check_shape(file, "observations", *shape)
+    count = sum(len(_starts(file)) for file in files)
+    starts = store.write("starts", (count,), np.int64, _shifted(files, _starts))
+    if pixels:
+        store.write("firsts", (rows,), np.int64, _shifted(files, _firsts))
+    store.write("actions", (rows, action_dim), np.float32, _each(files, _actions))
+    observations = store.write(
+        "observations", (rows, *shape), np.uint8 if pixels else np.float32, _each(files, _observations)
     )
+    if pixels:
+        return {}
+    pages = Pages([observations]) if isinstance(observations, np.memmap) else None
+    return {"statistics": statistics(as_tensor(observations), as_tensor(starts), pages)}
 
 
-def normalize_(observations: torch.Tensor, spec: DataSpec) -> None:
-    """(x - mean) / std in place."""
-    observations.sub_(torch.tensor(spec.observation_mean)).div_(torch.tensor(spec.observation_std))
+def write_labels(store: Store, paths: Sequence[Path], simulator: Simulator) -> None:
+    """Rewards and masks of the simulator's task, from the states in the files, which are not kept.
+
+    Raises:
+        DataError: naming the file and the field.
+    """
+    files = [_opened(path) for path in paths]
+    rows, widths = sum(_rows(file) for file in files), simulator.state_widths
+    for file in files:
+        for field, width in widths.items():
+            if field not in file:
+                raise DataError(f"{file.path}: field '{field}' is missing, which rewards are computed from")
+            _check_shape(file, field, width)
+    masks: list[np.ndarray] = []  # a byte a row
+
+    def rewards() -> Iterator[np.ndarray]:
+        for file in files:
+            states = [_finite(file, field, file.blocks(field, _LABEL_SLICE)) for field in widths]
+            for state in zip(*states, strict=True):
+                reward, mask = simulator.label(dict(zip(widths, state, strict=True)))
+                masks.append(mask.astype(bool))
+                yield reward
+
+    store.write("rewards", (rows,), np.float32, rewards())
+    store.write("masks", (rows,), np.float32, masks)
 
 
-def _starts(path: Path, terminals: np.ndarray) -> np.ndarray:
-    """Rows that have a successor in their trajectory."""
+def _labelled_by() -> dict[str, str]:
+    """The package that labels; nothing where it is not installed, so that labels made elsewhere will do."""
+    try:
+        return {"ogbench": metadata.version("ogbench")}
+    except metadata.PackageNotFoundError:
+        return {}
+
+
+def _opened(path: Path) -> Npz:
+    file = Npz(path)
+    for field in ("observations", "actions", "terminals", "qpos"):
+        if field not in file:
+            raise DataError(f"{path}: field '{field}' is missing (found {', '.join(sorted(file.fields))})")
+    if len(file.shape("terminals")) != 1:
+        raise DataError(f"{path}: field 'terminals' has shape {file.shape('terminals')}, expected (rows,)")
+    return file
+
+
+def _rows(file: Npz) -> int:
+    return file.shape("terminals")[0]
+
+
+def _terminals(file: Npz) -> np.ndarray:
+    """Bool ``(rows,)``: the last state of each trajectory."""
+    terminals, name = file.read("terminals"), f"{file.path}: field 'terminals'"
     if len(terminals) < 2:
-        raise DataError(f"{path}: field 'terminals' has {len(terminals)} rows, expected at least 2")
-    if not np.isin(terminals, (0.0, 1.0)).all():
-        raise DataError(f"{path}: field 'terminals' holds values other than 0 and 1")
-    if terminals[-1] != 1.0:
-        raise DataError(f"{path}: field 'terminals' does not end its last trajectory: the file is cut off")
-    starts = np.flatnonzero(terminals == 0.0)
+        raise DataError(f"{name} has {len(terminals)} rows, expected at least 2")
+    if not np.isin(terminals, (0, 1)).all():
+        raise DataError(f"{name} holds values other than 0 and 1")
+    if terminals[-1] != 1:
+        raise DataError(f"{name} does not end its last trajectory: the file is cut off")
+    return terminals.astype(bool)
+
+
+def _starts(file: Npz) -> np.ndarray:
+    """Rows that have a successor in their trajectory."""
+    starts = np.flatnonzero(~_terminals(file))
     if len(starts) == 0:
-        raise DataError(f"{path}: no trajectory has two states, so there is no transition")
+        raise DataError(f"{file.path}: no trajectory has two states, so there is no transition")
     return starts
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise DataError(f"{path}: a single array, not an .npz archive of fields")
-            yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{path}: damaged or truncated ({error}); collect or download it again") from error
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
+def _firsts(file: Npz) -> np.ndarray:
+    """For each row the first one of its trajectory."""
+    terminals = _terminals(file)
+    begins = np.concatenate([[True], terminals[:-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(terminals)), 0))
 
 
-def _read(file: Any, path: Path, field: str, dtype: Any = None) -> np.ndarray:
-    try:
-        array = file[field]
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise DataError(f"{path}: field '{field}' is damaged or refused ({error})") from error
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{path}: field '{field}' holds {array.dtype}, expected numbers")
-    return array if dtype is None else array.astype(dtype, copy=False)
+def _actions(file: Npz) -> Iterator[np.ndarray]:
+    at = 0
+    for block in _finite(file, "actions", file.blocks("actions")):
+        block = block.astype(np.float32)
+        if (out := np.abs(block).max(axis=1) > 1.0 + 1e-6).any():
+            k = int(out.argmax())
+            raise DataError(f"{file.path}: field 'actions' leaves [-1, 1] at row {at + k}: {block[k]}")
+        yield np.clip(block, -1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP)
+        at += len(block)
 
 
-def _check(path: Path, field: str, array: np.ndarray, rows: int, dim: int | None = None) -> None:
-    expected = f"({rows}, {'n' if dim is None else dim})"
-    if array.ndim != 2 or len(array) != rows or (dim is not None and array.shape[1] != dim):
-        raise DataError(f"{path}: field '{field}' has shape {array.shape}, expected {expected}")
-    if array.dtype.kind == "f" and (bad := _first_row(array, lambda x: ~np.isfinite(x))) is not None:
-        raise DataError(f"{path}: field '{field}' holds NaN or infinity at row {bad}")
+def _observations(file: Npz) -> Iterator[np.ndarray]:
+    return _finite(file, "observations", file.blocks("observations"))
 
 
-def _first_row(array: np.ndarray, wrong: Any) -> int | None:
-    """The first row with an element that is wrong, looked for slice by slice."""
-    for start in range(0, len(array), _SLICE):
-        rows = wrong(array[start : start + _SLICE]).any(axis=1)
-        if rows.any():
-            return start + int(rows.argmax())
-    return None
+def _each(files: Sequence[Npz], read: Callable[[Npz], Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+    for file in files:
+        yield from read(file)
+
+
+def _shifted(files: Sequence[Npz], rows_of: Callable[[Npz], np.ndarray]) -> Iterator[np.ndarray]:
+    """Numbers of rows, as they count in all files together."""
+    before = 0
+    for file in files:
+        yield rows_of(file) + before
+        before += _rows(file)
+
+
+def _check_shape(file: Npz, field: str, *row: int) -> None:
+    expected = (_rows(file), *row)
+    if file.shape(field) != expected:
+        raise DataError(f"{file.path}: field '{field}' has shape {file.shape(field)}, expected {expected}")
+
+
+def _finite(file: Npz, field: str, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    at = 0
+    for block in blocks:
+        if block.dtype.kind == "f" and not (good := np.isfinite(block).reshape(len(block), -1).all(axis=1)).all():
+            raise DataError(f"{file.path}: field '{field}' holds NaN or infinity at row {at + int(good.argmin())}")
+        yield block
+        at += len(block)

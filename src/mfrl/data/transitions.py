@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,13 @@ from torch import Tensor
 from mfrl.errors import MfrlError
 from mfrl.randomness import generator
 
+if TYPE_CHECKING:
+    from mfrl.data.cache import Pages
+
 #: Dataset actions are kept this far inside [-1, 1], as OGBench's own code does.
 ACTION_CLIP = 1e-5
+
+_MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
 
 
 class DataError(MfrlError):
@@ -78,6 +83,7 @@ class Transitions:
             where they are normalised already, or images.
         ships_to: None: the transitions lie where training runs. A device: they stay in files mapped into memory,
             and batches are sent there.
+        pages: of the mapped files; None where there are none.
     """
 
     observations: Tensor
@@ -89,27 +95,27 @@ class Transitions:
     frames: int = 1
     statistics: Tensor | None = None
     ships_to: torch.device | None = None
+    pages: Pages | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: Tensor) -> Batch:
-        """The transitions numbered ``index`` (batch,), gathered on the device they lie on."""
+        """The transitions numbered ``index`` (batch,), gathered where they lie."""
+        if self.pages is not None:
+            self.pages.give_back()
         row = self.starts[index]
         observations, next_observations = self._images(row) if self.observations.ndim > 2 else self._states(row)
-        batch = Batch(
+        return Batch(
             observations,
-            self.actions.index_select(0, row),
-            self.rewards.index_select(0, row),
-            self.masks.index_select(0, row),
+            self._take(self.actions, row),
+            self._take(self.rewards, row),
+            self._take(self.masks, row),
             next_observations,
         )
-        if self.ships_to is None:
-            return batch
-        return Batch(*(x.to(self.ships_to, non_blocking=True) for x in batch))
 
     def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        s, next_s = self.observations.index_select(0, row), self.observations.index_select(0, row + 1)
+        s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)
         if self.statistics is not None:
             mean, std = self.statistics
             s, next_s = (s - mean) / std, (next_s - mean) / std
@@ -120,20 +126,49 @@ class Transitions:
         assert self.firsts is not None
         window = row[:, None] + torch.arange(1 - self.frames, 2, device=row.device)
         window = torch.maximum(window, self.firsts[row][:, None])
-        images = self.observations.index_select(0, window.flatten()).unflatten(0, window.shape)
+        images = self._take(self.observations, window.flatten()).unflatten(0, window.shape)
         return images[:, :-1], images[:, 1:]
 
+    def _take(self, field: Tensor, row: Tensor) -> Tensor:
+        """Rows of a field, where training runs. They go to a GPU out of page-locked memory, from which it copies on its
+        own while the CPU goes on."""
+        if self.ships_to is None:
+            return field.index_select(0, row)
+        lock = self.ships_to.type == "cuda"
+        rows = torch.empty(len(row), *field.shape[1:], dtype=field.dtype, pin_memory=lock)
+        return torch.index_select(field, 0, row, out=rows).to(self.ships_to, non_blocking=True)
+
     def to(self, device: torch.device) -> Transitions:
-        """Move everything to ``device``; what is mapped from files stays and sends its batches there."""
-        if self.ships_to is not None:
-            return replace(self, ships_to=device)
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        """Move everything to ``device``; what is mapped from files stays and sends its batches there.
+
+        Mapped files move as well where they take at most half of a GPU's memory: all of it counts, not what happens to
+        be free, because batches are drawn where the transitions lie, and a run must draw the same ones each time.
+        """
+        if self.ships_to is not None and self.nbytes() > _room(device):
+            statistics = None if self.statistics is None else self.statistics.to(device)
+            return replace(self, ships_to=device, statistics=statistics)
+        moved = {name: self._moved(tensor, device) for name, tensor in self._tensors().items()}
+        return replace(self, ships_to=None, pages=None, **moved)
+
+    def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
+        if self.pages is None:
+            return tensor.to(device)
+        moved = torch.empty_like(tensor, device=device)
+        for part, source in zip(moved.split(_MOVED_TOGETHER), tensor.split(_MOVED_TOGETHER), strict=True):
+            part.copy_(source)
+            self.pages.give_back()
+        return moved
 
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def _room(device: torch.device) -> int:
+    """How many bytes of mapped files may move to a device."""
+    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""From prepared arrays to what training sees: the share of trajectories, the scale of rewards, the normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfrl.data.cache import Cache, Pages, Prepared, Store, as_tensor
+from mfrl.data.transitions import DataSpec, Transitions
+
+Statistics = tuple[Sequence[float], Sequence[float]]  #: mean and deviation, each (observation_dim,)
+
+_SLICE = 1 << 14  # rows looked at together, so that sums need no memory to speak of
+_CPU = torch.device("cpu")
+
+
+def loaded(cache: Cache, *parts: Sequence[Prepared], frames: int = 1) -> list[Transitions]:
+    """Transitions of each part, in memory as far as they fit there, else mapped; observations as they are.
+
+    Args:
+        cache: that prepared them.
+        parts: entries that together hold the fields of :class:`Transitions`.
+        frames: how many images make an observation.
+    """
+    entries = iter(cache.in_memory([entry.arrays for part in parts for entry in part]))
+    return [_transitions([next(entries) for _ in part], frames) for part in parts]
+
+
+def _transitions(entries: Sequence[dict[str, np.ndarray]], frames: int) -> Transitions:
+    arrays = {field: array for entry in entries for field, array in entry.items()}
+    transitions = Transitions(**{field: as_tensor(array) for field, array in arrays.items()}, frames=frames)
+    if mapped := [array for array in arrays.values() if isinstance(array, np.memmap)]:
+        transitions.ships_to, transitions.pages = _CPU, Pages(mapped)
+    return transitions
+
+
+def stored(store: Store, transitions: Transitions) -> dict[str, Any]:
+    """Write transitions that lie in memory to a store: the whole of a preparation, without facts."""
+    for field in ("observations", "actions", "rewards", "masks", "starts", "firsts"):
+        if (tensor := getattr(transitions, field)) is not None:
+            array = tensor.numpy()
+            store.write(field, array.shape, array.dtype, [array])
+    return {}
+
+
+def keep_trajectories(starts: Tensor, fraction: float, seed: int) -> Tensor:
+    """The transitions of a random share of the trajectories, at least one; in their order."""
+    first = torch.cat([torch.ones(1, dtype=torch.bool), starts[1:] != starts[:-1] + 1])
+    number = first.cumsum(0) - 1
+    count = int(number[-1]) + 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(count, dtype=torch.bool)
+    kept[order[: max(1, round(fraction * count))]] = True
+    return starts[kept[number]]
+
+
+def summarise(transitions: Transitions, normalize: bool, known: Statistics | None = None) -> DataSpec:
+    """Sizes, reward range, and the mean and deviation of the states that transitions start from.
+
+    Args:
+        normalize: False: mean 0 and deviation 1.
+        known: of these very transitions, computed earlier.
+    """
+    dim, image = transitions.observations.shape[1], None
+    if transitions.observations.ndim > 2:
+        dim, image = 0, (transitions.frames, *transitions.observations.shape[1:])
+    mean, std = [0.0] * dim, [1.0] * dim
+    if normalize and image is None:
+        mean, std = known or statistics(transitions.observations, transitions.starts, transitions.pages)
+    rewards = transitions.rewards[transitions.starts]
+    return DataSpec(
+        observation_dim=dim,
+        action_dim=transitions.actions.shape[1],
+        observation_mean=tuple(mean),
+        observation_std=tuple(std),
+        reward_min=float(rewards.min()),
+        reward_max=float(rewards.max()),
+        image_shape=image,
+    )
+
+
+def statistics(observations: Tensor, starts: Tensor, pages: Pages | None = None) -> Statistics:
+    """Mean and deviation of the states that transitions start from.
+
+    Args:
+        observations, starts: see :class:`Transitions`.
+        pages: where observations are mapped from files.
+    """
+    total, square = torch.zeros(2, observations.shape[1], dtype=torch.float64)
+    offset = observations[starts[0]].double()  # keeps the squares small
+    for rows in starts.split(_SLICE):
+        if pages is not None:
+            pages.give_back()
+        x = observations[rows].double() - offset
+        total += x.sum(0)
+        square += x.square().sum(0)
+    n = len(starts)
+    mean = offset + total / n
+    std = (square / n - (total / n).square()).clamp_min(0.0).sqrt()
+    std[std < 1e-6] = 1.0  # a coordinate that never varies is only centred
+    return mean.tolist(), std.tolist()
+
+
+def normalize_(spec: DataSpec, *parts: Transitions) -> None:
+    """States to (x - mean) / std: now where they lie in memory, else as they are gathered.
+
+    Args:
+        parts: may share their rows.
+    """
+    if spec.image_shape is not None:
+        return
+    statistics, done = torch.tensor([spec.observation_mean, spec.observation_std]), set()
+    for part in parts:
+        if part.ships_to is not None:
+            part.statistics = statistics
+        elif part.observations.data_ptr() not in done:
+            done.add(part.observations.data_ptr())
+            part.observations.sub_(statistics[0]).div_(statistics[1])

@@ -1,0 +1,319 @@
+"""Prepared transitions in files that are mapped into memory, made once and shared by all runs of a machine.
+
+A preparation streams into ``.npy`` files; the next start opens them::
+
+    <data_dir>/.prepared/<name>/meta.json            what was prepared from what, and the checksums of all files
+    <data_dir>/.prepared/<name>/observations.npy     one file a field
+    <data_dir>/.prepared/checksums.json              checksums by size, time and inode, see provenance.Checksums
+
+An entry appears by a rename when all of it is on the disk, so there is no half-written one; one that was damaged
+later, or whose sources have other bytes now, is made again in its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import mmap
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mfrl
+from mfrl.data.provenance import Checksums
+from mfrl.data.transitions import DataError
+from mfrl.errors import require
+from mfrl.files import one_at_a_time, write_json
+
+FORMAT = 1  #: of the files; entries of another are made again
+GIB = 1 << 30
+_WORTH_A_LINE = GIB  # preparing so many bytes takes long enough to be told
+_BLOCK = 1 << 26  # bytes copied together
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class CacheError(DataError):
+    """Prepared data cannot be kept: no room, or nowhere to write."""
+
+
+class Store(Protocol):
+    """Where a preparation writes its fields."""
+
+    def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        """Store a field that comes in blocks of rows, and return it, mapped if it went into a file."""
+
+
+#: Writes every field to a store, and returns what else is to be kept, as plain data.
+Build = Callable[[Store], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared part of a dataset.
+
+    Attributes:
+        arrays: its fields; those in files are read-only ``np.memmap``, of which nothing has been read yet.
+        facts: what the preparation returned.
+    """
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+class Cache:
+    """The prepared data of one ``data_dir``.
+
+    Args:
+        data_dir: where the sources lie.
+        where: a folder, which several ``data_dir`` may share; False: nothing is kept; True: in ``data_dir``, or, where
+            that is read-only, below ``$XDG_CACHE_HOME`` (``~/.cache``). None or ``auto`` is True with a way out: where
+            there is no room and the data fit into memory, they are prepared there, at every start.
+        memory_gib: how much data may lie in memory.
+
+    Attributes:
+        checksums: of the sources, remembered beside the entries.
+        warnings: what a user should know before training.
+    """
+
+    def __init__(self, data_dir: Path, where: bool | str | None = None, memory_gib: float = 4.0) -> None:
+        require("data.memory_gib", memory_gib >= 0.0, memory_gib, "at least 0")
+        where = None if where == "auto" else where
+        self.allowed, self.required = where is not False, where not in (None, False)
+        self.budget = int(memory_gib * GIB)
+        self.roots = _roots(data_dir, where)
+        self.checksums = Checksums(self.roots)
+        self.warnings: list[str] = []
+
+    def prepared(self, name: str, key: dict[str, Any], build: Build) -> Prepared:
+        """The entry ``name``, made by ``build`` unless there is one with this ``key``.
+
+        Args:
+            name: of the entry's folder.
+            key: everything that shapes the content, checksums of the sources first of all. Plain data. A part that an
+                entry has and ``key`` leaves out is not compared.
+
+        Raises:
+            CacheError: it cannot be written, and does not fit into memory.
+            DataError: what ``build`` raises.
+        """
+        key = json.loads(json.dumps({"format": FORMAT, **key}))  # as it comes back from a file
+        for root in self.roots:
+            if (entry := self._opened(root / name, key)) is not None:
+                return entry
+        problem = ""
+        for root in self.roots:
+            try:
+                with one_at_a_time(root / f".{name}.lock"):
+                    # Another process may have made it while this one waited.
+                    return self._opened(root / name, key, tell=True) or self._built(root, name, key, build)
+            except OSError as error:
+                problem = f"the prepared {name} cannot be kept in {root}: {error.strerror or error}"
+                if error.errno not in _READ_ONLY:
+                    break
+        advice = "free some room, or choose another folder (data.cache=FOLDER) or none (data.cache=false)"
+        if self.required:
+            raise CacheError(f"{problem}; {advice}")
+        if self.allowed:
+            self.warnings.append(f"{problem}. It is prepared in memory, at every start anew; {advice}")
+        store = _Memory(self.budget)
+        try:
+            prepared = Prepared(store.arrays, build(store))
+        except CacheError as error:
+            raise CacheError(f"{problem}, and {error}" if self.allowed else str(error)) from error
+        self.budget = store.left
+        return prepared
+
+    def _opened(self, folder: Path, key: dict[str, Any], tell: bool = False) -> Prepared | None:
+        """The entry in ``folder``, if it is whole and has this key."""
+        if not os.path.exists(folder):
+            return None
+        meta = _meta(folder)
+        if meta is not None and {name: meta["key"].get(name) for name in key} != key:
+            return None
+        try:
+            if meta is None:
+                raise ValueError("meta.json cannot be read")
+            arrays = {}
+            for field, expected in meta["files"].items():
+                path = folder / f"{field}.npy"
+                if self.checksums.of(path) != expected:
+                    raise ValueError(f"{path.name} is not what was written")
+                arrays[field] = _map(path)
+        except (OSError, ValueError) as error:
+            if tell:
+                self.warnings.append(f"{folder} is damaged ({error}) and is prepared again")
+            return None
+        # Another process may have put a new entry in its place while the files were opened.
+        return Prepared(arrays, meta["facts"]) if _meta(folder) == meta else None
+
+    def _built(self, root: Path, name: str, key: dict[str, Any], build: Build) -> Prepared:
+        folder, temporary, old = root / name, root / f".{name}.tmp", root / f".{name}.old"
+        _remove(temporary, old)  # of a process that was killed
+        try:
+            temporary.mkdir()
+            store = _Files(temporary)
+            facts = json.loads(json.dumps(build(store)))
+            meta = {"key": key, "facts": facts, "files": store.files, "mfrl": mfrl.__version__}
+            write_json(temporary / "meta.json", meta)
+            _sync(temporary / "meta.json", temporary)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(temporary, folder)
+            _sync(root)
+        finally:
+            _remove(temporary, old)
+        for field, written in store.files.items():
+            self.checksums.remember(folder / f"{field}.npy", written["sha256"])
+        return Prepared({field: _map(folder / f"{field}.npy") for field in store.files}, facts)
+
+    def in_memory(self, parts: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """The same fields, the smallest read into memory while there is room; the others stay ``np.memmap``."""
+        fields = [(array.nbytes, k, field) for k, part in enumerate(parts) for field, array in part.items()]
+        parts = [dict(part) for part in parts]
+        for size, k, field in sorted(fields):
+            if isinstance(parts[k][field], np.memmap) and size <= self.budget:
+                self.budget -= size
+                parts[k][field] = _read(parts[k][field])
+        return parts
+
+
+class Pages:
+    """The pages of mapped files that this process holds, to be given back before they fill its memory.
+
+    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Given back,
+    pages stay in the system's file cache while there is room, and are mapped again at little cost; but to the process
+    they count no more, and it stays small whatever the size of the files.
+
+    Args:
+        arrays: mapped, see :class:`Prepared`.
+    """
+
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
+        self.maps: list[mmap.mmap] = [array.base for array in arrays]
+
+    def give_back(self) -> None:
+        for file in self.maps:
+            file.madvise(mmap.MADV_DONTNEED)  # read-only and shared: nothing is lost
+
+
+class _Memory:
+    """A store in memory, of limited size."""
+
+    def __init__(self, budget: int) -> None:
+        self.left, self.arrays = budget, {}
+
+    def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        self.left -= math.prod(shape) * np.dtype(dtype).itemsize
+        if self.left < 0:
+            raise CacheError(
+                f"field '{field}' of shape {shape} does not fit into memory as data.memory_gib has it: allow more, or "
+                "choose a folder with room for the prepared data (data.cache=FOLDER)"
+            )
+        array = self.arrays[field] = np.empty(shape, dtype)
+        at = 0
+        for block in blocks:
+            array[at : at + len(block)] = block
+            at += len(block)
+        assert at == len(array), f"{field}: {at} rows came, {len(array)} were announced"
+        return array
+
+
+class _Files:
+    """A store of ``.npy`` files, with their checksums."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files = folder, {}
+
+    def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        path, dtype = self.folder / f"{field}.npy", np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        free = shutil.disk_usage(self.folder).free
+        if size > free:  # told before hours of reading, not after
+            raise OSError(errno.ENOSPC, f"it takes {size / GIB:.1f} GiB more and {free / GIB:.1f} are free")
+        if size > _WORTH_A_LINE:
+            print(f"Preparing {size / GIB:.1f} GiB in {self.folder.parent}, once", file=sys.stderr)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        rows, digest = 0, hashlib.sha256(header.getvalue())
+        with path.open("wb") as file:
+            file.write(header.getvalue())
+            for block in blocks:
+                block = np.ascontiguousarray(block, dtype)
+                file.write(block.data)
+                digest.update(block.data)
+                rows += len(block)
+            file.flush()
+            os.fsync(file.fileno())
+        assert rows == shape[0], f"{field}: {rows} rows came, {shape[0]} were announced"
+        self.files[field] = {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+        return _map(path)
+
+
+def _roots(data_dir: Path, where: bool | str | None) -> list[Path]:
+    """Where entries may lie, the best first."""
+    if where is False:
+        return []
+    digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
+    apart = f"{data_dir.resolve().name or 'data'}-{digest}"  # two folders may hold different files of one name
+    if isinstance(where, str):
+        return [Path(where).expanduser() / apart]
+    of_user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return [data_dir / ".prepared", of_user / "mfrl" / apart]
+
+
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """What an entry says of itself; None where there is no entry, or none that can be understood."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(meta, dict) and all(isinstance(meta.get(name), dict) for name in ("key", "facts", "files"))
+    return meta if whole and all(Path(field).name == field for field in meta["files"]) else None
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _read(array: np.memmap) -> np.ndarray:
+    """A copy in memory, for which only a part at a time is mapped."""
+    pages, copy = Pages([array]), np.empty(array.shape, array.dtype)
+    for start in range(0, len(array), step := max(1, len(array) * _BLOCK // (array.nbytes + 1))):
+        copy[start : start + step] = array[start : start + step]
+        pages.give_back()
+    return copy
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The array's memory as a tensor; a mapped one is not to be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
+        return torch.from_numpy(np.asarray(array))
+
+
+def _sync(*paths: Path) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
