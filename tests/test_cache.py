@@ -23,6 +23,7 @@ from mfrl.data import provenance
 from mfrl.data.cache import Cache, CacheError, Pages, Store
 from mfrl.data.provenance import Checksums
 from mfrl.data.transitions import DataError
+from mfrl.errors import ConfigError
 
 NUMBERS = np.arange(600.0, dtype=np.float32).reshape(200, 3)
 KEY = {"sources": {"a.npz": {"sha256": "0"}}}
@@ -367,3 +368,10 @@ def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
     pages.give_back()
     assert mapped_kib() - before < 2_000
     assert float(array.sum()) == total == 1 << 22
+
+
+@pytest.mark.parametrize("word", ["maybe", "auto", "yes"])
+def test_a_word_is_no_folder_to_keep_data_in(word: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"data.cache={word} must be null, true, false or a folder"):
+        Cache(tmp_path, word)
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,8 @@ from mfrl.collect.policies import Uniform, Waypoints
 from mfrl.collect.recorder import Recorder, append, rows
 from mfrl.collect.waypoint import WaypointController
 from mfrl.config import CONFIG_DIR
-from mfrl.data.minari import MinariData, describe
+from mfrl.data.minari import MinariData
+from mfrl.data.minari_files import describe
 from mfrl.envs import minari as minari_envs
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
@@ -300,16 +301,19 @@ def test_random_actions_fill_the_bounds_of_any_environment(gym_id: str, tmp_path
     assert len(data.train) + len(data.val) in (120, 240)  # one or both held out
 
 
-def test_adroits_state_is_recorded_so_that_it_can_be_set_again(tmp_path: Path) -> None:
-    collect("mfrl/pen-v0", tmp_path, **RANDOM | {"gym_id": "AdroitHandPen-v1"})
-    episode = load(tmp_path, "mfrl/pen-v0")[1]
-    env = minari_envs.make_as_recorded(minari_envs.write_spec("AdroitHandPen-v1"))
-    env.reset(seed=0)  # another pen and target
-    env.unwrapped.set_env_state({name: episode.infos[name][10] for name in ("qpos", "qvel", "desired_orien")})
-    observation, reward, *_ = env.unwrapped.step(episode.actions[10])
+@pytest.mark.parametrize("task", ["Pen", "Door", "Hammer", "Relocate"])
+def test_adroits_state_is_recorded_so_that_it_can_be_set_again(task: str, tmp_path: Path) -> None:
+    collect("mfrl/hand-v0", tmp_path, **RANDOM | {"gym_id": f"AdroitHand{task}-v1"})
+    episode = load(tmp_path, "mfrl/hand-v0")[1]
+    env = minari_envs.make_as_recorded(minari_envs.write_spec(f"AdroitHand{task}-v1"))
+    env.reset(seed=0)  # another pen and target, door, board, ball
+    core = env.unwrapped
+    for k in (10, 20):
+        core.set_env_state({name: episode.infos[name][k] for name in core._state_space.spaces})
+        observation, reward, *_ = core.step(episode.actions[k])
+        np.testing.assert_allclose(observation, episode.observations[k + 1], atol=1e-9)
+        assert reward == pytest.approx(episode.rewards[k], abs=1e-9)
     env.close()
-    np.testing.assert_allclose(observation, episode.observations[11], atol=1e-5)
-    assert reward == pytest.approx(episode.rewards[10], abs=1e-4)
 
 
 def test_ogbenchs_environments_are_recorded_with_their_rewards(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from conftest import DATASET
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import transitions
 
 from mfrl.data.assembly import keep_trajectories
 from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
@@ -177,6 +178,10 @@ REFUSALS = {
         put("observations", (5, 1), np.nan),
         "field 'observations' holds NaN or infinity at row 5",
     ),
+    "observation beyond float32": (
+        replace("observations", lambda x: np.where(np.arange(len(x))[:, None] == 4, 1e300, x.astype(float))),
+        "field 'observations' holds NaN or infinity at row 4",
+    ),
     "infinite action": (put("actions", (7, 0), np.inf), "field 'actions' holds NaN or infinity at row 7"),
     "NaN state": (put("qpos", (3, 0), np.nan), "field 'qpos' holds NaN"),
     "action out of range": (put("actions", (9, 0), 1.5), r"field 'actions' leaves \[-1, 1\] at row 9"),
@@ -265,3 +270,17 @@ def test_gathering_reads_a_row_and_its_successor() -> None:
     assert batch.next_observations.flatten().tolist() == [5.0, 1.0, 4.0]
     assert batch.actions.flatten().tolist() == [40.0, 0.0, 30.0]
     assert len(data) == 4
+
+
+@pytest.mark.parametrize("name", [f"../evil/{DATASET}-v0", f"/tmp/{DATASET}-v0", "cube-single play", ".."])
+def test_a_name_that_is_a_path_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no name of an OGBench dataset"):
+        OGBenchData(name, data_dir=str(tmp_path / "data"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_are_drawn_on_the_cpu_wherever_the_transitions_lie() -> None:
+    """The meta device has no random numbers of its own, so that none can come from there."""
+    there = transitions(40).to(torch.device("meta"))
+    chunk = next(iter(ChunkLoader(there, 8, 3, 0, 2, 2, ())))
+    assert (chunk.indices.device.type, chunk.indices.shape) == ("meta", (2, 8))

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from test_train import assert_equal, resume, run, weights
 
 from mfrl.data import npz, ogbench, transitions
-from mfrl.data.assembly import loaded, stored
 from mfrl.data.augment import RandomCrop
 from mfrl.data.cache import Cache, CacheError, Pages, as_tensor
 from mfrl.data.npz import Npz
@@ -136,25 +135,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, monkeypat
             opened(NAME, folder)
     data = opened(NAME, folder, normalize=False)
     np.testing.assert_array_equal(data.train.observations, contents["observations"] + 1.0)
-
-
-def test_transitions_made_in_memory_can_be_kept_as_well(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    made = Transitions(
-        torch.from_numpy(rng.integers(0, 256, (6, 4, 5, 3), np.uint8)),
-        torch.from_numpy(rng.random((6, 2), np.float32)),
-        torch.arange(6.0),
-        torch.ones(6),
-        starts=torch.tensor([0, 1, 3, 4]),
-        firsts=torch.tensor([0, 0, 0, 3, 3, 3]),
-        frames=2,
-    )
-    for memory_gib in (0.0, 1.0):
-        cache = Cache(tmp_path, memory_gib=memory_gib)
-        entry = cache.prepared("transitions", {"sources": {}}, lambda store: stored(store, made))
-        (again,) = loaded(cache, [entry], frames=2)
-        assert same(everything(again), everything(made))
-        assert (again.pages is None) == (memory_gib > 0.0)
 
 
 WITHOUT_SIMULATOR = """
@@ -286,7 +266,8 @@ def test_mapped_data_send_their_batches_to_the_device_of_training(cube: Path, da
     assert there.starts.device == CPU  # where batches are drawn
     for x, y in zip(everything(there), before, strict=True):
         assert (x.device.type, x.shape, x.dtype) == ("meta", y.shape, y.dtype)
-    assert same(everything(data.on_device(CPU)) if dataset == VISUAL else before, before)
+    again = opened(dataset, cube, frames=frames, memory_gib=0.0)
+    assert same(everything(again.train.to(CPU)), before)
 
 
 @pytest.mark.parametrize(("dataset", "frames"), [(CUBE, 1), (VISUAL, 3)])

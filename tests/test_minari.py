@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,11 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import DictConfig
 
 from mfrl.config import CONFIG_DIR, build
-from mfrl.data.minari import Episode, MinariData, describe, download, join, present, split, write_record
+from mfrl.data.assembly import loaded
+from mfrl.data.cache import Cache
+from mfrl.data.minari import MinariData, split
+from mfrl.data.minari_files import describe, download, present, write_record
+from mfrl.data.minari_source import Episode, write_rows
 from mfrl.data.transitions import ACTION_CLIP, DataError
 from mfrl.envs import d4rl
 from mfrl.envs.minari import register_robotics
@@ -209,7 +215,8 @@ def test_episodes_become_rows_whatever_their_length_and_ending(lengths: list[int
         observations = (1000.0 * k + np.arange(steps + 1, dtype=np.float32))[:, None]
         actions = np.full((steps, 2), 0.5, np.float32)
         episodes.append(Episode(observations, actions, np.arange(steps, dtype=np.float64), terminated))
-    transitions = join(episodes)
+    cache = Cache(Path(), where=False)
+    (transitions,) = loaded(cache, [cache.prepared("rows", {}, lambda store: write_rows(store, episodes) or {})])
     assert len(transitions.observations) == sum(lengths) + len(lengths)
     assert len(transitions) == sum(lengths)
     batch = transitions[torch.arange(len(transitions))]
@@ -237,7 +244,78 @@ def test_only_a_termination_stops_the_bootstrap(ending: str, tmp_path: Path) -> 
         truncations=[False, False, truncated],
     )
     data.setup()
-    assert data.read(data.open()).masks[:4].tolist() == [1.0, 1.0, 0.0 if terminated else 1.0, 1.0]
+    assert data.train.masks[:4].tolist() == [1.0, 1.0, 0.0 if terminated else 1.0, 1.0]
+
+
+def numbers(data: MinariData) -> list[bytes]:
+    """Every number of both parts, to the last bit."""
+    data.setup()
+    batches = [part[torch.arange(len(part))] for part in (data.train, data.val)]
+    return [x.numpy().tobytes() for batch in batches for x in batch]
+
+
+def entries(root: Path) -> dict[str, int]:
+    """The prepared readings of datasets, each with what tells whether it was made again."""
+    return {folder.name: folder.stat().st_ino for folder in (root / ".prepared").glob("[!.]*/")}
+
+
+PREPARED = {
+    "vector": ("test/pendulum-v0", {"val_fraction": 0.34, "fraction": 0.5, "seed": 3}),
+    "dictionary": ("test/point-v0", {"observation_keys": ["observation", "desired_goal"], "normalize": False}),
+    "labelled": ("test/ant-v0", {"observation_keys": ["achieved_goal", "observation"], "goal": [-4.0, -4.0]}),
+}
+
+
+@pytest.mark.parametrize("case", sorted(PREPARED))
+def test_prepared_data_are_those_of_the_files_to_the_last_bit(case: str, root: Path, tmp_path: Path) -> None:
+    dataset, settings = PREPARED[case]
+    shutil.copytree(root / dataset, tmp_path / dataset)
+    settings = {"reward_shift": -1.0, "reward_scale": 0.3, **settings}
+    expected = numbers(MinariData(dataset, str(tmp_path), cache=False, **settings))
+    assert not (tmp_path / ".prepared").exists()
+    made, opened = MinariData(dataset, str(tmp_path), **settings), MinariData(dataset, str(tmp_path), **settings)
+    mapped = MinariData(dataset, str(tmp_path), memory_gib=0.0, **settings)
+    for data in (made, opened, mapped):
+        assert numbers(data) == expected
+    assert mapped.train.ships_to is not None, "it is not in memory"
+    assert made.spec == opened.spec == mapped.spec
+    assert made.env == opened.env
+    assert made.provenance() == opened.provenance()
+    assert len(entries(tmp_path)) == 1
+
+
+def test_prepared_data_are_made_again_where_the_files_or_their_reading_differ(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "test/ant-v0", tmp_path / "test/ant-v0")
+
+    def opened(**settings: Any) -> dict[str, int]:
+        MinariData("test/ant-v0", str(tmp_path), **settings).setup()
+        return entries(tmp_path)
+
+    first = opened()
+    assert len(first) == 1
+    assert opened(reward_scale=2.0, reward_shift=1.0, val_fraction=0.0, normalize=False) == first
+    several = opened(goal=[1.0, 1.0]) | opened(goal=[1.0, 2.0]) | opened(observation_keys=["observation"])
+    assert len(several) == 4
+    assert first.items() < several.items(), "one reading leaves the others alone"
+    change_metadata(MinariData("test/ant-v0", str(tmp_path)), note="other bytes")
+    again = opened()
+    assert {name for name in again if again[name] != several[name]} == set(first)
+
+
+def test_prepared_data_need_neither_minari_nor_h5py(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "test/hopper-v0", tmp_path / "test/hopper-v0")
+    made = MinariData("test/hopper-v0", str(tmp_path))
+    made.setup()
+    script = (
+        "import sys\n"
+        "sys.modules['minari'] = sys.modules['h5py'] = None\n"
+        "from mfrl.data.minari import MinariData\n"
+        f"data = MinariData('test/hopper-v0', {str(tmp_path)!r})\n"
+        "data.setup()\n"
+        "print(len(data.train), data.env.make().spec.id)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(made.train)), "Hopper-v5"]
 
 
 def test_actions_fill_the_unit_cube_and_the_environment_maps_them_back(root: Path) -> None:
@@ -467,7 +545,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
         target = Path(os.environ["MINARI_DATASETS_PATH"]) / dataset
         shutil.copytree(source / dataset, target)
 
-    monkeypatch.setattr("mfrl.data.minari._refuse_offline", lambda *_: None)
+    monkeypatch.setattr("mfrl.data.minari_files._refuse_offline", lambda *_: None)
     monkeypatch.setattr(minari, "download_dataset", from_folder)
 
 
@@ -652,8 +730,9 @@ def test_a_checkpoint_does_not_say_whom_to_trust(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     gym.register("Mine-v0", "own_env:Mine", max_episode_steps=5)
     record(tmp_path, "test/mine-v0", "Mine-v0")
-    with pytest.raises(EnvError, match=r"trust=\[own_env\]"):
-        MinariData("test/mine-v0", str(tmp_path)).setup()
+    for _ in ("read from the files", "prepared"):
+        with pytest.raises(EnvError, match=r"trust=\[own_env\]"):
+            MinariData("test/mine-v0", str(tmp_path)).setup()
     settings = [
         *TINY,
         "env.dataset=test/mine-v0",
@@ -682,14 +761,18 @@ def test_a_dataset_without_an_environment_says_so_and_takes_one_by_name(tmp_path
     assert named.env.make().spec.max_episode_steps == 7
 
 
-def test_a_policy_is_trained_without_an_environment(tmp_path: Path) -> None:
+WITHOUT_EPISODES = [
+    "evaluation=held_out",
+    *(name for name in TINY if not name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))),
+]
+
+
+def test_a_policy_is_trained_without_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     invent(tmp_path, BOX, ACTIONS)
-    unwanted = [name for name in TINY if name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))]
     settings = [
-        *(name for name in TINY if name not in unwanted),
+        *WITHOUT_EPISODES,
         "env.dataset=made/up-v0",
         "env.val_fraction=0.5",
-        "evaluation=held_out",
         f"data_dir={tmp_path}",
         f"run_dir={tmp_path / 'run'}",
     ]
@@ -698,12 +781,76 @@ def test_a_policy_is_trained_without_an_environment(tmp_path: Path) -> None:
     assert result["episodes"] == 0
     assert all(np.isfinite(value) for value in result["final"].values())
     assert result["final"]
-    with pytest.raises(MfrlError, match="episodes=None"):
-        evaluate_checkpoint(compose("eval", f"ckpt={tmp_path / 'run'}"))
+    assert result["transitions"] == 3
+    assert "3 transitions" in capsys.readouterr().err
     with pytest.raises(EnvError, match="does not say which environment"):
-        evaluate_checkpoint(
-            compose("eval", f"ckpt={tmp_path / 'run'}", "episodes=1", "num_envs=1", "workers=0", "seed=0")
-        )
+        evaluate_checkpoint(compose("eval", f"ckpt={tmp_path / 'run'}"))
+
+
+def test_a_run_without_episodes_can_be_told_how_many_to_play(root: Path, tmp_path: Path) -> None:
+    settings = [
+        *WITHOUT_EPISODES,
+        "env.dataset=test/pendulum-v0",
+        f"data_dir={root}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    train(compose("train", *settings), settings)
+    with pytest.raises(ConfigError, match=r"say how: episodes=\.\.\. num_envs=\.\.\. seed=\.\.\.$"):
+        evaluate_checkpoint(compose("eval", f"ckpt={tmp_path / 'run'}"))
+    told = ["episodes=2", "num_envs=2", "workers=0", "seed=0"]
+    assert evaluate_checkpoint(compose("eval", f"ckpt={tmp_path / 'run'}", *told))["episodes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "sentence"), [("simulator", "made/up-v0 does not say which environment"), ("samples", "no toy")]
+)
+def test_a_run_that_cannot_be_evaluated_leaves_no_trace(evaluation: str, sentence: str, tmp_path: Path) -> None:
+    invent(tmp_path, BOX, ACTIONS)
+    settings = [
+        *(name for name in WITHOUT_EPISODES if not name.startswith("evaluation=")),
+        f"evaluation={evaluation}",
+        "env.dataset=made/up-v0",
+        f"data_dir={tmp_path}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    with pytest.raises(MfrlError, match=sentence):
+        train(compose("train", *settings), settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_another_evaluation_are_named_with_the_way_out(tmp_path: Path) -> None:
+    invent(tmp_path, BOX, ACTIONS)
+    settings = [
+        "experiment=paper/pen-human",
+        *WITHOUT_EPISODES,
+        "+eval.samples=3",
+        "env.dataset=made/up-v0",
+        f"data_dir={tmp_path}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        train(compose("train", *settings), settings)
+    assert "set by experiment=paper/pen-human" in str(caught.value)
+    advice = str(caught.value).partition("with  ")[2].split()
+    assert advice == ["~eval.episodes", "~eval.samples"]
+    settings = [name for name in settings if not name.startswith("+")] + advice[:1]
+    assert train(compose("train", *settings), settings)["episodes"] == 0
+
+
+def test_a_training_run_collects_random_actions_in_the_environment_it_names(tmp_path: Path) -> None:
+    settings = [
+        *TINY,
+        "env=d4rl/pen-human",
+        "env.dataset=mfrl/pen-random-v0",
+        "collect={policy: random, episodes: 2}",
+        f"data_dir={tmp_path}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    assert train(compose("train", *settings), settings)["data"] == "collected"
+    with minari_root(tmp_path):
+        recorded = minari.load_dataset("mfrl/pen-random-v0")
+    assert recorded.env_spec.id == "AdroitHandPen-v1"
+    assert [len(episode) for episode in recorded] == [100, 100]
 
 
 def test_an_environment_with_other_spaces_is_refused(root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mfrl import tasks
 from mfrl.cli import check_overrides
 from mfrl.collect.settings import LARGE, PUBLISHED, TRAINED_POLICY
 from mfrl.config import CONFIG_DIR
-from mfrl.data import provenance
+from mfrl.data import minari_files, provenance
 from mfrl.envs import ogbench
 from mfrl.envs.ogbench import EnvError, singletask_id
 from mfrl.errors import ConfigError
@@ -286,7 +286,7 @@ def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert find_data("d4rl/pen-human").state == "unrecorded"
     files = {f"data/{path.name}": provenance.fingerprint(path) for path in data.iterdir()}
     record = {"format": 1, "dataset": dataset, "source": "official", "files": files}
-    (tmp_path / dataset / tasks.MINARI_RECORD).write_text(json.dumps(record))
+    (tmp_path / dataset / minari_files.RECORD).write_text(json.dumps(record))
     assert find_data("d4rl/pen-human", verify=True).state == "official"
 
 

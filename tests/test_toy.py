@@ -453,7 +453,7 @@ def test_galleries_show_every_policy_beside_the_data(reference: tuple[Path, dict
 def test_a_mistake_is_answered_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean toy/grid"):
         check_overrides("train", ["experiment=toy", "env=toy/gird"])
-    with pytest.raises(ConfigError, match="chooses evaluation, which `mfrl collect` does not have"):
+    with pytest.raises(ConfigError, match="nothing to collect"):
         check_overrides("collect", ["env=toy/grid"])
     with pytest.raises(DataError, match="did you mean grid"):
         run(tmp_path / "run", "data.dataset=gird")

@@ -26,11 +26,11 @@ from mfrl.config import CONFIG_DIR, refuse_settings_of_another_algorithm
 from mfrl.data.ogbench import OGBenchData
 from mfrl.data.transitions import DataError
 from mfrl.envs.evaluation import Evaluator
-from mfrl.errors import CheckpointError, ConfigError, DivergedError
+from mfrl.errors import CheckpointError, ConfigError, DivergedError, RefusedRun
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.files import one_at_a_time
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint
-from mfrl.train import fetch_missing, train
+from mfrl.train import fetch_missing, refuse_other_data, train
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -306,6 +306,15 @@ def test_numbers_no_run_can_be_made_of_are_refused(setting: str, data_dir: Path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "setting", ["algo.alpha=null", "algo.tau=much", "algo.num_candidates=2.5", "algo.time_steps=x"]
+)
+def test_what_is_no_number_is_refused_by_name(setting: str, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting.replace('.', '[.]')} must be a number"):
+        run(data_dir, tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_only_with_the_data_it_began_with(data_dir: Path, tmp_path: Path) -> None:
     run(data_dir, tmp_path / "run", "updates=12")
     shutil.copytree(data_dir, tmp_path / "other")
@@ -315,6 +324,19 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(data_dir: Path, tmp_path
     np.savez(tmp_path / "other" / f"{DATASET}-v0.npz", **fields)
     with pytest.raises(ConfigError, match="not the file this run began with"):
         resume(tmp_path / "run", f"data_dir={tmp_path / 'other'}", "updates=24")
+
+
+@pytest.mark.parametrize(("now", "change"), [(["a", "b", "c"], "c was not there"), (["a"], "b has gone")])
+def test_a_run_whose_data_have_other_files_now_is_not_resumed(now: list[str], change: str) -> None:
+    files = {name: {"files": {key: {"sha256": key} for key in keys}} for name, keys in (("x", "ab"), ("y", now))}
+    with pytest.raises(RefusedRun, match=change):
+        refuse_other_data(files["x"], files["y"])
+
+
+def test_a_run_is_resumed_with_its_data_kept_elsewhere(reference: tuple[Path, dict], tmp_path: Path) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    result = resume(tmp_path / "run", "updates=30", "data.cache=false", "data.memory_gib=1")
+    assert result["updates"] == 30
 
 
 def test_a_loose_checkpoint_is_evaluated_but_not_resumed(reference: tuple[Path, dict], tmp_path: Path) -> None:
@@ -532,7 +554,7 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
         (["train", "env=ogbench/cube-singel-play"], "did you mean ogbench/cube-single-play"),
         (["train", "variant=residuall"], "did you mean residual,"),
         (["train", "algo.q_aggregation=maen", "data_dir=DATA"], "did you mean mean"),
-        (["train", "env.task=9", "data_dir=DATA"], "task must be in 1..5"),
+        (["train", "env.task=9", "data_dir=DATA"], "env.task=9 must be a whole number from 1 to 5"),
         (["train", "env=ogbench/scene-play", "data_dir=DATA"], "mfrl collect env=ogbench/scene-play"),
         (["train", "-m", "network=small,smal"], "did you mean small"),
         (["train", "resume='x[/y]'"], "no file or folder x[/y]"),

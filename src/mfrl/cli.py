@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -32,8 +35,9 @@ USAGE = """mfrl: one-step generative policies for offline RL
   mfrl train   sweep=reformulation env=...    every variant, several seeds, side by side
   mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
   mfrl tasks   [--available] [NAME...]        what can be trained on, and whether its data are here
-  mfrl collect env=ogbench/DATASET            collect a dataset in the simulator
-  mfrl download env=ogbench/DATASET           fetch a dataset from the server that offers it
+  mfrl collect env=ogbench/DATASET            collect a dataset in the simulator, by the benchmark's own script
+  mfrl collect env=... policy=random          the same with random actions, or policy=ckpt:RUN, a trained policy's
+  mfrl download env=SUITE/DATASET             fetch a dataset from the server that offers it
   mfrl report  RUNS... [--out report]         tables, intervals and figures from run folders
 
 Overrides are Hydra's: env=ogbench/cube-single-play env.task=2 seed=1. `mfrl COMMAND --cfg job` shows the
@@ -73,9 +77,19 @@ COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
 }
 
 
+INTERRUPTED = 128 + signal.SIGINT  # exit status, as shells have it
+
+
 def main() -> None:
     """Entry point of the console command."""
-    arguments = sys.argv[1:]
+    try:
+        run(sys.argv[1:])
+    except KeyboardInterrupt:
+        fail("interrupted; nothing half-written bears a file's name", INTERRUPTED)
+
+
+def run(arguments: list[str]) -> None:
+    """One command, e.g. ``["train", "seed=1"]``."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return
@@ -101,6 +115,11 @@ def main() -> None:
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
         # The run's own evaluation says which settings it has; the one composed here belongs to the default environment.
         arguments = [f"++{argument}" if argument.startswith("eval.") else argument for argument in arguments]
+    if name == "train":
+        # They are those of the dataset's collector, and not only the ones that an experiment gives.
+        arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
+    if name in ("collect", "download"):
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half done is cleaned up
     # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
     if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
         try:
@@ -133,7 +152,7 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
     """
     composed: list[str] = []
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = [parse(text) for text in overrides]
         choices = [
             [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
             if o.is_sweep_override()
@@ -145,14 +164,110 @@ def check_overrides(config_name: str, overrides: list[str]) -> None:
             # Every value of a sweep once; shorter lists stay at their last.
             for k in range(max(map(len, choices), default=1)):
                 composed = [values[min(k, len(values) - 1)] for values in choices]
+                for text in composed:
+                    check_group(parse(text))
                 cfg = hydra.compose(config_name, composed)
-                if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
-                    raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
-                jobs = cfg.get("jobs", -1)
-                possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
-                require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")
+                check_composed(cfg)
+                defaults = hydra.compose(config_name, [text for text in composed if is_choice(parse(text))])
+                check_kinds(dotted(cfg), dotted(defaults))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), config_name, composed)) from error
+
+
+def parse(text: str) -> Override:
+    """An override, KEY=VALUE.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except HydraException as error:
+        known_as = spelled(text)
+        hint = f"; did you mean {known_as}?" if known_as else ", e.g. env=ogbench/cube-single-play seed=1"
+        raise ConfigError(f"{text!r} cannot be read as KEY=VALUE{hint}") from error
+    if not override.key_or_group:
+        raise ConfigError(f"{text!r} cannot be read as KEY=VALUE: there is no key")
+    return override
+
+
+def is_choice(override: Override) -> bool:
+    """Whether it chooses a configuration of a group, e.g. network=small."""
+    return (CONFIG_DIR / override.key_or_group).is_dir() and isinstance(override.value(), str | list)
+
+
+def check_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse words for numbers, and anything for a group of settings that is none.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key, default in defaults.items():
+        value = values.get(key)
+        if isinstance(default, dict) and default and not isinstance(value, dict) and "collect" not in key:
+            names = ", ".join(f"{key}.{name}" for name in default if not name.startswith("_"))
+            raise ConfigError(f"{key}={value} would take away the settings {names}; give those")
+        if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, str):
+            require(key, "${" in value, value, f"a number, e.g. {default}")
+
+
+def check_group(override: Override) -> None:
+    """Refuse what Hydra answers with a traceback: a group of configurations that is given none, or taken away.
+
+    Raises:
+        ConfigError: with the group's configurations.
+    """
+    text, group = override.input_line, override.key_or_group
+    if override.is_delete():
+        raise ConfigError(f"{text}: a setting cannot be taken away, only changed ({group}=...) or left as it is")
+    if not (CONFIG_DIR / group).is_dir() or isinstance(override.value(), str | list | dict):
+        return
+    paths = sorted((CONFIG_DIR / group).glob("[!_]*"))
+    names = [f"{path.name}/..." if path.is_dir() else path.stem for path in paths]
+    raise ConfigError(f"{text} must be one of {', '.join(names)}; leave {group}= out for the default")
+
+
+def check_composed(cfg: DictConfig) -> None:
+    """Refuse settings that no part of the program would answer for in words of its own.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
+        raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
+    jobs = cfg.get("jobs", -1)
+    possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
+    require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")
+    seed = cfg.get("seed")
+    if "updates" in cfg:  # `mfrl train`; the others say it themselves
+        require("seed", type(seed) is int and 0 <= seed < 2**32, seed, "a whole number from 0 to 4294967295")
+    task = OmegaConf.select(cfg, "env.task")
+    if task is not None and cfg.env.suite != "ogbench":
+        raise ConfigError(f"env.task={task}: {cfg.env.dataset} has one task only; leave env.task= out")
+    if "updates" in cfg and cfg.get("collect") is not None:  # of `mfrl train`
+        check_collect(cfg)
+
+
+def check_collect(cfg: DictConfig) -> None:
+    """Refuse what a dataset's collector does not know.
+
+    Raises:
+        ConfigError: with near names.
+    """
+    if not isinstance(cfg.collect, DictConfig):
+        raise ConfigError(f"collect={cfg.collect} must be null or settings of `mfrl collect`, e.g. collect={{seed: 0}}")
+    from mfrl.collect.command import collector
+
+    function = collector(cfg.env.suite)
+    if function is None:
+        raise ConfigError(f"collect={cfg.collect}: there is nothing to collect of {cfg.env.name}; leave collect= out")
+    known = inspect.signature(function).parameters.keys() - {"dataset", "data_dir", "env", "progress"}
+    for name in cfg.collect:
+        if name not in known:
+            raise ConfigError(
+                f"collect.{name} is no setting of collecting {cfg.env.dataset}{did_you_mean(str(name), known)}; known: "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 def explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
@@ -164,13 +279,21 @@ def explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
         overrides: with which; the files they choose decide which settings there are.
     """
     if match := re.search(r"In '([^']+)': Could not override '([^'@]+)", message):
+        if match[1].startswith("env/toy") and config_name == "collect":
+            return "env=toy/... are known distributions, whose data are drawn as training starts: nothing to collect"
         return f"{match[1]} chooses {match[2]}, which `mfrl {config_name}` does not have: they do not go together"
     if match := re.search(r"Could not override '([^']+)'", message):
-        key = match[1]
-        chosen = [override for override in overrides if (CONFIG_DIR / override.lstrip("+").partition("=")[0]).is_dir()]
+        given = [parse(text) for text in overrides]
+        chosen = [o.input_line for o in given if is_choice(o) and o.key_or_group != match[1].partition("@")[0]]
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             known = dotted(hydra.compose(config_name, chosen))
-        return f"there is no setting {key!r}{did_you_mean(key, known)}"
+        keys = [match[1]]
+        for override in given:  # of a dictionary, what is wrong is in it
+            if override.key_or_group == match[1] and isinstance(override.value(), dict):
+                keys = [key for name in override.value() if (key := f"{match[1]}.{name}") not in known] or keys
+        return f"there is no setting {keys[0]!r}{did_you_mean(keys[0], known)}"
+    if match := re.fullmatch(r"Error merging override (.*)", message.splitlines()[0]):
+        return f"{match[1]}: its value is of another kind than the setting's (a number, a name, a list, {{key: value}})"
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", message):
         group, _, choice = match[1].rpartition("/")
         top = group.split("/")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.errors import CheckpointError, ConfigError, MfrlError, did_you_mean
+from mfrl.errors import CheckpointError, ConfigError, MfrlError, did_you_mean, require
 
 CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
@@ -25,6 +26,8 @@ RESUMABLE = (
     "accelerator",
     "threads",
     "data_dir",
+    "data.cache",
+    "data.memory_gib",
     "trust",
     "log",
     "eval",
@@ -33,6 +36,11 @@ RESUMABLE = (
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.samples", "eval.seed")
 BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
+
+
+def among(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``names`` or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def build(node: DictConfig) -> Any:
@@ -53,8 +61,6 @@ def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
 def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) -> None:
     """An experiment sets what one algorithm has; chosen together with another algorithm, it may set too much.
 
-    ``**settings`` in a class's ``__init__`` are those of the class it derives from.
-
     Args:
         cfg: the composed configuration.
         overrides: what the user gave, to name the one that sets it.
@@ -62,20 +68,57 @@ def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) 
     Raises:
         ConfigError: naming the setting, the algorithm and who sets it.
     """
-    known: set[str] = set()
-    for base in inspect.getmro(get_class(cfg.algo._target_)):
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base).parameters
-            known |= parameters.keys()
-            if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-                break
-    for name in cfg.algo:
-        if not name.startswith("_") and name not in known:
-            given = [text for text in overrides if text.lstrip("+").startswith((f"algo.{name}=", "experiment="))]
+    known = settings_of(cfg.algo)
+    for name, value in cfg.algo.items():
+        if name.startswith("_"):
+            continue
+        if name not in known:
             raise ConfigError(
-                f"algo.{name}, set by {' or '.join(given) or 'the configuration'}, is no setting of "
+                f"algo.{name}, set by {_given_by(f'algo.{name}', overrides)}, is no setting of "
                 f"algo={cfg.algo_name}{did_you_mean(name, known)}"
             )
+        kind, _, optional = known[name].partition(" | ")
+        if kind in _NUMBERS and not (optional and value is None):
+            require(f"algo.{name}", type(value) in _NUMBERS[kind], value, f"a number ({known[name]})")
+
+
+def refuse_settings_of_another_evaluation(cfg: DictConfig, overrides: list[str]) -> None:
+    """As :func:`refuse_settings_of_another_algorithm`, for what an experiment says of its evaluation.
+
+    Raises:
+        ConfigError: naming the settings, who sets them, and how to take them out.
+    """
+    known = settings_of(cfg.eval).keys() - {"spec", "run_dir", "progress"}
+    foreign = [f"eval.{name}" for name in cfg.eval if not name.startswith("_") and name not in known]
+    if foreign:
+        are, which = ("are no settings", "them") if len(foreign) > 1 else ("is no setting", "it")
+        raise ConfigError(
+            f"{', '.join(foreign)}, set by {_given_by(foreign[0], overrides)}, {are} of the chosen evaluation "
+            f"(eval.{', eval.'.join(sorted(known))} are); take {which} out with  {' '.join(f'~{x}' for x in foreign)}"
+        )
+
+
+_NUMBERS = {"int": (int,), "float": (int, float)}  # True is no number
+
+
+def settings_of(node: DictConfig) -> dict[str, str]:
+    """Parameters of the class that a node builds and what they are annotated with.
+
+    ``**settings`` are those of the class it derives from.
+    """
+    known: dict[str, str] = {}
+    for base in inspect.getmro(get_class(node._target_)):
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters
+            known = {name: str(parameter.annotation) for name, parameter in parameters.items()} | known
+            if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return known
+
+
+def _given_by(key: str, overrides: list[str]) -> str:
+    given = [text for text in overrides if text.lstrip("+").startswith((f"{key}=", "experiment="))]
+    return " or ".join(given) or "the configuration"
 
 
 def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> None:

@@ -19,6 +19,10 @@ class RefusedRun(ConfigError):
     """What was asked for does not go with the run that the folder holds; that run is left as it was."""
 
 
+class DataError(MfrlError):
+    """Data that is missing, damaged or unusable; the message names the file and the field."""
+
+
 class CheckpointError(MfrlError):
     """A checkpoint that is missing, unreadable or refused."""
 
@@ -38,7 +42,7 @@ def require(name: str, holds: bool, value: Any, what: str) -> None:
         ConfigError: ``name=value must be what``, unless it holds.
     """
     if not holds:
-        raise ConfigError(f"{name}={value} must be {what}")
+        raise ConfigError(f"{name}={'null' if value is None else value} must be {what}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -52,7 +52,9 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: from :func:`load_algorithm`.
-        ConfigError: for a setting that the run's kind of evaluation does not have, or that is no such number.
+        ConfigError: for a setting that the run's kind of evaluation does not have, or that is no such number, or that
+            neither the run nor the user gives.
+        EnvError: the run's data have no environment.
     """
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
@@ -66,7 +68,14 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     for name in foreign + ["num_candidates", "video"] * of_samples:
         if cfg[name] is not None and cfg[name] is not False:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
+    if not of_samples:
+        spec.check()
     settings = {name: record["config"]["eval"].get(name) if cfg[name] is None else cfg[name] for name in names}
+    if missing := [name for name, value in settings.items() if value is None and name != "workers"]:
+        raise ConfigError(
+            f"{path} is of a run that was not evaluated in {spec.env_id}, so say how: "
+            f"{' '.join(f'{name}=...' for name in missing)}"
+        )
     for name, value in settings.items():
         least = 0 if name in ("workers", "seed") else 1
         holds = (name == "workers" and value is None) or (type(value) is int and value >= least)

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.data import provenance
-from mfrl.errors import CheckpointError, MfrlError, RefusedRun
+from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
 from mfrl.files import write_json, write_text
 from mfrl.report.runs import ERROR_FILE
 
@@ -39,6 +39,8 @@ class RunFolder:
                 return cls(path)
             except FileExistsError:
                 number += 1
+            except OSError as error:
+                raise ConfigError(f"run_dir={wanted} cannot be made: {error.strerror or error}") from error
 
     @property
     def checkpoints(self) -> Path:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mfrl.config import BOOKKEEPING, RESUMABLE
+from mfrl.config import BOOKKEEPING, RESUMABLE, among
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun
 from mfrl.files import write_text
 
@@ -122,7 +122,7 @@ def changed() -> str:
     chosen, values = [], {}
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _ELSEWHERE or key.split(".")[0] in (*RESUMABLE, *BOOKKEEPING, "collect"):
+        if key in _ELSEWHERE or among(key, (*RESUMABLE, *BOOKKEEPING, "collect")):
             continue
         if key in hydra.runtime.choices:
             chosen.append(value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from rich.table import Table
 
 from mfrl.collect.settings import DEFAULT_DATA_DIR, commands
 from mfrl.config import CONFIG_DIR
-from mfrl.data import provenance
+from mfrl.data import minari_files, provenance
 from mfrl.errors import MfrlError, did_you_mean
 
 STATES = (
@@ -97,7 +96,6 @@ DEFAULT_TASK = {
 PRESETS = ("paper", "fql")
 _FEW = 4  # commands that are written out
 _WIDE = 170  # characters that a table of all columns may take
-MINARI_RECORD = "provenance.json"  # beside a Minari dataset's data/
 
 
 class TasksError(MfrlError, ValueError):
@@ -232,8 +230,12 @@ def choose(names: Iterable[str], every: bool = False) -> list[Task]:
         return known if every else benchmark()
     chosen: list[Task] = []
     for name in names:
-        wanted = {name, spelled(name)}
+        overrides = spelled(name)
+        wanted = {name, overrides}
         found = [t for t in known if wanted & {t.name, t.env, t.env.partition("/")[2], t.overrides, f"env={t.env}"}]
+        if not found and overrides and overrides.startswith("env=ogbench/"):  # a task that the benchmark leaves out
+            env, number = overrides.removeprefix("env=").split(" env.task=")
+            found = [_task(env, int(number), None)]
         if not found:
             possible = sorted({t.name for t in known} | {t.env.partition("/")[2] for t in known})
             raise TasksError(f"there is no task or dataset {name!r}{did_you_mean(name, possible)}")
@@ -261,10 +263,10 @@ def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Da
             wanted, problem = list((folder / dataset).glob("*.npz")), str(error)
         files = {path.name: path for path in wanted}
     else:
-        root = Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
-        verb = "collect" if dataset.startswith("mfrl/") else "download"
+        root = minari_files.data_root(data_dir)
+        verb = "collect" if dataset.startswith(f"{minari_files.OWN_NAMESPACE}/") else "download"
         get = {verb: f"mfrl {verb} env={env}" + (f" data_dir={root}" if data_dir else "")}
-        folder, record_path = root / dataset, root / dataset / MINARI_RECORD
+        folder, record_path = root / dataset, root / dataset / minari_files.RECORD
         wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
         files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}
     there = {name: path for name, path in files.items() if path.is_file()}

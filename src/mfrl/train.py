@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,12 +26,15 @@ from mfrl.config import (
     BOOKKEEPING,
     JUDGED_BY,
     RESUMABLE,
+    among,
     build,
     build_algorithm,
     refuse_foreign_targets,
     refuse_settings_of_another_algorithm,
+    refuse_settings_of_another_evaluation,
 )
 from mfrl.data.module import OfflineData
+from mfrl.data.toy import find_toy
 from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
@@ -59,6 +63,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         cfg = continued(checkpoint, saved, cfg, overrides)
     check_settings(cfg)
     refuse_settings_of_another_algorithm(cfg, overrides)
+    refuse_settings_of_another_evaluation(cfg, overrides)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if resumed:
@@ -102,6 +107,13 @@ def fit(
     data.setup()
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
+    # What evaluates is built when training starts.
+    if "episodes" in cfg.eval:
+        data.env.check()
+    if "samples" in cfg.eval:
+        find_toy(data.env.env_id)
+    if data.val is None and cfg.eval._target_ == "mfrl.callbacks.EvaluateHeldOut":
+        raise ConfigError(f"evaluation=held_out: nothing of {data.dataset} is held out; set env.val_fraction=0.05, say")
     provenance = data.provenance()
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
@@ -142,7 +154,10 @@ def fit(
             evaluate.on_train_start(trainer, module)
             evaluate.teardown(trainer, module, "fit")
         if module.updates < cfg.updates:
-            raise InterruptedRun(f"stopped at update {module.updates:,}; go on with:  mfrl train resume={run.path}")
+            on = f"go on with:  mfrl train resume={run.path}"
+            if not run.last_checkpoint.is_file():
+                on = f"no checkpoint was due before (checkpoint.every={cfg.checkpoint.every}), so it has to begin anew"
+            raise InterruptedRun(f"stopped at update {module.updates:,}; {on}")
 
     result = {
         "env": data.env.env_id,
@@ -186,6 +201,10 @@ def check_settings(cfg: DictConfig) -> None:
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
     if not isinstance(cfg.accelerator, str):
         raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
+    here = {name for name in AcceleratorRegistry if AcceleratorRegistry[name]["accelerator"].is_available()}
+    here |= {"auto"} | ({"gpu"} if here & {"cuda", "mps"} else set())
+    if cfg.accelerator not in here:
+        raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
 
 
 def processes(cfg: DictConfig) -> dict[str, int]:
@@ -211,7 +230,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
         raise RefusedRun(f"{path}: {run.reason}; move the folder away to begin anew")
     now, before = flatten(OmegaConf.to_container(cfg, resolve=False)), run.config
     for key in now | before:
-        if key.split(".")[0] in (*RESUMABLE, *BOOKKEEPING) and key not in JUDGED_BY:
+        if among(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
             continue
         new = key not in before and OmegaConf.select(cfg, key) is None  # a setting that came later, and is off
         if now.get(key) != before.get(key) and not new:
@@ -240,7 +259,7 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
-        if key.split(".")[0] not in RESUMABLE:
+        if not among(key, RESUMABLE):
             raise RefusedRun(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
         if key == "resume":
             continue
@@ -266,6 +285,10 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         RefusedRun: naming the file whose checksum differs.
     """
+    if other := before["files"].keys() ^ now["files"].keys():
+        name = min(other)
+        change = "has gone since" if name in before["files"] else "was not there when"
+        raise RefusedRun(f"{name} {change} this run began, so that it would go on with other data; start a new run")
     for name, file in before["files"].items():
         if file["sha256"] != now["files"][name]["sha256"]:
             raise RefusedRun(f"{name} is not the file this run began with (its checksum differs); start a new run")
@@ -292,12 +315,13 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
 
 
 def final_scores(run: RunFolder) -> dict[str, Any]:
-    """The last evaluation, and the mean of the last three."""
+    """The last evaluation, the mean of the last three, and over how much each was."""
     evaluations = read_evaluations(run)
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
     recent = {key: float(np.mean([e[key] for e in evaluations[-FINAL_EVALUATIONS:]])) for key in keys}
-    return {"final": last, "mean_of_last_three": recent, "episodes": evaluations[-1]["episodes"]}
+    over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
+    return {"final": last, "mean_of_last_three": recent, **over}
 
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
@@ -306,7 +330,8 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
     kind = "episodes" if "eval/return" in result["final"] else "samples"
-    table.add_row("evaluated over", f"{result['episodes']} {kind}")
+    over = f"{result['transitions']:,} transitions" if "transitions" in result else f"{result['episodes']} {kind}"
+    table.add_row("evaluated over", over)
     table.add_row("algo, variant", f"{result['algo']}, {result['variant']}")
     if "alpha" in result:
         table.add_row("alpha", f"{result['alpha']:g}")

@@ -66,7 +66,7 @@ class BehaviourCloning(OfflineAlgorithm):
         self.actor_lr, self.actor_warmup, self.actor_lr_floor = actor_lr, actor_warmup, actor_lr_floor
         self.max_grad_norm = max_grad_norm
         self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
-        self._loss = torch.compile(self.loss) if compile else self.loss
+        self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
 
     def loss(self, batch: Batch, *noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, and the scalars to log."""

@@ -130,7 +130,7 @@ class FQL(OfflineAlgorithm):
         self.value_range = spec.value_range(discount) if clip_targets else None
         self.normalize_q = normalize_q
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
-        self._loss = torch.compile(self.loss) if compile else self.loss
+        self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
 
     def policy(self) -> StudentPolicy:
         """What acts in an environment; shares the networks being trained. One action is drawn, and taken."""

@@ -164,7 +164,7 @@ class MeanFlowQL(OfflineAlgorithm):
             actor_lr_floor,
             max_grad_norm,
         )
-        self._loss = torch.compile(self.loss) if compile else self.loss
+        self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
 
     def policy(self) -> OneStepPolicy:
         """What acts in an environment; shares the networks being trained."""

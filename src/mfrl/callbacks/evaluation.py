@@ -30,9 +30,9 @@ FPS = 15
 class Evaluate(L.Callback):
     """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
 
-    Losses on the validation split are logged as ``val/...`` at the same updates. Each evaluation is one line of
-    ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for mazes,
-    paths and values) go to TensorBoard.
+    Losses on the validation split, if there is one, are logged as ``val/...`` at the same updates. Each evaluation is
+    one line of ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for
+    mazes, paths and values) go to TensorBoard.
 
     Args:
         spec: the environment.
@@ -132,7 +132,8 @@ def record(
     progress.report(k, summary, result.seconds)
     with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
-    metrics = summary | {f"val/{name}": value for name, value in held_out(trainer.datamodule, pl_module).items()}
+    losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
+    metrics = summary | {f"val/{name}": value for name, value in losses.items()}
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=k)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,8 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         ConfigError: for a setting that this kind of dataset does not have, or an environment that nobody acts in.
     """
+    if not isinstance(cfg.policy, str | None):
+        raise ConfigError(f"policy={cfg.policy} is unknown; known are null, random and ckpt:PATH")
     if cfg.policy is None and cfg.env.suite == "ogbench":
         from mfrl.collect import runner
         from mfrl.collect.settings import DEFAULT_DATA_DIR
@@ -48,6 +51,17 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
     minari.collect(chosen, cfg.data_dir, **settings)
     elsewhere = "" if cfg.data_dir is None else f" data_dir={cfg.data_dir}"
     print(f"Train on it: mfrl train {reading(cfg, chosen)}{elsewhere}", file=sys.stderr)
+
+
+def collector(suite: str) -> Callable[..., Any] | None:
+    """What collects datasets of a suite, by their own script; None where there is nothing to collect."""
+    if suite == "ogbench":
+        from mfrl.collect.runner import collect
+    elif suite == "minari":
+        from mfrl.collect.minari import collect
+    else:
+        return None
+    return collect
 
 
 def without(foreign: tuple[str, ...], cfg: DictConfig, what: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ hidden folder beside their place and renamed into it when they are complete.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,7 +29,7 @@ from mfrl.collect.policies import Behaviour, Trained, Uniform, Waypoints
 from mfrl.collect.runner import progress_bar
 from mfrl.collect.settings import CollectError
 from mfrl.data import provenance
-from mfrl.data.minari import DEFAULT_ROOT, checked_id, describe, root_of_minari, write_record
+from mfrl.data.minari_files import checked_id, data_root, describe, root_of_minari, write_record
 from mfrl.envs import minari as minari_envs
 from mfrl.envs import ogbench as ogbench_envs
 from mfrl.envs.spec import EnvSpec
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 PUBLISHED_NAMESPACES = ("D4RL", "mujoco", "atari")  # of Minari's server: what is made here must not pass for theirs
 EPISODES = 100
+IN_USE = ".in-use"  # a file in a hidden folder, locked while a collection is at work there
 HEADROOM = 64 << 20  # bytes that must stay free: HDF5 crashes on a full disk, which no clean-up survives
 
 
@@ -167,7 +169,7 @@ def collect(
     started = time.perf_counter()
     check_free_to_make(dataset)
     _check_numbers(episodes, steps, episode_steps, noise, reference_episodes, seed)
-    root = data_root(data_dir)
+    root = data_root(data_dir).absolute()
     check_free_to_write(root, dataset, overwrite)
     sizes = (episodes, steps, episode_steps)
     if policy is None:
@@ -228,7 +230,7 @@ def _check_numbers(
     for (name, minimum), value in zip(least.items(), given, strict=True):
         if value is not None and (type(value) is not int or value < minimum):
             raise CollectError(f"{name} must be a whole number of at least {minimum}, got {value}")
-    if noise is not None and not 0.0 <= noise < float("inf"):
+    if noise is not None and (type(noise) not in (int, float) or not 0.0 <= noise < float("inf")):
         raise CollectError(f"noise must be at least 0 and finite, got {noise}")
 
 
@@ -361,11 +363,7 @@ def _recorded_spec(spec: EnvSpec) -> str:
 def _build(gym_spec: str, episode_steps: int | None = None, trust: tuple[str, ...] = ()) -> gymnasium.Env:
     if episode_steps is not None:
         gym_spec = json.dumps(json.loads(gym_spec) | {"max_episode_steps": episode_steps})
-    env = minari_envs.make_as_recorded(gym_spec, tuple(trust))
-    if hasattr(env.unwrapped, "tmp_xml_file_path"):
-        # The maze's XML, loaded by now; gymnasium-robotics leaves one for every environment.
-        Path(env.unwrapped.tmp_xml_file_path).unlink(missing_ok=True)
-    return _checked(env)
+    return _checked(minari_envs.make_as_recorded(gym_spec, tuple(trust)))
 
 
 def _checked(env: gymnasium.Env) -> gymnasium.Env:
@@ -474,11 +472,6 @@ def _global_state_kept() -> Iterator[None]:
 # Files
 
 
-def data_root(data_dir: str | Path | None) -> Path:
-    """The folder of Minari datasets: ``data_dir``, or ``MINARI_DATASETS_PATH``, or Minari's default."""
-    return Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or DEFAULT_ROOT).expanduser().absolute()
-
-
 def check_free_to_make(dataset: str) -> None:
     """Refuse what is no Minari id, leads out of the folder of datasets, or would pass for a published dataset.
 
@@ -546,9 +539,32 @@ def temporary_root(root: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with friendly_os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".collect-", dir=root))
+            with locked(root):  # so that nobody finds the new folder before it is marked as in use
+                remove_abandoned(root)
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".collect-", dir=root))
+                held = stack.enter_context((Path(folder) / IN_USE).open("w"))
+                fcntl.flock(held, fcntl.LOCK_EX)  # until this process ends, however it ends
         stack.enter_context(root_of_minari(folder))
         yield Path(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in a block of the same folder; the lock leaves no file in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove what collections that were killed left behind: their folders are held by no process any more."""
+    for folder in root.glob(".collect-*"):
+        with suppress(OSError), (folder / IN_USE).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def publish(building: Path, root: Path, dataset: str) -> Path:

@@ -71,6 +71,10 @@ class TrueState(StepDataCallback):
             recorded |= {"qpos": core.data.qpos.copy(), "qvel": core.data.qvel.copy()}
         if hasattr(core, "get_env_state"):  # Adroit's has more than the joints: where the target or the board is
             recorded |= {name: np.array(value) for name, value in core.get_env_state().items()}
+        if "obj_pos" in recorded:
+            # AdroitHandRelocate gives the ball's place here, but takes where its joints start from: gymnasium-robotics
+            # 1.4.2, envs/adroit_hand/adroit_relocate.py, get_env_state and set_env_state.
+            recorded["obj_pos"] = core.model.body_pos[core.obj_body_id].copy()
         if hasattr(core, "_cur_button_states"):  # of OGBench's puzzles and scenes, part of their state
             recorded["button_states"] = np.array(core._cur_button_states)
         if isinstance(obs, dict) and "desired_goal" in obs and hasattr(core, "goal"):

@@ -79,8 +79,9 @@ def collect(
     started = time.perf_counter()
     settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
     workers = usable_cores() if workers is None else workers
-    if workers < 1 or seed < 0:
-        raise CollectError(f"workers must be at least 1 and seed non-negative, got {workers} and {seed}.")
+    for name, value, minimum in (("workers", workers, 1), ("seed", seed, 0)):
+        if type(value) is not int or value < minimum:
+            raise CollectError(f"{name} must be a whole number of at least {minimum}, got {value}.")
     folder = Path(data_dir).expanduser()
     files.check_free_to_write(folder, settings.dataset, overwrite)
 
@@ -114,7 +115,7 @@ def _settings(
 ) -> Settings:
     """The published settings with what the user changed."""
     published = plan(dataset, data_dir)
-    if val_episodes is None and episodes is not None:
+    if val_episodes is None and type(episodes) is int:
         val_episodes = default_val_episodes(episodes)
     overrides = {
         "episodes": episodes,
@@ -124,10 +125,12 @@ def _settings(
     }
     settings = dataclasses.replace(published, **{k: v for k, v in overrides.items() if v is not None})
     # Both files must load: at least one episode each, and at least one transition per episode.
-    least = {"episodes": 1, "val_episodes": 1, "episode_steps": 2, "noise": 0.0}
-    for name, minimum in least.items():
-        if not getattr(settings, name) >= minimum:
-            raise CollectError(f"{name} must be at least {minimum}, got {getattr(settings, name)}.")
+    for name, minimum in {"episodes": 1, "val_episodes": 1, "episode_steps": 2}.items():
+        value = getattr(settings, name)
+        if type(value) is not int or value < minimum:
+            raise CollectError(f"{name} must be a whole number of at least {minimum}, got {value}.")
+    if type(settings.noise) not in (int, float) or not 0.0 <= settings.noise < float("inf"):
+        raise CollectError(f"noise must be at least 0 and finite, got {settings.noise}.")
     return settings
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.cache import Cache, Pages, Prepared, Store, as_tensor
+from mfrl.data.cache import Cache, Pages, Prepared, as_tensor
 from mfrl.data.transitions import DataSpec, Transitions
 
 Statistics = tuple[Sequence[float], Sequence[float]]  #: mean and deviation, each (observation_dim,)
@@ -36,15 +35,6 @@ def _transitions(entries: Sequence[dict[str, np.ndarray]], frames: int) -> Trans
     if mapped := [array for array in arrays.values() if isinstance(array, np.memmap)]:
         transitions.ships_to, transitions.pages = _CPU, Pages(mapped)
     return transitions
-
-
-def stored(store: Store, transitions: Transitions) -> dict[str, Any]:
-    """Write transitions that lie in memory to a store: the whole of a preparation, without facts."""
-    for field in ("observations", "actions", "rewards", "masks", "starts", "firsts"):
-        if (tensor := getattr(transitions, field)) is not None:
-            array = tensor.numpy()
-            store.write(field, array.shape, array.dtype, [array])
-    return {}
 
 
 def keep_trajectories(starts: Tensor, fraction: float, seed: int) -> Tensor:

@@ -78,7 +78,7 @@ class Cache:
     Args:
         data_dir: where the sources lie.
         where: a folder, which several ``data_dir`` may share; False: nothing is kept; True: in ``data_dir``, or, where
-            that is read-only, below ``$XDG_CACHE_HOME`` (``~/.cache``). None or ``auto`` is True with a way out: where
+            that is read-only, below ``$XDG_CACHE_HOME`` (``~/.cache``). None is True with a way out: where
             there is no room and the data fit into memory, they are prepared there, at every start.
         memory_gib: how much data may lie in memory.
 
@@ -89,7 +89,8 @@ class Cache:
 
     def __init__(self, data_dir: Path, where: bool | str | None = None, memory_gib: float = 4.0) -> None:
         require("data.memory_gib", memory_gib >= 0.0, memory_gib, "at least 0")
-        where = None if where == "auto" else where
+        if isinstance(where, str) and not ("/" in where or Path(where).is_dir()):
+            require("data.cache", False, where, "null, true, false or a folder, with a / in it if it is to be made")
         self.allowed, self.required = where is not False, where not in (None, False)
         self.budget = int(memory_gib * GIB)
         self.roots = _roots(data_dir, where)

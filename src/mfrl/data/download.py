@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 import mfrl
-from mfrl.collect.settings import DOWNLOAD_URL, commands
+from mfrl.collect.settings import DOWNLOAD_URL, commands, downloadable
 from mfrl.data import provenance
 from mfrl.data.transitions import DataError
 from mfrl.errors import require
@@ -119,7 +119,8 @@ def download(
     except Unavailable as error:
         collect = commands(dataset, folder).get("collect")
         instead = f"; or collect it in the simulator:  {collect}" if collect else ""
-        raise DataError(f"{dataset} cannot be downloaded: {error}{instead}") from error
+        unknown = "" if downloadable(dataset) else ", and is none of the datasets that OGBench publishes"
+        raise DataError(f"{dataset} cannot be downloaded{unknown}: {error}{instead}") from error
     except OSError as error:
         raise DataError(f"{dataset} cannot be written to {folder}: {error.strerror or error}") from error
     if progress:

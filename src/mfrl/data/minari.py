@@ -1,54 +1,46 @@
-"""Minari datasets as transitions: any with a vector of numbers to observe and a vector of continuous actions.
-
-Files are read through Minari, and nothing in them is executed: what a dataset says of its environment is checked in
-:mod:`mfrl.envs.minari` before it is built.
-"""
+"""Minari datasets as transitions: any with a vector of numbers to observe and a vector of continuous actions."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 from mfrl.config import CONFIG_DIR
 from mfrl.data import provenance
-from mfrl.data.assembly import keep_trajectories, normalize_, summarise
+from mfrl.data.assembly import keep_trajectories, loaded, normalize_, summarise
+from mfrl.data.cache import Cache, Prepared, Store
+from mfrl.data.minari_files import (
+    DEFAULT_ROOT,
+    OWN_NAMESPACE,
+    checked_id,
+    data_root,
+    describe,
+    download,
+    fingerprints,
+    present,
+)
+from mfrl.data.minari_source import Description, Episode, Source, write_rows
 from mfrl.data.module import OfflineData
-from mfrl.data.transitions import ACTION_CLIP, DataError, Transitions
+from mfrl.data.transitions import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
-from mfrl.errors import did_you_mean, require
+from mfrl.errors import DataError, did_you_mean, require
 
-if TYPE_CHECKING:
-    from gymnasium.spaces import Box, Space
-
-#: Namespace of the sets collected here, never presented as anybody else's.
-OWN_NAMESPACE = "mfrl"
-DEFAULT_ROOT = "~/.minari/datasets"
-RECORD = "provenance.json"
+PREPARATION = 1  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
-_ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+", re.ASCII)
 _HELD_OUT_SEED = 0  # the same episodes for every training seed
-_ACTION_SLACK = 1e-5  # in units of [-1, 1]
-_CONNECT_SECONDS = 10.0
-#: What reading a damaged or invented file raises in json, h5py, minari and gymnasium.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RuntimeError)
 
 
 class MinariData(OfflineData):
-    """One Minari dataset, whole in memory, on the device of training.
+    """One Minari dataset: prepared once, then opened, in memory if it fits there.
 
     Observations: a dictionary becomes one vector, ``observation_keys`` in their order or every entry in alphabetical
     order. Nested dictionaries, tuples and images are refused.
@@ -73,18 +65,21 @@ class MinariData(OfflineData):
         reward_scale: factor of the rewards, positive.
         reward_shift: added to the rewards first.
         rule: for Adroit, one of ``mfrl.envs.d4rl.RULES``; None leaves rewards and terminations as recorded.
-        goal: for antmaze, the one place ``(x, y)`` that is labelled a success, wherever an episode's own goal was;
-            the first two numbers of an observation are the position.
-        gym_id, gym_kwargs, max_episode_steps: an environment registered with gymnasium, and what to change of it.
+        goal: for antmaze, the one place ``(x, y)`` that is labelled a success, wherever an episode's own goal was. It
+            is compared with ``achieved_goal``, or where observations are no dictionary with their first two numbers.
+        gym_id: an environment registered with gymnasium.
+        gym_kwargs, max_episode_steps: what to change of it, or of the recorded one.
         reference_returns: returns that score 0 and 100.
         fraction: share of the training trajectories to keep, chosen by ``seed``.
-        val_fraction: share of the episodes to hold out, the same for every seed; 0: none, and the validation losses are
-            of training transitions.
+        val_fraction: share of the episodes to hold out, the same for every seed; 0: none, and there are no validation
+            losses.
         normalize: whether observations are normalised with the mean and deviation of the kept training data.
         trust: packages whose environments may be built, besides those of ``mfrl.envs.minari.KNOWN_PACKAGES``.
+        cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
 
     Raises:
+        ConfigError: at once for a setting that cannot be used.
         DataError: at once for a malformed id; on loading, for files that are missing, damaged or unusable, naming the
             dataset, the episode and the field.
         EnvError: on loading, for an environment that is refused, cannot be built or has other spaces.
@@ -107,6 +102,8 @@ class MinariData(OfflineData):
         val_fraction: float = 0.05,
         normalize: bool = True,
         trust: Sequence[str] = (),
+        cache: bool | str | None = None,
+        memory_gib: float = 4.0,
         batch_size: int = 256,
         chunk: int = 8,
         seed: int = 0,
@@ -115,21 +112,34 @@ class MinariData(OfflineData):
     ) -> None:
         super().__init__(batch_size, chunk, seed, updates, marks)
         self.dataset = checked_id(dataset)
-        self.data_dir = Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or DEFAULT_ROOT).expanduser()
+        self.data_dir = data_root(data_dir)
         require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
         require("data.val_fraction", 0.0 <= val_fraction < 1.0, val_fraction, "in [0, 1)")
         require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
         require("data.reward_shift", math.isfinite(reward_shift), reward_shift, "finite")
-        self.rule, self.goal = rule, None if goal is None else (float(goal[0]), float(goal[1]))
+        if rule is not None:
+            from mfrl.envs import d4rl
+
+            d4rl.check_rule(rule)
+        steps_hold = max_episode_steps is None or (type(max_episode_steps) is int and max_episode_steps >= 1)
+        require("env.max_episode_steps", steps_hold, max_episode_steps, "a whole number of at least 1")
+        self.rule, self.goal = rule, two_numbers("env.goal", goal)
+        returns = two_numbers("env.reference_returns", reference_returns)
+        if returns is not None:
+            require("env.reference_returns", returns[0] != returns[1], reference_returns, "two different numbers")
         self.reward_scale, self.reward_shift = reward_scale, reward_shift
         self.fraction, self.val_fraction, self.normalize = fraction, val_fraction, normalize
-        wrappers = [{"name": "AdroitLabels", "entry_point": ADROIT_LABELS, "kwargs": {"rule": rule}}] if rule else []
-        kwargs = {name: _plain(value) for name, value in (gym_kwargs or {}).items()}
+        self.cache, self.memory_gib = cache, memory_gib
+        self.gym_id, self.gym_kwargs, self.max_episode_steps = gym_id, gym_kwargs, max_episode_steps
+        self._fingerprint: Callable[[Path], dict[str, Any]] = provenance.fingerprint
+        self._wrappers = (
+            [{"name": "AdroitLabels", "entry_point": ADROIT_LABELS, "kwargs": {"rule": rule}}] if rule else []
+        )
         self.env = EnvSpec(
             env_id=self.dataset if gym_id is None else gym_id,
             suite="minari",
-            reference_returns=None if reference_returns is None else tuple(float(x) for x in reference_returns),
-            gym_spec=None if gym_id is None else envs.write_spec(gym_id, kwargs, max_episode_steps, wrappers),
+            reference_returns=returns,
+            gym_spec=None if gym_id is None else envs.write_spec(gym_id, gym_kwargs, max_episode_steps, self._wrappers),
             observation_keys=tuple(observation_keys) if observation_keys else None,
             trust=tuple(trust),
         )
@@ -145,70 +155,109 @@ class MinariData(OfflineData):
 
     def provenance(self) -> dict[str, Any]:
         """Where the files come from, with checksums, and which part of them is used."""
-        return describe(self.data_dir, self.dataset) | {"fraction": self.fraction, "val_fraction": self.val_fraction}
+        described = describe(self.data_dir, self.dataset, self._fingerprint)
+        return described | {"fraction": self.fraction, "val_fraction": self.val_fraction}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check, label, split and normalise. Does nothing the second time."""
+        """Open the prepared data, or read, check and label the files first. Does nothing the second time."""
         if self.train is not None:
             return
-        source = self.open()
-        self.env = self._environment(source)
-        self.warnings += unmet_requirements(source.metadata)
-        everything = self.read(source)
+        if not self.folder.is_dir():
+            raise DataError(self._how_to_get())
+        cache = Cache(self.data_dir, self.cache, self.memory_gib)
+        self._fingerprint = cache.checksums.of
+        prepared = self._prepared(cache)
+        description = Description(**prepared.facts["description"])
+        self.env = self._environment(description)
+        (everything,) = loaded(cache, [prepared])
+        everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
             train = replace(train, starts=keep_trajectories(train.starts, self.fraction, self.seed))
         self.spec = summarise(train, self.normalize)
-        normalize_(self.spec, train, val)  # which share their rows
+        normalize_(self.spec, train, *([] if val is None else [val]))  # which share their rows
+        self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
         if self.spec.reward_min == self.spec.reward_max:
             self.warnings.append(
                 f"every reward in {self.dataset} is {self.spec.reward_min:g}: Q-learning has nothing to find. "
                 + ("No episode comes near the goal it is labelled with." if self.goal else "Choose other data.")
             )
-        if self.val_fraction and val is train:
-            self.warnings.append(f"{self.dataset} has one episode: none is held out, val/ is of training transitions")
+        if self.val_fraction and val is None:
+            self.warnings.append(f"{self.dataset} has one episode: none is held out, so there are no validation losses")
         self.train, self.val = train, val
 
-    def open(self) -> Source:
-        """The dataset's description and the episodes' reader; errors as the class has them."""
-        if not self.folder.is_dir():
-            raise DataError(self._how_to_get())
-        return Source.open(self.folder, self.dataset, self.env.observation_keys)
+    def _prepared(self, cache: Cache) -> Prepared:
+        """Every episode as rows, labelled, observations as they are; and the dataset's description."""
+        sources = fingerprints(self.folder, self._fingerprint)
+        settings = {"observation_keys": self.env.observation_keys, "rule": self.rule, "goal": self.goal}
 
-    def read(self, source: Source) -> Transitions:
-        """Every episode as transitions with final rewards and masks, observations as they are."""
-        return join([self._labelled(episode) for episode in self._with_rule(list(source.episodes()), source.metadata)])
+        def build(store: Store) -> dict[str, Any]:
+            source = Source.open(self.folder, self.dataset, self.env.observation_keys)
+            write_rows(store, self._labelled(list(source.episodes()), source.description))
+            if fingerprints(self.folder, self._fingerprint) != sources:
+                raise DataError(f"{self.folder} changed while it was read; start again when it is complete")
+            record = describe(self.data_dir, self.dataset, self._fingerprint)
+            return {"description": asdict(source.description), "provenance": record}
 
-    def _with_rule(self, episodes: list[Episode], metadata: Mapping[str, Any]) -> list[Episode]:
+        # One entry for each reading of a dataset, so that runs which read it differently do not replace each other's.
+        reading = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+        name = f"{self.dataset.replace('/', '.')}.{reading}"
+        return cache.prepared(name, {"sources": sources, "preparation": PREPARATION, **settings}, build)
+
+    def _labelled(self, episodes: list[Episode], there: Description) -> list[Episode]:
         """Rewards and terminations of the original D4RL benchmark, where they are asked for."""
         if self.rule is None and self.goal is None:
             return episodes
         from mfrl.envs import d4rl
 
         labels = [(e.observations[1:], e.rewards, e.terminated) for e in episodes]
-        if self.rule is not None and ADROIT_LABELS not in (metadata.get("env_spec") or ""):
+        if self.rule is not None and labels[0][0].shape[1] != (expected := d4rl.OBSERVATION_DIM[self.rule]):
+            found = labels[0][0].shape[1]
+            raise DataError(
+                f"{self.dataset}: env.rule={self.rule} is for observations of {expected} numbers, not {found}"
+            )
+        if self.rule is not None and ADROIT_LABELS not in (there.metadata.get("env_spec") or ""):
             evidence = sum(d4rl.evidence_of_sign(self.rule, after, rewards) for after, rewards, _ in labels)
             if evidence >= 0.0:  # else, and where they were recorded with that wrapper, they are D4RL's already
                 labels = [(after, *d4rl.adroit_labels(self.rule, after, *given)) for after, *given in labels]
         if self.goal is not None:
-            labels = [(after, *d4rl.goal_labels(after[:, :2], self.goal)) for after, *_ in labels]
+            place = self._place(there)
+            labels = [(after, *d4rl.goal_labels(after[:, place], self.goal)) for after, *_ in labels]
         return [replace(e, rewards=r, terminated=t) for e, (_, r, t) in zip(episodes, labels, strict=True)]
 
-    def _labelled(self, episode: Episode) -> Episode:
-        return replace(episode, rewards=(episode.rewards + self.reward_shift) * self.reward_scale)
+    def _place(self, there: Description) -> slice:
+        """Where in the vector of an observation lies what ``goal`` is compared with."""
+        sizes, keys = [math.prod(shape) for shape in there.shapes], list(there.keys or ())
+        if not keys and sizes[0] >= 2:
+            return slice(0, 2)
+        if "achieved_goal" not in keys or sizes[keys.index("achieved_goal")] != 2:
+            raise DataError(
+                f"{self.dataset}: env.goal is compared with a position of two numbers: 'achieved_goal', which has to be "
+                f"among env.observation_keys, or the first two of a vector; here are {keys or 'vectors'} of {sizes}"
+            )
+        first = sum(sizes[: keys.index("achieved_goal")])
+        return slice(first, first + 2)
 
-    def _environment(self, source: Source) -> EnvSpec:
+    def _environment(self, there: Description) -> EnvSpec:
         """Where policies are evaluated, checked against the dataset's spaces."""
-        env = replace(self.env, observation_keys=source.keys)
+        env = replace(self.env, observation_keys=None if there.keys is None else tuple(there.keys))
         if env.reference_returns is None:
-            env = replace(env, reference_returns=reference_returns(source.metadata))
-        recorded = source.metadata.get("eval_env_spec") or source.metadata.get("env_spec")
+            env = replace(env, reference_returns=reference_returns(there.metadata))
+        recorded = there.metadata.get("eval_env_spec") or there.metadata.get("env_spec")
         if env.gym_spec is None and recorded is not None:
-            env = replace(env, env_id=envs.read_spec(recorded, env.trust).id, gym_spec=recorded)
+            env_id = envs.read_spec(recorded, env.trust).id
+            wrappers = [] if ADROIT_LABELS in recorded else self._wrappers
+            recorded = envs.change_spec(recorded, self.gym_kwargs, self.max_episode_steps, wrappers)
+            env = replace(env, env_id=env_id, gym_spec=recorded)
+        if env.gym_spec is None and (self.gym_kwargs or self.max_episode_steps is not None):
+            raise EnvError(
+                f"{self.dataset} records no environment, so env.gym_kwargs and env.max_episode_steps change nothing: "
+                "name one with env.gym_id=NAME-v0"
+            )
         if env.gym_spec is not None:
             built = envs.make_as_recorded(env.gym_spec, env.trust)
             try:
-                envs.refuse_other_spaces(built, source.observation_space, source.action_space, source.keys)
+                envs.refuse_other_spaces(built, there.keys, there.shapes, there.low, there.high)
             finally:
                 built.close()
         return env
@@ -224,8 +273,13 @@ class MinariData(OfflineData):
         download(self.data_dir, self.dataset)
 
     def collect(self, **settings: Any) -> None:
+        """Make the dataset; random actions are taken in ``gym_id``, as the package has it, unless another is given."""
         from mfrl.collect.minari import collect
 
+        if settings.get("policy") == "random" and "gym_id" not in settings and self.gym_id is not None:
+            gym_spec = envs.write_spec(self.gym_id, self.gym_kwargs)
+            env = EnvSpec(self.gym_id, "minari", gym_spec=gym_spec, trust=self.env.trust)
+            settings = {"env": env, "episode_steps": self.max_episode_steps, **settings}
         collect(self.dataset, self.data_dir, **settings)
 
     def _how_to_get(self) -> str:
@@ -244,209 +298,28 @@ class MinariData(OfflineData):
         )
 
 
-@dataclass(frozen=True)
-class Episode:
-    """T steps.
+def two_numbers(name: str, value: Sequence[float] | None) -> tuple[float, float] | None:
+    """A setting that is two numbers or nothing.
 
-    Attributes:
-        observations: ``(T + 1, observation_dim)`` float32.
-        actions: ``(T, action_dim)`` float32 in [-1, 1].
-        rewards: ``(T,)``.
-        terminated: bool ``(T,)``: the task ended with that step.
+    Raises:
+        ConfigError: naming it.
     """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-
-
-def join(episodes: Iterable[Episode]) -> Transitions:
-    """Episodes of at least one step, one after another as rows; the last of each starts no transition.
-
-    That row's action and reward are 0 and its mask is 1; nothing reads them.
-    """
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
-    first = 0
-    for episode in episodes:
-        steps = len(episode.actions)
-        rows = (
-            episode.observations,
-            np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]),
-            np.append(episode.rewards, 0.0).astype(np.float32),
-            np.append(~episode.terminated, True).astype(np.float32),
-            np.arange(first, first + steps, dtype=np.int64),
-        )
-        for column, part in zip(columns, rows, strict=True):
-            column.append(part)
-        first += steps + 1
-    observations, actions, *rest = (np.concatenate(column) for column in columns)
-    np.clip(actions, -1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP, out=actions)
-    return Transitions(*(torch.from_numpy(x) for x in (observations, actions, *rest)))
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list | tuple) else ()
+    holds = len(numbers) == 2 and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    require(name, holds, value, "two finite numbers")
+    return float(value[0]), float(value[1])
 
 
-def split(everything: Transitions, val_fraction: float) -> tuple[Transitions, Transitions]:
-    """Training and validation transitions over the same rows, whole episodes each; one alone is both."""
+def split(everything: Transitions, val_fraction: float) -> tuple[Transitions, Transitions | None]:
+    """Training and validation transitions over the same rows, whole episodes each; one alone is trained on."""
     starts = everything.starts
     held = keep_trajectories(starts, val_fraction, _HELD_OUT_SEED) if val_fraction else starts[:0]
     kept = starts[~torch.isin(starts, held)]
     if len(held) == 0 or len(kept) == 0:
-        return everything, everything
+        return everything, None
     return replace(everything, starts=kept), replace(everything, starts=held)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset on disk whose description has been checked.
-
-    Attributes:
-        metadata: what ``metadata.json`` holds.
-        keys: entries of the observation, see :func:`mfrl.envs.minari.vector_keys`.
-    """
-
-    folder: Path
-    dataset: str
-    metadata: dict[str, Any]
-    observation_space: Space
-    action_space: Box
-    keys: tuple[str, ...] | None
-    data: Any  #: minari.MinariDataset
-
-    @classmethod
-    def open(cls, folder: Path, dataset: str, observation_keys: Sequence[str] | None) -> Source:
-        """Check ``metadata.json`` before Minari sees it, which would build the environment to fill in what is missing.
-
-        Raises:
-            DataError: naming the file and the field.
-        """
-        path = folder / "data" / "metadata.json"
-        try:
-            metadata = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(f"{dataset}: {path} is missing; the dataset is incomplete: get it again") from error
-        except (OSError, ValueError) as error:
-            raise DataError(f"{dataset}: {path} cannot be read ({error}); get it again") from error
-        _check_metadata(path, dataset, metadata)
-        with _reading(dataset, path):
-            from minari import MinariDataset
-            from minari.serialization import deserialize_space
-
-            spaces = [deserialize_space(metadata[name]) for name in ("observation_space", "action_space")]
-            data = MinariDataset(folder / "data")
-        try:
-            envs.action_bounds(spaces[1])
-            keys = envs.vector_keys(spaces[0], observation_keys)
-        except EnvError as error:
-            raise DataError(f"{dataset}: {error}") from error
-        return cls(folder, dataset, metadata, spaces[0], spaces[1], keys, data)
-
-    def episodes(self) -> Iterator[Episode]:
-        """Read and check one episode after another; actions scaled to [-1, 1].
-
-        Raises:
-            DataError: naming the dataset, the episode and the field.
-        """
-        reader, where = None, f"{self.dataset}: episode"
-        for number in range(self.metadata["total_episodes"]):
-            with _reading(f"{where} {number}", self.folder / "data"):
-                reader = reader or iter(self.data.iterate_episodes())
-                raw = next(reader)
-            yield self._checked(raw, f"{where} {number}")
-
-    def _checked(self, raw: Any, where: str) -> Episode:
-        steps = len(raw.rewards)
-        if steps == 0:
-            raise DataError(f"{where} is empty: it has no step")
-        low, high = envs.action_bounds(self.action_space)
-        actions = _array(raw.actions, (steps, *self.action_space.shape), f"{where}, field 'actions'")
-        actions = 2.0 * (actions - low) / (high - low) - 1.0
-        if (outside := np.abs(actions) > 1.0 + _ACTION_SLACK).any():
-            step = int(outside.any(axis=1).argmax())
-            raise DataError(f"{where}, field 'actions' leaves its bounds {low} to {high} at step {step}")
-        terminated, _ = (
-            _array(getattr(raw, name), (steps,), f"{where}, field '{name}'").astype(bool)
-            for name in ("terminations", "truncations")
-        )
-        return Episode(
-            observations=self._observations(raw.observations, steps + 1, where),
-            actions=actions.astype(np.float32),
-            rewards=_array(raw.rewards, (steps,), f"{where}, field 'rewards'"),
-            terminated=terminated,
-        )
-
-    def _observations(self, raw: Any, rows: int, where: str) -> np.ndarray:
-        if self.keys is None:
-            parts = {"observations": (raw, self.observation_space)}
-        else:
-            parts = {}
-            for key in self.keys:
-                if not isinstance(raw, Mapping) or key not in raw:
-                    raise DataError(f"{where}, field 'observations/{key}' is missing")
-                parts[f"observations/{key}"] = (raw[key], self.observation_space[key])
-        for name, (array, space) in parts.items():
-            _array(array, (rows, *space.shape), f"{where}, field '{name}'")
-        return envs.to_vector(raw, self.keys, rows)
-
-
-def _array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{where} holds {array.dtype}, expected numbers")
-    if array.shape != shape:
-        raise DataError(f"{where} has shape {array.shape}, expected {shape}")
-    finite = np.isfinite(array) & (np.abs(array) <= np.finfo(np.float32).max)
-    if not finite.all():
-        raise DataError(f"{where} holds NaN, infinity or more than float32 can at step {np.argwhere(~finite)[0][0]}")
-    return array
-
-
-def _check_metadata(path: Path, dataset: str, metadata: Any) -> None:
-    expected = {
-        "dataset_id": str,
-        "minari_version": str,
-        "data_format": str,
-        "observation_space": str,
-        "action_space": str,
-        "total_episodes": int,
-    }
-    if not isinstance(metadata, dict):
-        raise DataError(f"{dataset}: {path} is no description of a dataset")
-    for field, kind in expected.items():
-        if type(metadata.get(field)) is not kind:
-            raise DataError(f"{dataset}: {path}: field '{field}' is missing, or no {kind.__name__}")
-    for field in ("env_spec", "eval_env_spec"):
-        if not isinstance(metadata.get(field), str | None):
-            raise DataError(f"{dataset}: {path}: field '{field}' is no text")
-    if metadata["dataset_id"] != dataset:
-        raise DataError(f"{dataset}: {path} describes {metadata['dataset_id']!r}")
-    if metadata["total_episodes"] < 1:
-        raise DataError(f"{dataset}: {path}: the dataset has no episode")
-    import minari
-    from minari.dataset._storages import get_storage_keys
-
-    if metadata["minari_version"] not in minari.supported_dataset_versions:
-        known = ", ".join(sorted(minari.supported_dataset_versions))
-        raise DataError(
-            f"{dataset} was made by Minari {metadata['minari_version']}, and the installed {minari.__version__} reads "
-            f"{known}: install a newer minari, or take another version of the dataset"
-        )
-    if metadata["data_format"] not in get_storage_keys():
-        known = ", ".join(get_storage_keys())
-        raise DataError(f"{dataset}: {path}: data_format {metadata['data_format']!r} is none of {known}")
-
-
-@contextmanager
-def _reading(what: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except ImportError as error:
-        raise DataError(f"{what}: {error}") from error
-    except StopIteration as error:
-        raise DataError(f"{what} is missing in {path}; get the dataset again") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{what} cannot be read from {path}: damaged or truncated ({error}); get it again") from error
 
 
 def reference_returns(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -473,142 +346,3 @@ def unmet_requirements(metadata: Mapping[str, Any]) -> list[str]:
         if not wanted.specifier.contains(installed, prereleases=True):
             found.append(f"recorded with {wanted}, and {installed} is installed: the simulator may move differently")
     return found
-
-
-def checked_id(dataset: str) -> str:
-    """A Minari id with its version; what could lead out of the root folder is none.
-
-    Raises:
-        DataError: for anything else.
-    """
-    if not isinstance(dataset, str) or not _ID.fullmatch(dataset):
-        raise DataError(
-            f"{dataset!r} is no Minari dataset: an id is name-v0 or namespace/name-v0, of letters, digits, - and _"
-        )
-    return dataset
-
-
-def present(root: Path) -> list[str]:
-    """The ids of the datasets in a root folder."""
-    found = []
-    for folder, subfolders, _ in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if (Path(folder) / "data" / "metadata.json").is_file():
-            found.append(Path(folder).relative_to(root).as_posix())
-            subfolders.clear()
-    return sorted(found)
-
-
-def download(root: Path, dataset: str) -> None:
-    """Fetch a dataset into a temporary folder beside it, check it, write its record, and move it into place.
-
-    Raises:
-        DataError: in one sentence; ``root`` is left as it was.
-    """
-    target = root / checked_id(dataset)
-    if dataset.startswith(f"{OWN_NAMESPACE}/"):
-        raise DataError(f"{dataset} is offered by no server; it is collected in the simulator (mfrl collect)")
-    if target.exists():
-        raise DataError(f"{target} exists already; move it away to download {dataset} again")
-    remote = os.environ.get("MINARI_REMOTE", "")
-    _refuse_offline(dataset, remote)
-    import minari
-
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder, root_of_minari(folder):
-        try:
-            minari.download_dataset(dataset)
-        except (Exception, SystemExit) as error:  # of any of the servers' clients
-            raise DataError(f"{dataset} could not be downloaded: {_first_line(error)}") from error
-        new = Path(folder)
-        Source.open(new / dataset, dataset, None)
-        for part in present(new):  # a combination brings its parts along
-            write_record(new, part, "official", remote=remote or "the default of minari")
-            if not (root / part).exists():
-                (root / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(new / part, root / part)
-
-
-def _refuse_offline(dataset: str, remote: str) -> None:
-    """One short attempt, for the clients of the servers try for minutes."""
-    if remote.startswith("gcp://"):
-        return
-    try:
-        from huggingface_hub import HfApi, get_session
-    except ImportError as error:
-        raise DataError(f'downloading {dataset} needs huggingface_hub: pip install "minari[hf]"') from error
-    server = HfApi().endpoint
-    try:
-        get_session().head(server, timeout=_CONNECT_SECONDS)
-    except Exception as error:
-        raise DataError(
-            f"{dataset} could not be downloaded: {server} cannot be reached from here ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def root_of_minari(folder: str) -> Iterator[None]:
-    """Minari takes its root folder from an environment variable only."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
-
-
-def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
-    """Say where a dataset came from, in ``provenance.json`` beside its ``data`` folder.
-
-    Args:
-        root: Minari's root folder.
-        source: ``official`` or ``collected``.
-        details: what else is known, as JSON.
-
-    Returns:
-        the file.
-    """
-    path = root / dataset / RECORD
-    files = _fingerprints(root / dataset)
-    versions = provenance.versions(("minari", "gymnasium", "gymnasium-robotics", "mujoco", "numpy"))
-    record = {"dataset": dataset, "source": source, "files": files, "versions": versions}
-    provenance.write(path, record | {"created": datetime.now(UTC).isoformat(timespec="seconds")} | details)
-    return path
-
-
-def describe(root: Path, dataset: str) -> dict[str, Any]:
-    """The record of a dataset if it speaks of exactly these files, else the source ``unrecorded``.
-
-    Raises:
-        ProvenanceError: the record cannot be understood.
-    """
-    path, files = root / dataset / RECORD, _fingerprints(root / dataset)
-    unrecorded = {"dataset": dataset, "source": "unrecorded", "files": files}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return unrecorded
-    except ValueError as error:
-        raise provenance.ProvenanceError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("dataset") != dataset or record.get("files") != files:
-        return unrecorded | {"note": f"{RECORD} does not match these files"}
-    return record
-
-
-def _fingerprints(folder: Path) -> dict[str, Any]:
-    files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): provenance.fingerprint(path) for path in files}
-
-
-def _plain(value: Any) -> Any:
-    """Lists and dictionaries out of a configuration's own types, for JSON."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

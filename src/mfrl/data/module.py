@@ -19,6 +19,7 @@ class OfflineData(L.LightningDataModule):
     ``provenance``.
 
     Attributes:
+        train, val: transitions to train on and to hold out; ``val`` stays None where nothing is held out.
         dataset: name of the data set.
         env: the environment its policies are evaluated in.
         data_dir: the folder the files lie in; None where nothing is read.
@@ -60,7 +61,7 @@ class OfflineData(L.LightningDataModule):
         Raises:
             DataError: where that is not possible.
         """
-        raise DataError(f"{self.dataset} cannot be collected")
+        raise DataError(f"{self.dataset} cannot be collected: no simulator makes it")
 
     def download(self, **settings: Any) -> None:
         """Fetch the files from the server that offers them.
@@ -68,7 +69,7 @@ class OfflineData(L.LightningDataModule):
         Raises:
             DataError: where none does, or none can be reached.
         """
-        raise DataError(f"{self.dataset} cannot be downloaded")
+        raise DataError(f"{self.dataset} cannot be downloaded: no server offers it")
 
     def on_device(self, device: torch.device) -> Transitions:
         """The training transitions, moved to ``device`` once and kept there."""

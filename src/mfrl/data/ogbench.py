@@ -66,6 +66,8 @@ class OGBenchData(OfflineData):
     ) -> None:
         super().__init__(batch_size, chunk, seed, updates, marks)
         self.dataset = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.dataset):  # it becomes part of paths
+            raise DataError(f"{dataset!r} is no name of an OGBench dataset, such as cube-single-play-v0")
         if not 0.0 < fraction <= 1.0:
             raise DataError(f"data.fraction={fraction} must be in (0, 1]")
         if not 0.0 < reward_scale < float("inf"):
@@ -341,7 +343,13 @@ def _actions(file: Npz) -> Iterator[np.ndarray]:
 
 
 def _observations(file: Npz) -> Iterator[np.ndarray]:
-    return _finite(file, "observations", file.blocks("observations"))
+    blocks = file.blocks("observations")
+    return blocks if file.dtype("observations") == np.uint8 else _finite(file, "observations", map(_single, blocks))
+
+
+def _single(block: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+        return block.astype(np.float32, copy=False)
 
 
 def _each(files: Sequence[Npz], read: Callable[[Npz], Iterator[np.ndarray]]) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mfrl.errors import MfrlError
+from mfrl.errors import DataError as DataError
 from mfrl.randomness import generator
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 ACTION_CLIP = 1e-5
 
 _MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
-
-
-class DataError(MfrlError):
-    """Data that is missing, damaged or unusable; the message names the file and the field."""
 
 
 class Batch(NamedTuple):
@@ -141,8 +137,7 @@ class Transitions:
     def to(self, device: torch.device) -> Transitions:
         """Move everything to ``device``; what is mapped from files stays and sends its batches there.
 
-        Mapped files move as well where they take at most half of a GPU's memory: all of it counts, not what happens to
-        be free, because batches are drawn where the transitions lie, and a run must draw the same ones each time.
+        Mapped files move as well where they take at most half of a GPU's memory.
         """
         if self.ships_to is not None and self.nbytes() > _room(device):
             statistics = None if self.statistics is None else self.statistics.to(device)
@@ -224,10 +219,11 @@ class ChunkLoader:
     def __iter__(self) -> Iterator[Chunk]:
         device, at = self.transitions.starts.device, self.first
         for end in self.ends:
-            indices = torch.stack([self._draw(k, device) for k in range(at, end)])
+            indices = torch.stack([self._draw(k) for k in range(at, end)]).to(device)
             yield Chunk(self.transitions, indices, at, self.augment)
             at = end
 
-    def _draw(self, k: int, device: torch.device) -> Tensor:
-        draws = generator(self.seed, "batch", k, device)
-        return torch.randint(len(self.transitions), (self.batch_size,), generator=draws, device=device)
+    def _draw(self, k: int) -> Tensor:
+        # On the CPU, wherever the transitions lie: where that is depends on the machine, what is drawn must not.
+        draws = generator(self.seed, "batch", k)
+        return torch.randint(len(self.transitions), (self.batch_size,), generator=draws)

@@ -13,16 +13,29 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from mfrl.errors import require
+from mfrl.envs.ogbench import EnvError
+from mfrl.errors import did_you_mean, require
 
-#: gymnasium-robotics 1.2.1 to 1.4.2 add this much of the distance from hand to object, where D4RL subtracts it.
+#: D4RL subtracts this much of the distance from hand to object; gymnasium-robotics 1.2.1 to 1.4.2 add it.
 HAND_WEIGHT = 0.1
 #: Height of the pen's centre below which D4RL holds it to be dropped.
 PEN_DROPPED = 0.075
 #: Distance from the goal, in the simulator's length unit, within which D4RL labels an ant as there.
 GOAL_RADIUS = 0.5
 
-RULES = ("pen", "door", "hammer", "relocate")
+#: How many numbers the task of each rule observes.
+OBSERVATION_DIM = {"pen": 45, "door": 39, "hammer": 46, "relocate": 39}
+RULES = tuple(OBSERVATION_DIM)
+
+
+def check_rule(rule: str) -> None:
+    """Refuse what is none of ``RULES``.
+
+    Raises:
+        ConfigError: with near names.
+    """
+    near = did_you_mean(str(rule), RULES)
+    require("env.rule", rule in RULES, rule, f"one of {', '.join(RULES)}{near}")
 
 
 def adroit_labels(
@@ -64,6 +77,41 @@ def evidence_of_sign(rule: str, next_observations: np.ndarray, rewards: np.ndarr
     return 0.0
 
 
+def adds_hand_distance(rule: str, core: Any) -> bool:
+    """Whether an environment adds the hand's distance to the reward; D4RL, and perhaps a later package, subtracts it.
+
+    Tried with one step of the simulator as it was built, where no bonus is paid. The next reset leaves no trace of it.
+
+    Args:
+        rule: not ``pen``, which has no such term.
+        core: the bare environment of that task.
+
+    Raises:
+        EnvError: the reward is neither: sparse, for example, or another task's.
+    """
+    observation, reward, *_ = core.step(np.zeros(core.action_space.shape))
+    others = _without_hand(rule, observation, core.data)
+    term = HAND_WEIGHT * hand_distance(rule, observation[None])[0]
+    if np.isclose(reward, others + term, rtol=0.0, atol=1e-6):
+        return True
+    if np.isclose(reward, others - term, rtol=0.0, atol=1e-6):
+        return False
+    raise EnvError(
+        f"env.rule={rule} expects the dense reward of that Adroit task: a first step should earn {others + term:g} "
+        f"(gymnasium-robotics 1.2.1 to 1.4.2) or {others - term:g} (D4RL), and earned {reward:g}"
+    )
+
+
+def _without_hand(rule: str, observation: np.ndarray, data: Any) -> float:
+    """The other terms of a reward without any bonus."""
+    if rule == "door":
+        return -0.1 * (observation[28] - 1.57) ** 2 - 1e-5 * np.sum(data.qvel**2)
+    if rule == "hammer":
+        head, nail, goal = (data.site(name).xpos for name in ("tool", "S_target", "nail_goal"))
+        return -np.linalg.norm(head - nail) - 10.0 * np.linalg.norm(nail - goal) - 1e-2 * np.linalg.norm(data.qvel)
+    return 0.0
+
+
 def hand_distance(rule: str, observations: np.ndarray) -> np.ndarray:
     """Distance ``(n,)`` from the palm to the handle, the hammer or the ball, which the observation gives away."""
     x = observations
@@ -89,15 +137,25 @@ def goal_labels(
 
 
 class AdroitLabels(gym.Wrapper, RecordConstructorArgs):
-    """An Adroit environment with the rewards and terminations of :func:`adroit_labels`."""
+    """An Adroit environment with the rewards and terminations of :func:`adroit_labels`, where it has not got them.
+
+    Raises:
+        ConfigError: there is no such rule.
+        EnvError: the environment is not of that task, or its reward is neither the package's nor D4RL's.
+    """
 
     def __init__(self, env: gym.Env, rule: str) -> None:
-        require("rule", rule in RULES, rule, f"one of {', '.join(RULES)}")
+        check_rule(rule)
+        if env.observation_space.shape != (OBSERVATION_DIM[rule],):
+            raise EnvError(f"env.rule={rule} is for {OBSERVATION_DIM[rule]} numbers, not {env.observation_space}")
         RecordConstructorArgs.__init__(self, rule=rule)
         gym.Wrapper.__init__(self, env)
         self.rule = rule
+        self.departs = rule == "pen" or adds_hand_distance(rule, env.unwrapped)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if not self.departs:
+            return observation, reward, terminated, truncated, info
         rewards, ends = adroit_labels(self.rule, observation[None], np.array([reward]), np.array([terminated]))
         return observation, float(rewards[0]), bool(ends[0]), truncated, info

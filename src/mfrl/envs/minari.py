@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,16 @@ from mfrl.errors import did_you_mean
 if TYPE_CHECKING:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec as GymSpec
-    from gymnasium.spaces import Box, Space
+    from gymnasium.spaces import Space
 
 #: Packages whose environments and wrappers a dataset may name; ``trust=[...]`` adds others.
-KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "ogbench", "mfrl")
+KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "ogbench")
+#: What of mfrl a dataset may name: other classes here write files.
+OURS = ("mfrl.envs.d4rl:AdroitLabels",)
 #: Functions that a known package registers as environments, and that build nothing else.
 _FACTORIES = ("ogbench.locomaze.maze:make_maze_env",)
-#: Wrappers that write files where the dataset says.
-_WRITERS = ("RecordVideo",)
+#: Wrappers of gymnasium that do more than the dataset may ask for.
+_REFUSED = {"RecordVideo": "write files", "HumanRendering": "open a window"}
 #: Fields of older gymnasium versions, without meaning now.
 _OBSOLETE = ("autoreset", "apply_api_compatibility")
 
@@ -95,6 +98,21 @@ def write_spec(
             "additional_wrappers": [dict(wrapper) for wrapper in wrappers],
         }
     )
+
+
+def change_spec(
+    gym_spec: str,
+    kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    wrappers: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """A description that :func:`read_spec` accepts, with arguments, a limit and outer wrappers put in."""
+    fields = json.loads(gym_spec)
+    fields["kwargs"] = {**(fields.get("kwargs") or {}), **(kwargs or {})}
+    fields["additional_wrappers"] = [*(fields.get("additional_wrappers") or ()), *map(dict, wrappers)]
+    if max_episode_steps is not None:
+        fields["max_episode_steps"] = max_episode_steps
+    return json.dumps(fields)
 
 
 def read_spec(gym_spec: str, trust: tuple[str, ...] = ()) -> GymSpec:
@@ -190,13 +208,13 @@ def _check_class(entry_point: Any, base: str, trust: tuple[str, ...]) -> None:
     if not inspect.isclass(found) or not issubclass(found, getattr(gymnasium, base)):
         raise EnvError(f"{entry_point!r} is no gymnasium {base}")
     _check_package(found.__module__, entry_point, trust)
-    if name in _WRITERS:
-        raise EnvError(f"{entry_point!r} would write files; a dataset must not ask for it")
+    if found.__name__ in _REFUSED:
+        raise EnvError(f"{entry_point!r} would {_REFUSED[found.__name__]}; a dataset must not ask for it")
 
 
 def _check_package(module: str, name: str, trust: tuple[str, ...]) -> None:
     package = module.split(".")[0]
-    if package not in (*KNOWN_PACKAGES, *trust):
+    if package not in (*KNOWN_PACKAGES, *trust) and name not in OURS:
         raise EnvError(
             f"the environment asks for {name!r}, which is of none of {', '.join(KNOWN_PACKAGES)}. "
             f"If you trust the file and the package, say so: trust=[{package}]"
@@ -204,12 +222,17 @@ def _check_package(module: str, name: str, trust: tuple[str, ...]) -> None:
 
 
 def _import(module: str, name: str) -> Any:
+    import gymnasium
+
     try:
         if module.split(".")[0] == "gymnasium_robotics":
             register_robotics()
         return importlib.import_module(module)
+    except gymnasium.error.Error as error:  # gymnasium's own say what to install
+        raise EnvError(f"{name!r} cannot be imported: {error}") from error
     except ImportError as error:
-        raise EnvError(f"{name!r} cannot be imported ({error}): install the package it comes from") from error
+        package = module.split(".")[0]
+        raise EnvError(f"{name!r} cannot be imported ({error}): install the package {package}, all of it") from error
 
 
 def action_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
@@ -264,10 +287,9 @@ def _check_numbers(space: Space, what: str) -> None:
         raise EnvError(f"{what} are images {space.shape}; of images only OGBench's can be read")
 
 
-def vector_size(space: Space, keys: Sequence[str] | None) -> int:
-    """How many numbers :func:`to_vector` joins."""
-    parts: list[Any] = [space] if keys is None else [space[key] for key in keys]
-    return sum(int(np.prod(part.shape)) for part in parts)
+def vector_parts(whole: Any, keys: Sequence[str] | None) -> list[Any]:
+    """The entries of an observation, or of its space, that make up the vector."""
+    return [whole] if keys is None else [whole[key] for key in keys]
 
 
 def to_vector(observation: Any, keys: Sequence[str] | None, rows: int | None = None) -> np.ndarray:
@@ -277,7 +299,7 @@ def to_vector(observation: Any, keys: Sequence[str] | None, rows: int | None = N
         ValueError: the entries do not have that many rows.
     """
     shape = (-1,) if rows is None else (rows, -1)
-    parts = [observation] if keys is None else [observation[key] for key in keys]
+    parts = vector_parts(observation, keys)
     return np.concatenate([np.asarray(part, np.float32).reshape(shape) for part in parts], axis=-1)
 
 
@@ -285,33 +307,40 @@ def _as_vector(env: gymnasium.Env, keys: Sequence[str] | None) -> gymnasium.Env:
     from gymnasium.spaces import Box
     from gymnasium.wrappers import TransformObservation
 
-    size = vector_size(env.observation_space, keys)
+    size = sum(math.prod(part.shape) for part in vector_parts(env.observation_space, keys))
     space = Box(-np.inf, np.inf, (size,), np.float32)
     return TransformObservation(env, lambda observation: to_vector(observation, keys), space)
 
 
-def refuse_other_spaces(env: gymnasium.Env, observations: Space, actions: Box, keys: Sequence[str] | None) -> None:
+def refuse_other_spaces(
+    env: gymnasium.Env,
+    keys: Sequence[str] | None,
+    shapes: Sequence[Sequence[int]],
+    low: Sequence[float],
+    high: Sequence[float],
+) -> None:
     """An environment whose observations and actions are not the dataset's cannot judge a policy trained on it.
 
     Args:
         env: as recorded.
-        observations, actions: spaces of the dataset.
         keys: from :func:`vector_keys`.
+        shapes: in the dataset, of the observation's entries of these keys, or of the one vector.
+        low, high: bounds ``(action_dim,)`` of the dataset's actions.
 
     Raises:
         EnvError: naming what differs.
     """
+    from gymnasium.spaces import Dict
+
     name = env.spec.id if env.spec else env
     bounds = action_bounds(env.action_space)
+    if keys is None and isinstance(env.observation_space, Dict):
+        raise EnvError(f"{name} observes {env.observation_space}, the dataset holds one vector")
     vector_keys(env.observation_space, keys)
-    if (keys is None) != (vector_keys(env.observation_space, None) is None):
-        raise EnvError(f"{name} observes {env.observation_space}, the dataset holds {observations}")
-    for key in keys or (None,):
-        there = env.observation_space if key is None else env.observation_space[key]
-        here = observations if key is None else observations[key]
-        if there.shape != here.shape:
+    for key, there, shape in zip(keys or (None,), vector_parts(env.observation_space, keys), shapes, strict=True):
+        if there.shape != tuple(shape):
             what = "observations" if key is None else f"observation entry {key!r}"
-            raise EnvError(f"{what} of {name} have shape {there.shape}, in the dataset {here.shape}")
-    for there, here, what in zip(bounds, action_bounds(actions), ("low", "high"), strict=True):
-        if there.shape != here.shape or not np.allclose(there, here):
+            raise EnvError(f"{what} of {name} have shape {there.shape}, in the dataset {tuple(shape)}")
+    for there, here, what in zip(bounds, (low, high), ("low", "high"), strict=True):
+        if len(there) != len(here) or not np.allclose(there, here):
             raise EnvError(f"actions of {name} are bounded ({what}) by {there}, in the dataset by {here}")

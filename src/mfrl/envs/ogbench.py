@@ -37,7 +37,7 @@ def singletask_id(dataset: str, task: int | None = None) -> str:
         EnvError: the name does not end in a dataset type, or there is no such task.
     """
     if task is not None and task not in range(1, NUM_TASKS + 1):
-        raise EnvError(f"task must be in 1..{NUM_TASKS} or None for the default, not {task!r}")
+        raise EnvError(f"env.task={task} must be a whole number from 1 to {NUM_TASKS}, or null for the default task")
     if dataset.startswith("powderworld"):
         raise EnvError(f"{dataset} has discrete actions and no rewards; mfrl's policies are for continuous actions")
     if "-singletask" in dataset:

@@ -44,17 +44,25 @@ class EnvSpec:
     @property
     def observes_pixels(self) -> bool:
         """Whether stepping it needs a rendering back end."""
-        return ogbench.observes_pixels(self.env_id)
+        return self.suite == "ogbench" and ogbench.observes_pixels(self.env_id)
+
+    def check(self) -> None:
+        """Refuse what cannot be built, without building it.
+
+        Raises:
+            EnvError: the suite has no environments, or the dataset does not say which it was recorded in.
+        """
+        if self.suite not in ("ogbench", "minari"):
+            raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench and minari")
+        if self.suite == "minari" and self.gym_spec is None:
+            raise EnvError(
+                f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate in: "
+                "train with one that gymnasium knows (env.gym_id=NAME-v0), or do without (evaluation=held_out)"
+            )
 
     def make(self, *, render: bool = False) -> gymnasium.Env:
-        """Build it; ``render`` prepares it for ``env.render()``."""
+        """Build it; ``render`` prepares it for ``env.render()``. Errors as of :meth:`check`."""
+        self.check()
         if self.suite == "ogbench":
             return ogbench.make(self.env_id, render=render, frames=self.frames)
-        if self.suite == "minari":
-            if self.gym_spec is None:
-                raise EnvError(
-                    f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate "
-                    "in: name one that gymnasium knows (env.gym_id=NAME-v0), or do without (evaluation=held_out)"
-                )
-            return minari.make(self.gym_spec, self.observation_keys, tuple(self.trust), render=render)
-        raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench and minari")
+        return minari.make(self.gym_spec, self.observation_keys, tuple(self.trust), render=render)

@@ -1,0 +1,172 @@
+"""Minari datasets as folders: their ids, which are there, where they came from, and Minari's own download.
+
+Importing it imports neither torch nor Minari.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mfrl.data import provenance
+from mfrl.errors import DataError
+
+#: Namespace of the sets collected here, never presented as anybody else's.
+OWN_NAMESPACE = "mfrl"
+DEFAULT_ROOT = "~/.minari/datasets"
+RECORD = "provenance.json"
+_ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+", re.ASCII)
+_CONNECT_SECONDS = 10.0
+
+Fingerprint = Callable[[Path], dict[str, Any]]
+
+
+def data_root(data_dir: str | Path | None) -> Path:
+    """The folder of Minari datasets: ``data_dir``, or ``MINARI_DATASETS_PATH``, or Minari's default."""
+    return Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or DEFAULT_ROOT).expanduser()
+
+
+def checked_id(dataset: str) -> str:
+    """A Minari id with its version; what could lead out of the root folder is none.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if not isinstance(dataset, str) or not _ID.fullmatch(dataset):
+        raise DataError(
+            f"{dataset!r} is no Minari dataset: an id is name-v0 or namespace/name-v0, of letters, digits, - and _"
+        )
+    return dataset
+
+
+def present(root: Path) -> list[str]:
+    """The ids of the datasets in a root folder."""
+    found = []
+    for folder, subfolders, _ in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if (Path(folder) / "data" / "metadata.json").is_file():
+            found.append(Path(folder).relative_to(root).as_posix())
+            subfolders.clear()
+    return sorted(found)
+
+
+def download(root: Path, dataset: str) -> None:
+    """Fetch a dataset into a temporary folder beside it, check it, write its record, and move it into place.
+
+    Raises:
+        DataError: in one sentence; ``root`` is left as it was.
+    """
+    target = root / checked_id(dataset)
+    if dataset.startswith(f"{OWN_NAMESPACE}/"):
+        raise DataError(f"{dataset} is offered by no server; it is collected in the simulator (mfrl collect)")
+    if target.exists():
+        raise DataError(f"{target} exists already; move it away to download {dataset} again")
+    remote = os.environ.get("MINARI_REMOTE", "")
+    _refuse_offline(dataset, remote)
+    import minari
+
+    from mfrl.data.minari_source import Source
+
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder, root_of_minari(folder):
+        try:
+            minari.download_dataset(dataset)
+        except (Exception, SystemExit) as error:  # of any of the servers' clients
+            raise DataError(f"{dataset} could not be downloaded: {_first_line(error)}") from error
+        new = Path(folder)
+        Source.open(new / dataset, dataset, None)
+        for part in present(new):  # a combination brings its parts along
+            write_record(new, part, "official", remote=remote or "the default of minari")
+            if not (root / part).exists():
+                (root / part).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(new / part, root / part)
+
+
+def _refuse_offline(dataset: str, remote: str) -> None:
+    """One short attempt, for the clients of the servers try for minutes."""
+    if remote.startswith("gcp://"):
+        return
+    try:
+        from huggingface_hub import HfApi, get_session
+    except ImportError as error:
+        raise DataError(f'downloading {dataset} needs huggingface_hub: pip install "minari[hf]"') from error
+    server = HfApi().endpoint
+    try:
+        get_session().head(server, timeout=_CONNECT_SECONDS)
+    except Exception as error:
+        raise DataError(
+            f"{dataset} could not be downloaded: {server} cannot be reached from here ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def root_of_minari(folder: str) -> Iterator[None]:
+    """Minari takes its root folder from an environment variable only."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+
+
+def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
+    """Say where a dataset came from, in ``provenance.json`` beside its ``data`` folder.
+
+    Args:
+        root: Minari's root folder.
+        source: ``official`` or ``collected``.
+        details: what else is known, as JSON.
+
+    Returns:
+        the file.
+    """
+    path = root / dataset / RECORD
+    files = fingerprints(root / dataset)
+    versions = provenance.versions(("minari", "gymnasium", "gymnasium-robotics", "mujoco", "numpy"))
+    record = {"dataset": dataset, "source": source, "files": files, "versions": versions}
+    provenance.write(path, record | {"created": datetime.now(UTC).isoformat(timespec="seconds")} | details)
+    return path
+
+
+def describe(root: Path, dataset: str, fingerprint: Fingerprint = provenance.fingerprint) -> dict[str, Any]:
+    """The record of a dataset if it speaks of exactly these files, else the source ``unrecorded``.
+
+    Args:
+        fingerprint: how checksums are had; by default each file is read.
+
+    Raises:
+        ProvenanceError: the record cannot be understood.
+    """
+    path, files = root / dataset / RECORD, fingerprints(root / dataset, fingerprint)
+    unrecorded = {"dataset": dataset, "source": "unrecorded", "files": files}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return unrecorded
+    except ValueError as error:
+        raise provenance.ProvenanceError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("dataset") != dataset or record.get("files") != files:
+        return unrecorded | {"note": f"{RECORD} does not match these files"}
+    return record
+
+
+def fingerprints(folder: Path, fingerprint: Fingerprint = provenance.fingerprint) -> dict[str, Any]:
+    """Checksum and size of every file of a dataset, by its name within the dataset's folder."""
+    files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}
