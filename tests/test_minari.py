@@ -66,6 +66,12 @@ TINY = [
 ]
 
 
+WITHOUT_EPISODES = [
+    "evaluation=held_out",
+    *(name for name in TINY if not name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))),
+]
+
+
 def compose(name: str, *overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return hydra.compose(name, list(overrides))
@@ -184,6 +190,7 @@ def test_every_number_minari_gives_is_in_the_transitions(name: str, root: Path) 
         first += steps + 1
     assert data.train.starts.tolist() == starts
     assert len(data.train.observations) == first
+    assert data.val is None
 
 
 def test_a_batch_holds_the_steps_as_they_were_played(root: Path) -> None:
@@ -225,12 +232,13 @@ def test_episodes_become_rows_whatever_their_length_and_ending(lengths: list[int
     np.testing.assert_array_equal(batch.masks, expected_masks)
     np.testing.assert_array_equal(batch.rewards, np.concatenate([e.rewards for e in episodes]))
     train, val = split(transitions, 0.3)
-    held, kept = ({int(x) // 1000 for x in part.observations[part.starts].flatten()} for part in (val, train))
     if len(lengths) == 1:
-        assert train is val
-    else:
-        assert held.isdisjoint(kept), "whole episodes are held out"
-        assert held | kept == set(range(len(lengths)))
+        assert train is transitions
+        assert val is None
+        return
+    held, kept = ({int(x) // 1000 for x in part.observations[part.starts].flatten()} for part in (val, train))
+    assert held.isdisjoint(kept), "whole episodes are held out"
+    assert held | kept == set(range(len(lengths)))
 
 
 @pytest.mark.parametrize("ending", sorted(ENDINGS))
@@ -250,7 +258,7 @@ def test_only_a_termination_stops_the_bootstrap(ending: str, tmp_path: Path) -> 
 def numbers(data: MinariData) -> list[bytes]:
     """Every number of both parts, to the last bit."""
     data.setup()
-    batches = [part[torch.arange(len(part))] for part in (data.train, data.val)]
+    batches = [part[torch.arange(len(part))] for part in (data.train, data.val) if part is not None]
     return [x.numpy().tobytes() for batch in batches for x in batch]
 
 
@@ -356,11 +364,17 @@ def test_held_out_episodes_are_the_same_for_every_seed_and_fractions_follow_it(r
     assert parts[0][0] != parts[1][0]
 
 
-def test_nothing_held_out_means_the_training_data_is_looked_at(root: Path) -> None:
-    data = MinariData("test/pendulum-v0", str(root), val_fraction=0.0)
-    data.setup()
-    assert data.val is data.train
-    assert len(data.train) == 120
+def test_nothing_held_out_means_no_validation_losses(root: Path, tmp_path: Path) -> None:
+    settings = [*TINY, "env.dataset=test/point-v0", "env.val_fraction=0", f"data_dir={root}"]
+    result = train(compose("train", *settings, f"run_dir={tmp_path / 'run'}"), settings)
+    assert result["episodes"] == 2
+    logged = (tmp_path / "run/metrics.csv").read_text()
+    assert ",train/" in logged
+    assert ",val/" not in logged
+    without = [*WITHOUT_EPISODES, "env.dataset=test/pendulum-v0", "env.val_fraction=0", f"data_dir={root}"]
+    with pytest.raises(ConfigError, match=r"nothing of test/pendulum-v0 is held out.*env\.val_fraction="):
+        train(compose("train", *without, f"run_dir={tmp_path / 'other'}"), without)
+    assert not (tmp_path / "other").exists()
 
 
 def test_observations_are_normalised_with_what_is_trained_on(root: Path) -> None:
@@ -628,9 +642,26 @@ def test_a_constant_reward_and_unmet_requirements_are_warned_about(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "setting", [{"fraction": 0.0}, {"val_fraction": 1.0}, {"reward_scale": -1.0}, {"reward_shift": float("nan")}]
+    "setting",
+    [
+        {"fraction": 0.0},
+        {"val_fraction": 1.0},
+        {"reward_scale": -1.0},
+        {"reward_shift": float("nan")},
+        {"reference_returns": [1.0, 1.0]},
+        {"reference_returns": [1.0]},
+        {"reference_returns": [0.0, float("inf")]},
+        {"reference_returns": 3.0},
+        {"goal": [0.0]},
+        {"goal": "ab"},
+        {"goal": [0.0, float("nan")]},
+        {"rule": "nonsense"},
+        {"max_episode_steps": 0},
+        {"max_episode_steps": 1.5},
+    ],
+    ids=str,
 )
-def test_settings_out_of_range_are_refused(setting: dict[str, float], tmp_path: Path) -> None:
+def test_settings_out_of_range_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         MinariData("a-v0", str(tmp_path), **setting)
 
@@ -655,6 +686,27 @@ def test_antmaze_is_labelled_for_the_one_goal_and_the_ant_goes_on(tmp_path: Path
         data.train.observations[0],
         np.concatenate([episode.observations[key][0] for key in ("achieved_goal", "observation")], dtype=np.float32),
     )
+
+
+def test_the_position_of_an_ant_is_found_wherever_it_lies_in_the_observation(root: Path) -> None:
+    with minari_root(root):
+        positions = minari.load_dataset("test/ant-v0")[0].observations["achieved_goal"]
+    labels = []
+    for keys in (["achieved_goal", "observation"], ["observation", "achieved_goal"]):
+        goal = [float(x) for x in positions[3]]
+        data = MinariData("test/ant-v0", str(root), observation_keys=keys, goal=goal, val_fraction=0.0)
+        data.setup()
+        labels.append(data.train.rewards.tolist())
+    assert labels[0] == labels[1]
+    assert labels[0][2] == 1.0, "the third step leads there"
+    with pytest.raises(DataError, match=r"'achieved_goal', which has to be among env\.observation_keys"):
+        MinariData("test/ant-v0", str(root), observation_keys=["observation"], goal=[0.0, 0.0]).setup()
+
+
+@pytest.mark.parametrize("rule", ["pen", "door", "hammer", "relocate"])
+def test_a_rule_is_for_the_observations_of_its_task(rule: str, root: Path) -> None:
+    with pytest.raises(DataError, match=f"test/pendulum-v0: env.rule={rule} is for .* numbers to observe, not 3"):
+        MinariData("test/pendulum-v0", str(root), rule=rule).setup()
 
 
 @pytest.mark.parametrize("rule", ["pen", "door", "hammer", "relocate"])
@@ -761,10 +813,20 @@ def test_a_dataset_without_an_environment_says_so_and_takes_one_by_name(tmp_path
     assert named.env.make().spec.max_episode_steps == 7
 
 
-WITHOUT_EPISODES = [
-    "evaluation=held_out",
-    *(name for name in TINY if not name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))),
-]
+def test_the_recorded_environment_is_changed_as_asked(root: Path, tmp_path: Path) -> None:
+    changes = {"gym_kwargs": {"g": 3.0}, "max_episode_steps": 7}
+    data = MinariData("test/pendulum-v0", str(root), **changes)
+    data.setup()
+    env = data.env.make()
+    assert (env.unwrapped.g, env.spec.max_episode_steps) == (3.0, 7)
+    record(tmp_path, "test/door-v0", "AdroitHandDoor-v1", episodes=1)
+    labelled = MinariData("test/door-v0", str(tmp_path), rule="door")
+    labelled.setup()
+    assert isinstance(labelled.env.make().env, d4rl.AdroitLabels), "policies are judged by what they learned from"
+    invent(tmp_path, BOX, ACTIONS)
+    for name, value in changes.items():
+        with pytest.raises(EnvError, match=f"made/up-v0 records no environment, .*env.{name}.*env.gym_id="):
+            MinariData("made/up-v0", str(tmp_path), **{name: value}).setup()
 
 
 def test_a_policy_is_trained_without_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

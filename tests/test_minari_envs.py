@@ -16,7 +16,7 @@ from gymnasium import spaces
 from omegaconf import DictConfig
 
 from mfrl.config import CONFIG_DIR, build
-from mfrl.envs.d4rl import AdroitLabels, goal_labels
+from mfrl.envs.d4rl import AdroitLabels, goal_labels, hand_distance
 from mfrl.envs.minari import read_spec, register_robotics, vector_keys, write_spec
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
@@ -169,6 +169,54 @@ def test_goal_labels_follow_d4rls_relabelling() -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ConfigError, match="rule=kitchen must be one of pen"):
         AdroitLabels(gym.make("Pendulum-v1"), "kitchen")
+    with pytest.raises(ConfigError, match=r"did you mean hammer\?"):
+        AdroitLabels(gym.make("Pendulum-v1"), "hamer")
+    with pytest.raises(EnvError, match="rule=door is for 39 numbers"):
+        AdroitLabels(gym.make("Pendulum-v1"), "door")
+
+
+class Signed(gym.Wrapper):
+    """A later package: the bare environment itself subtracts the hand's distance, or half of it."""
+
+    def __init__(self, task: str, share: float) -> None:
+        super().__init__(gym.make(f"AdroitHand{task.capitalize()}-v1").unwrapped)
+        self.task, self.share = task, share
+
+    @property
+    def unwrapped(self) -> gym.Env:
+        return self
+
+    @property
+    def data(self) -> Any:
+        return self.env.data
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = self.env.step(action)
+        term = 0.1 * hand_distance(self.task, observation[None])[0]
+        return observation, reward - (1.0 + self.share) * term, *rest
+
+
+@pytest.mark.parametrize("task", ["door", "hammer", "relocate"])
+def test_an_environment_with_d4rls_rewards_keeps_them(task: str) -> None:
+    env, plain = AdroitLabels(Signed(task, 1.0), task), Signed(task, 1.0)
+    for each in (env, plain):
+        each.reset(seed=0)
+    for _ in range(3):
+        action = np.full(env.action_space.shape, 0.2)
+        assert env.step(action)[1] == plain.step(action)[1]
+    with pytest.raises(EnvError, match=f"rule={task} expects the dense reward"):
+        AdroitLabels(Signed(task, 0.5), task)
+    other = {"door": "relocate", "relocate": "door"}.get(task)
+    if other:
+        with pytest.raises(EnvError, match="of that Adroit task"):
+            AdroitLabels(gym.make(f"AdroitHand{task.capitalize()}-v1"), other)
+
+
+def test_sparse_rewards_have_no_dense_labels() -> None:
+    wrapper = {"name": "L", "entry_point": "mfrl.envs.d4rl:AdroitLabels", "kwargs": {"rule": "door"}}
+    spec = write_spec("AdroitHandDoor-v1", {"reward_type": "sparse"}, wrappers=[wrapper])
+    with pytest.raises(EnvError, match=r"AdroitHandDoor-v1 cannot be built: env\.rule=door expects the dense reward"):
+        EnvSpec("x", "minari", gym_spec=spec).make()
 
 
 def as_json(entry_point: str, kwargs: dict[str, Any] | None = None, wrappers: tuple[dict, ...] = ()) -> str:
@@ -192,6 +240,15 @@ FOREIGN = {
         PENDULUM,
         wrappers=({"name": "R", "entry_point": "gymnasium.wrappers:RecordVideo", "kwargs": {"video_folder": "x"}},),
     ),
+    "a wrapper that opens a window": as_json(
+        PENDULUM, wrappers=({"name": "H", "entry_point": "gymnasium.wrappers.rendering:HumanRendering", "kwargs": {}},)
+    ),
+    "our recorder, which writes files": as_json(
+        PENDULUM, wrappers=({"name": "R", "entry_point": "mfrl.collect.recorder:Recorder", "kwargs": {}},)
+    ),
+    "our labels by another way": as_json(
+        PENDULUM, wrappers=({"name": "L", "entry_point": "mfrl.envs.d4rl:gym.Wrapper", "kwargs": {}},)
+    ),
     "a package to import first": json.dumps({"id": "mischief:Evil-v0"}),
     "no class at all": as_json("gymnasium"),
     "a number": as_json(3),
@@ -212,12 +269,16 @@ def test_what_a_file_names_is_not_run(case: str, tmp_path: Path, monkeypatch: py
 
 
 def test_a_wrapper_that_writes_files_and_a_class_from_elsewhere_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EnvError, match="would write files"):
-        read_spec(FOREIGN["a wrapper that writes files"])
+    refused = {"that writes files": "would write files", "that opens a window": "would open a window"}
+    for wrapper, sentence in refused.items():
+        with pytest.raises(EnvError, match=sentence):
+            read_spec(FOREIGN[f"a wrapper {wrapper}"])
+    with pytest.raises(EnvError, match=r"mfrl\.collect\.recorder:Recorder"):
+        read_spec(FOREIGN["our recorder, which writes files"])
     foreign = type("Foreign", (gym.Env,), {"__module__": "mischief"})
-    monkeypatch.setattr("mfrl.envs.minari.Foreign", foreign, raising=False)
+    monkeypatch.setattr("gymnasium.envs.registration.Foreign", foreign, raising=False)
     with pytest.raises(EnvError, match=r"trust=\[mischief\]"):
-        read_spec(as_json("mfrl.envs.minari:Foreign"))
+        read_spec(as_json("gymnasium.envs.registration:Foreign"))
 
 
 def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +292,18 @@ def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert type(EnvSpec("x", "minari", gym_spec=text, trust=("homemade",)).make().unwrapped).__name__ == "Mine"
     with pytest.raises(EnvError, match="install the package"):
         read_spec(as_json("homemode.part:Mine"), ("homemode",))
+
+
+def test_a_dependency_that_gymnasium_misses_is_named_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gymnasium's own box2d environments do where Box2D is missing."""
+    (tmp_path / "boxed.py").write_text(
+        "from gymnasium.error import DependencyNotInstalled\nraise DependencyNotInstalled('run `pip install boxes`')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EnvError, match=r"'boxed:Walker' cannot be imported: run `pip install boxes`"):
+        read_spec(as_json("boxed:Walker"), ("boxed",))
 
 
 def test_descriptions_of_older_gymnasium_versions_are_read() -> None:

@@ -211,11 +211,9 @@ class MinariData(OfflineData):
         from mfrl.envs import d4rl
 
         labels = [(e.observations[1:], e.rewards, e.terminated) for e in episodes]
-        if self.rule is not None and labels[0][0].shape[1] != (expected := d4rl.OBSERVATION_DIM[self.rule]):
-            found = labels[0][0].shape[1]
-            raise DataError(
-                f"{self.dataset}: env.rule={self.rule} is for observations of {expected} numbers, not {found}"
-            )
+        found = sum(map(math.prod, there.shapes))
+        if self.rule is not None and found != (expected := d4rl.OBSERVATION_DIM[self.rule]):
+            raise DataError(f"{self.dataset}: env.rule={self.rule} is for {expected} numbers to observe, not {found}")
         if self.rule is not None and ADROIT_LABELS not in (there.metadata.get("env_spec") or ""):
             evidence = sum(d4rl.evidence_of_sign(self.rule, after, rewards) for after, rewards, _ in labels)
             if evidence >= 0.0:  # else, and where they were recorded with that wrapper, they are D4RL's already
@@ -232,8 +230,8 @@ class MinariData(OfflineData):
             return slice(0, 2)
         if "achieved_goal" not in keys or sizes[keys.index("achieved_goal")] != 2:
             raise DataError(
-                f"{self.dataset}: env.goal is compared with a position of two numbers: 'achieved_goal', which has to be "
-                f"among env.observation_keys, or the first two of a vector; here are {keys or 'vectors'} of {sizes}"
+                f"{self.dataset}: env.goal is compared with a position of two numbers: 'achieved_goal', which has to "
+                f"be among env.observation_keys, or the first two of a vector; here are {keys or 'vectors'} of {sizes}"
             )
         first = sum(sizes[: keys.index("achieved_goal")])
         return slice(first, first + 2)
