@@ -70,12 +70,11 @@ class Evaluate(L.Callback):
             self._layout = self._evaluator.env.signature.maze
             if self.videos:
                 choose_backend()
-            if k and (k % self.every == 0 or k == pl_module.total_updates) and k not in done:
+            if k and due(pl_module, self.every) and k not in done:
                 self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
-        k = pl_module.updates
-        if k % self.every == 0 or k == pl_module.total_updates:
+        if due(pl_module, self.every):
             with pl_module.aside():
                 self._evaluate(trainer, pl_module)
 
@@ -136,6 +135,11 @@ def record(
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=k)
+
+
+def due(pl_module: OfflineAlgorithm, every: int) -> bool:
+    """Whether to evaluate now: at every multiple of ``every`` updates, and after the last."""
+    return pl_module.updates % every == 0 or pl_module.updates == pl_module.total_updates
 
 
 def keep_until(run_dir: Path, updates: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from mfrl.algorithms.base import OfflineAlgorithm
-from mfrl.callbacks.evaluation import held_out, keep_until, record
+from mfrl.callbacks.evaluation import due, held_out, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
 
@@ -47,12 +47,11 @@ class EvaluateHeldOut(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         k = pl_module.updates
-        if k not in keep_until(self.run_dir, k) and k and (k % self.every == 0 or k == pl_module.total_updates):
+        if k not in keep_until(self.run_dir, k) and k and due(pl_module, self.every):
             self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
-        k = pl_module.updates
-        if k % self.every == 0 or k == pl_module.total_updates:
+        if due(pl_module, self.every):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:

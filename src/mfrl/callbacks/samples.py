@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl import figures
 from mfrl.algorithms.base import OfflineAlgorithm
-from mfrl.callbacks.evaluation import keep_until, record
+from mfrl.callbacks.evaluation import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.data.toy import find_toy
 from mfrl.envs.spec import EnvSpec
@@ -37,14 +37,12 @@ class EvaluateSamples(L.Callback):
         self.run_dir, self.every, self.progress = Path(run_dir), every, progress
 
     def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        k = pl_module.updates
-        done = keep_until(self.run_dir, k)
-        if (k % self.every == 0 or k == pl_module.total_updates) and k not in done:
+        done = keep_until(self.run_dir, pl_module.updates)
+        if due(pl_module, self.every) and pl_module.updates not in done:
             self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
-        k = pl_module.updates
-        if k % self.every == 0 or k == pl_module.total_updates:
+        if due(pl_module, self.every):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:

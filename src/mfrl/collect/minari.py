@@ -33,6 +33,7 @@ from mfrl.data.minari_files import checked_id, data_root, describe, root_of_mina
 from mfrl.envs import minari as minari_envs
 from mfrl.envs import ogbench as ogbench_envs
 from mfrl.envs.spec import EnvSpec
+from mfrl.envs.vector import global_state_kept
 from mfrl.errors import did_you_mean
 from mfrl.randomness import derived_seed
 
@@ -388,7 +389,7 @@ def _record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
     recorder = Recorder(plan.env)
     total = plan.episodes or plan.steps
     unit = "episodes" if plan.steps is None else "steps"
-    with closing(recorder), progress_bar(progress, unit) as bar, _global_state_kept():
+    with closing(recorder), progress_bar(progress, unit) as bar, global_state_kept():
         task = bar.add_task(dataset, total=total, rate="")
         started = time.perf_counter()
         for episode in count():
@@ -457,16 +458,6 @@ def _gym_spec(gym_spec: str) -> Any:
     from gymnasium.envs.registration import EnvSpec as GymSpec
 
     return GymSpec.from_json(gym_spec)
-
-
-@contextmanager
-def _global_state_kept() -> Iterator[None]:
-    """The caller's own draws go on as if nothing had been drawn here."""
-    state = np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 # Files

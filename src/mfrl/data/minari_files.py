@@ -5,7 +5,6 @@ Importing it imports neither torch nor Minari.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -154,15 +153,12 @@ def describe(root: Path, dataset: str, fingerprint: Fingerprint = provenance.fin
         ProvenanceError: the record cannot be understood.
     """
     path, files = root / dataset / RECORD, fingerprints(root / dataset, fingerprint)
-    unrecorded = {"dataset": dataset, "source": "unrecorded", "files": files}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = provenance.load(path)
     except FileNotFoundError:
-        return unrecorded
-    except ValueError as error:
-        raise provenance.ProvenanceError(f"{path} is not valid JSON: {error}") from error
+        return provenance.unrecorded(dataset, files)
     if not isinstance(record, dict) or record.get("dataset") != dataset or record.get("files") != files:
-        return unrecorded | {"note": f"{RECORD} does not match these files"}
+        return provenance.unrecorded(dataset, files, RECORD)
     return record
 
 

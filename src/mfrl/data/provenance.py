@@ -157,6 +157,19 @@ def write(path: str | Path, record: dict[str, Any]) -> None:
     write_json(Path(path), record)
 
 
+def load(path: Path) -> Any:
+    """What the file of a record holds, not yet looked at.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ProvenanceError: it is not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ProvenanceError(f"{path} is not valid JSON: {error}") from error
+
+
 def read(data_dir: str | Path, dataset: str) -> dict[str, Any] | None:
     """The record of a dataset, or None if there is none.
 
@@ -165,11 +178,9 @@ def read(data_dir: str | Path, dataset: str) -> dict[str, Any] | None:
     """
     path = record_path(data_dir, dataset)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load(path)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ProvenanceError(f"{path} is not valid JSON: {error}") from error
     _validate(record, path)
     if record["dataset"] != dataset:
         raise ProvenanceError(f"{path} describes {record['dataset']!r}, not {dataset!r}.")
@@ -200,10 +211,13 @@ def describe(
     record = read(data_dir, dataset)
     if record is not None and record["files"] == files:
         return record
-    described: dict[str, Any] = {"dataset": dataset, "source": "unrecorded", "files": files}
-    if record is not None:
-        described["note"] = f"{record_path(data_dir, dataset).name} does not match these files"
-    return described
+    return unrecorded(dataset, files, None if record is None else record_path(data_dir, dataset).name)
+
+
+def unrecorded(dataset: str, files: dict[str, Any], other: str | None = None) -> dict[str, Any]:
+    """What can be said of files that no record speaks of; ``other`` names one that is there but does not match."""
+    described = {"dataset": dataset, "source": "unrecorded", "files": files}
+    return described if other is None else described | {"note": f"{other} does not match these files"}
 
 
 def _validate(record: Any, path: Path) -> None:

@@ -232,7 +232,7 @@ class _Solo:
     """All environments in this process."""
 
     def __init__(self, maker: Maker, num_envs: int) -> None:
-        with _global_state_kept():
+        with global_state_kept():
             self._group = EnvGroup(maker, num_envs, render=False)
         self.signature = self._group.signature
         self.records = np.zeros(num_envs, self.signature.record)
@@ -240,11 +240,11 @@ class _Solo:
         self.render, self.close = self._group.render, self._group.close
 
     def reset(self, seeds: Mapping[int, int]) -> None:
-        with _global_state_kept():
+        with global_state_kept():
             self._group.reset(seeds)
 
     def step(self) -> None:
-        with _global_state_kept():
+        with global_state_kept():
             self._group.step()
 
 
@@ -413,7 +413,8 @@ def _as_global(generator: np.random.BitGenerator) -> Iterator[None]:
 
 
 @contextmanager
-def _global_state_kept() -> Iterator[None]:
+def global_state_kept() -> Iterator[None]:
+    """The caller's own draws from NumPy's global generator go on as if nothing had been drawn here."""
     # Exchanging bit generators drops the normal variate that NumPy's global generator may hold back.
     state = np.random.get_state()  # noqa: NPY002 - the caller's stream, not ours
     try:
