@@ -331,6 +331,17 @@ def fresh(**settings: Any) -> FQL:
     return FQL(SPEC, tiny_field, tiny_critic, **{"updates": 12, "flow_steps": 3} | settings)
 
 
+def test_the_average_of_the_policy_acts_and_is_not_trained():
+    module, data = fresh(actor_average=0.5), Data(4, 2)
+    trainer().fit(module, datamodule=data)
+    assert module.policy().student is module.averaged_actor
+    assert not any(p.requires_grad for p in module.averaged_actor.parameters())
+    pairs = zip(module.averaged_actor.parameters(), module.actor.parameters(), strict=True)
+    assert all(not torch.equal(average, last) and (average - last).abs().max() < 0.1 for average, last in pairs)
+    plain = fresh()
+    assert plain.policy().student is plain.actor
+
+
 def test_one_update_is_one_step_of_one_adam_without_clipping_and_then_the_target_s_average():
     class Fixed(Data):
         def train_dataloader(self) -> ChunkLoader:

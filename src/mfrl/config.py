@@ -34,7 +34,7 @@ RESUMABLE = (
     "checkpoint",
 )
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
-JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.samples", "eval.seed")
+JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
 BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
 
 

@@ -94,9 +94,19 @@ class RunFolder:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, the packages that shape a result, and the processor or GPU."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    """Versions of Python, the packages that shape a result, and the processor or GPU: their roundings differ."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {processor()}"
     return provenance.versions(PACKAGES) | {"device": device}
+
+
+def processor() -> str:
+    """The processor's name and the instructions that PyTorch's kernels use of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or "unknown"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def find_checkpoint(path: str | Path) -> Path:

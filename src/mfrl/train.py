@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.callbacks import Checkpoint, Monitor, Progress
-from mfrl.callbacks.progress import format_score, score_name
+from mfrl.callbacks.progress import format_score, format_seconds, score_name
 from mfrl.config import (
     BOOKKEEPING,
     JUDGED_BY,
@@ -38,12 +38,13 @@ from mfrl.data.toy import find_toy
 from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
+from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
+from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
-FINAL_EVALUATIONS = 3  # OGBench's protocol reports the mean of the last three
 
 
 def train(cfg: DictConfig, overrides: list[str], console: Console | None = None) -> dict[str, Any]:
@@ -133,7 +134,9 @@ def fit(
         "provenance": provenance,
         "versions": versions(),
     }
-    progress, monitor = Progress(console), Monitor(cfg.log.every)
+    interim = cfg.eval.get("interim_episodes")
+    final_share = cfg.eval.episodes / interim if interim else 1.0
+    progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every)
     evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
@@ -146,6 +149,7 @@ def fit(
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
     what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
     console.print(what, highlight=False, soft_wrap=True)
+    console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with lock:
         with suppress(SystemExit):  # Lightning's answer to Ctrl-C
@@ -185,6 +189,16 @@ def fit(
     return result
 
 
+def plan(cfg: DictConfig, first_update: int) -> str:
+    """What a run is going to do, in a line."""
+    updates = f"{cfg.updates - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
+    over = ""
+    if "episodes" in cfg.eval:
+        interim = cfg.eval.get("interim_episodes") or cfg.eval.episodes
+        over = f" over {interim} episodes" + (f", {cfg.eval.episodes} at the end" * (interim != cfg.eval.episodes))
+    return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Refuse what no run can be made of.
 
@@ -196,6 +210,10 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    interim = cfg.eval.get("interim_episodes")
+    if interim is not None and not (type(interim) is int and 1 <= interim <= cfg.eval.episodes):
+        most = f"eval.episodes={cfg.eval.episodes}"
+        raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number from 1 to {most}")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
@@ -315,13 +333,21 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
 
 
 def final_scores(run: RunFolder) -> dict[str, Any]:
-    """The last evaluation, the mean of the last three, and over how much each was."""
+    """The last evaluation and over how much it was, the mean of the last three, and the best with its update.
+
+    The best is that of the evaluation's first number, the earliest where several are. It is there to be compared with
+    the others, not to be quoted: picked among noisy evaluations, it flatters.
+    """
     evaluations = read_evaluations(run)
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
-    recent = {key: float(np.mean([e[key] for e in evaluations[-FINAL_EVALUATIONS:]])) for key in keys}
+    recent = evaluations[-SCORES["last3"] :]
+    means = {key: float(np.mean([e[key] for e in recent])) for key in keys}
     over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
-    return {"final": last, "mean_of_last_three": recent, **over}
+    choose = min if known_metric(keys[0]).lower_is_better else max
+    best = choose(evaluations, key=lambda e: e[keys[0]])
+    best = {name: best[name] for name in (keys[0], "updates", "episodes") if name in best}
+    return {"final": last, "mean_of_last_three": means, "best": best, **over}
 
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
@@ -329,6 +355,11 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table = Table(title=result["env"], show_header=False)
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
+    key = next(iter(result["final"]))
+    table.add_row(f"{score_name(key)}, mean of last three", format_score(key, result["mean_of_last_three"][key]))
+    best = result["best"]
+    over = f" ({best['episodes']} episodes)" if "eval/return" in result["final"] else ""
+    table.add_row(f"{score_name(key)}, best", f"{format_score(key, best[key])} at update {best['updates']:,}{over}")
     kind = "episodes" if "eval/return" in result["final"] else "samples"
     over = f"{result['transitions']:,} transitions" if "transitions" in result else f"{result['episodes']} {kind}"
     table.add_row("evaluated over", over)
@@ -337,9 +368,11 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
         table.add_row("alpha", f"{result['alpha']:g}")
     table.add_row("seed", f"{result['seed']}")
     table.add_row("updates", f"{result['updates']:,} at {result['updates_per_second']:.1f} per second")
-    table.add_row("time", f"{result['seconds']:.0f} s, evaluations included")
+    table.add_row("time", f"{format_seconds(result['seconds'])}, evaluations included")
     table.add_row("data", f"{result['dataset']} ({result['data']})")
     console.print(table, highlight=False)
+    if found := unsteady(read_evaluations(run)):
+        console.print(f"[bold yellow]{found}[/]. {DEPENDS_ON_WHEN}", highlight=False)
     # Below the table and unwrapped: these lines are there to be copied.
     for what in (
         f"run folder  {run.path}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.data.transitions import Batch, Chunk, DataSpec
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, require
 from mfrl.policy import Policy
 
 
@@ -131,3 +132,35 @@ class OfflineAlgorithm(L.LightningModule):
         self.updates = checkpoint["updates"]
         # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
         checkpoint.pop("loops", None)
+
+
+def averaged(actor: nn.Module, rate: float | None) -> nn.Module | None:
+    """A copy of the actor that acts in its place and follows its weights by :func:`follow_`, outside the gradient.
+
+    The last iterate at a constant learning rate keeps moving, and a policy that drives into a wall one update later
+    fails all of its episodes at once; its average over some 1 / rate updates does not move (Polyak and Juditsky 1992).
+
+    Args:
+        rate: of the average, ``algo.actor_average``; None: the actor acts itself, and there is no copy.
+
+    Raises:
+        ConfigError: for a rate outside (0, 1].
+    """
+    if rate is None:
+        return None
+    require("algo.actor_average", 0.0 < rate <= 1.0, rate, "in (0, 1], or null")
+    return copy.deepcopy(actor).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow_(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- target + rate (source - target), parameter by parameter and in place."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def averaging_rate(k: int, rate: float) -> float:
+    """Rate of the average at update k: of all weights so far until that is ``rate``, so that none lags behind a start.
+
+    The initial weights are thus left out altogether: the rate of update 0 is 1.
+    """
+    return max(rate, 1.0 / (k + 1))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
 from mfrl.data.transitions import Batch, DataSpec
@@ -74,6 +74,8 @@ class FQL(OfflineAlgorithm):
             normalize_q_loss; "gradient" is ours, see :class:`MeanFlowQL`; "none" is the published setting.
         sigma: standard deviation of the noise.
         actor_lr, critic_lr: of Adam; the flow's and the policy's, and the critic's.
+        actor_average: act with an average of the policy's weights, see :class:`MeanFlowQL`; None is the published
+            setting.
         compile: compile the loss with torch.compile.
         variant: the chosen reformulation: ``{name: none}`` is all it may be.
 
@@ -101,6 +103,7 @@ class FQL(OfflineAlgorithm):
         sigma: float = 1.0,
         actor_lr: float = 3e-4,
         critic_lr: float = 3e-4,
+        actor_average: float | None = None,
         compile: bool = False,
         variant: Mapping[str, Any] | None = None,
     ) -> None:
@@ -119,6 +122,7 @@ class FQL(OfflineAlgorithm):
 
         self.flow = self.network(actor)
         self.actor = self.network(actor)
+        self.actor_average, self.averaged_actor = actor_average, averaged(self.actor, actor_average)
         self.critic = self.network(critic)
         self.target_critic = self.network(critic).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -134,7 +138,8 @@ class FQL(OfflineAlgorithm):
 
     def policy(self) -> StudentPolicy:
         """What acts in an environment; shares the networks being trained. One action is drawn, and taken."""
-        return StudentPolicy(self.actor, self.normalizer, self.spec.action_dim, self.sigma, self.target_critic)
+        actor = self.averaged_actor or self.actor
+        return StudentPolicy(actor, self.normalizer, self.spec.action_dim, self.sigma, self.target_critic)
 
     # ---- losses: pure functions of the parameters, a batch and random numbers
 
@@ -197,7 +202,7 @@ class FQL(OfflineAlgorithm):
         return self.loss(batch, self.noise(0, len(batch.actions), "held out"))[1]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the three optimisers, then the target critic's average."""
+        """One step of the three optimisers, then the averages."""
         loss, metrics = self._loss(batch, self.noise(self.updates, len(batch.actions)))
         optimizers = dict(zip(self.optimizer_names, self.optimizers(), strict=True))
         for optimizer in optimizers.values():
@@ -207,8 +212,9 @@ class FQL(OfflineAlgorithm):
             gradients = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
             metrics[f"{name}_grad_norm"] = get_total_norm(gradients)
             optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        follow_(self.target_critic, self.critic, self.tau)
+        if self.averaged_actor is not None:
+            follow_(self.averaged_actor, self.actor, averaging_rate(self.updates, self.actor_average))
         metrics["alpha"] = loss.new_full((), self.alpha)
         return metrics
 

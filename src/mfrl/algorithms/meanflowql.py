@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.meanflow import (
@@ -80,6 +80,8 @@ class MeanFlowQL(OfflineAlgorithm):
         sigma: standard deviation of the noise.
         actor_lr, critic_lr, actor_warmup, actor_lr_floor, max_grad_norm: of the two Adam optimisers; the actor's rate
             warms up over a share of the updates and falls to a share of itself.
+        actor_average: act with an average of the actor's weights over some 1 / actor_average updates; None, the
+            published setting, acts with the weights themselves. Training is the same either way.
         compile: compile the loss with torch.compile.
 
     Raises:
@@ -117,6 +119,7 @@ class MeanFlowQL(OfflineAlgorithm):
         actor_warmup: float = 0.05,
         actor_lr_floor: float = 0.1,
         max_grad_norm: float = 1.0,
+        actor_average: float | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(spec, updates, seed, encoder)
@@ -144,6 +147,7 @@ class MeanFlowQL(OfflineAlgorithm):
 
         second = {"two_times": True} if reformulation.two_times else {}
         self.actor = self.network(actor, **second)
+        self.actor_average, self.averaged_actor = actor_average, averaged(self.actor, actor_average)
         self.critic = self.network(critic)
         self.target_critic = self.network(critic).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -169,7 +173,7 @@ class MeanFlowQL(OfflineAlgorithm):
     def policy(self) -> OneStepPolicy:
         """What acts in an environment; shares the networks being trained."""
         return OneStepPolicy(
-            self.actor,
+            self.averaged_actor or self.actor,
             self.target_critic,
             self.reformulation,
             self.normalizer,
@@ -260,7 +264,7 @@ class MeanFlowQL(OfflineAlgorithm):
         return self.loss(batch, self.noise(0, len(batch.actions), "held out"), self.alpha.alpha)[1]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of both optimisers, then the target critic's average and the schedules."""
+        """One step of both optimisers, then the averages and the schedules."""
         actor_optimizer, critic_optimizer = self.optimizers()
         actor_schedule = self.lr_schedulers()
 
@@ -272,8 +276,9 @@ class MeanFlowQL(OfflineAlgorithm):
         metrics["critic_grad_norm"] = clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
         actor_optimizer.step()
         critic_optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        follow_(self.target_critic, self.critic, self.tau)
+        if self.averaged_actor is not None:
+            follow_(self.averaged_actor, self.actor, averaging_rate(self.updates, self.actor_average))
         metrics["alpha"] = self.alpha.alpha.clone()
         self.alpha.step(self.updates, metrics["flow_loss"].detach())
         actor_schedule.step()

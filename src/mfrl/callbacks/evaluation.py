@@ -30,6 +30,9 @@ FPS = 15
 class Evaluate(L.Callback):
     """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
 
+    On the way the first ``interim_episodes`` of these may do: while the policy still fails, every episode lasts as
+    long as the environment lets it.
+
     Losses on the validation split, if there is one, are logged as ``val/...`` at the same updates. Each evaluation is
     one line of ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for
     mazes, paths and values) go to TensorBoard.
@@ -38,6 +41,7 @@ class Evaluate(L.Callback):
         spec: the environment.
         run_dir: where ``eval.jsonl`` and ``videos/`` lie.
         every, episodes, num_envs, workers, seed: of the evaluation.
+        interim_episodes: of every evaluation but that of the last update; None: ``episodes`` too.
         videos: how many episodes to film each time; 0 needs no renderer.
         progress: the bar to report to.
     """
@@ -53,9 +57,11 @@ class Evaluate(L.Callback):
         seed: int,
         videos: int,
         progress: Progress,
+        interim_episodes: int | None = None,
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
+        self.interim_episodes = episodes if interim_episodes is None else interim_episodes
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
         self._evaluator: Evaluator | None = None
@@ -84,15 +90,16 @@ class Evaluate(L.Callback):
             self._evaluator = None
 
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
+        episodes = self.episodes if pl_module.updates == pl_module.total_updates else self.interim_episodes
+        task = self.progress.bar.add_task("evaluate", total=episodes, note="")
         policy = pl_module.policy()
         result = self._evaluator.run(
             policy,
-            self.episodes,
+            episodes,
             progress=lambda done, total, success: self.progress.bar.update(
                 task, completed=done, total=total, note=f"success {success:.2f}"
             ),
-            record_paths=self.episodes if self._layout else 0,
+            record_paths=episodes if self._layout else 0,
             video_episodes=self.videos,
         )
         self.progress.bar.remove_task(task)

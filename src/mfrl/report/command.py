@@ -121,6 +121,9 @@ def show(made: Report, out: Path, console: Console) -> None:
             f"[bold]{escape(task.name)}[/]\n{escape(provenance)}",
             "\n".join(notes),
         )
+        if unsteady := tables.unsteady_lines(rows):
+            console.print(f"[bold yellow]{tables.DEPENDS_ON_WHEN}[/]", highlight=False, soft_wrap=True)
+            console.print(*map(escape, unsteady), sep="\n", highlight=False, soft_wrap=True)
     if made.overall:
         _print(console, tables.overall_table(made, narrow=True), "[bold]over tasks[/]")
     if not made.rows:

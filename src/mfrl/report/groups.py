@@ -69,8 +69,16 @@ _KNOWN = {
     )
 }
 _PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name)
+_OUT_OF_A_HUNDRED = (NORMALIZED.name, SUCCESS.name)
 
 SCORES = {"final": 1, "last3": 3}  # evaluations averaged
+UNSTEADY = 20.0  # of 100: a final evaluation so far from the mean of the last three is no score to quote alone
+
+
+def known_metric(name: str) -> Metric:
+    """How a number of an evaluation is shown and which way it is better; of an unknown one, a loss or error is better
+    lower."""
+    return _KNOWN.get(name, Metric(name, lower_is_better=name.endswith(("_loss", "_error"))))
 
 
 @dataclass(frozen=True)
@@ -252,7 +260,7 @@ def score_of(run: Run, metric: str | None = None, score: str | None = None) -> S
     if score is None:
         pixels = run.result["dataset"].startswith("visual-")
         score = "last3" if run.suite == "ogbench" and not pixels else "final"
-    shown = _KNOWN.get(metric, Metric(metric))
+    shown = known_metric(metric)
     recent = run.evaluations[-SCORES[score] :]
     values = [evaluation.get(metric) for evaluation in recent]
     if not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
@@ -260,6 +268,31 @@ def score_of(run: Run, metric: str | None = None, score: str | None = None) -> S
         raise KeyError(f"no finite {metric} in its last evaluations (eval.jsonl has {known})")
     episodes = sum(int(e.get("episodes", len(e.get("returns", [])))) for e in recent)
     return Score(shown, shown.factor * float(np.mean(values)), len(recent), episodes)
+
+
+@dataclass(frozen=True)
+class Unsteady:
+    """A success or normalised score that depends on when one looks, in the metric's unit."""
+
+    metric: Metric
+    final: float
+    last_three: float
+
+    def __str__(self) -> str:
+        final, mean = self.metric.format(self.final), self.metric.format(self.last_three)
+        return f"{self.metric.label}: {final} at the end, {mean} in the mean of the last three evaluations"
+
+
+def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
+    """Whether a run's final evaluation differs by more than ``UNSTEADY`` from the mean of its last three."""
+    for name in _OUT_OF_A_HUNDRED:
+        metric = known_metric(name)
+        values = [e[name] for e in evaluations[-SCORES["last3"] :] if isinstance(e.get(name), int | float)]
+        if values:
+            final, mean = metric.factor * values[-1], metric.factor * float(np.mean(values))
+            if abs(final - mean) > UNSTEADY:
+                return Unsteady(metric, final, mean)
+    return None
 
 
 def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
