@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -257,6 +258,14 @@ def test_the_policy_acts_with_the_networks_in_training():
     assert acting.sigma == 0.7
     torch.testing.assert_close(acting.normalizer.mean, torch.tensor(SPEC.observation_mean, dtype=torch.float64))
     torch.testing.assert_close(acting.normalizer.std, torch.tensor(SPEC.observation_std, dtype=torch.float64))
+
+
+def test_what_no_rewards_can_add_up_to_does_not_choose_where_candidates_are_clipped():
+    assert algorithm(discount=0.9).policy().ceiling == math.inf
+    assert algorithm(discount=0.9, clip_candidates=True).policy().ceiling == 0.0  # rewards from -1 to 0
+    spec = replace(SPEC, reward_min=-1.0, reward_max=2.0)
+    module = MeanFlowQL(spec, tiny_dit, tiny_critic, RESIDUAL, updates=10, discount=0.9, clip_candidates=True)
+    assert module.policy().ceiling == pytest.approx(20.0)
 
 
 # ---- normalised Q

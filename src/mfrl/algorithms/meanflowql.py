@@ -73,6 +73,8 @@ class MeanFlowQL(OfflineAlgorithm):
         time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
         q_aggregation: of the ensemble in the Bellman target: "mean" or "min".
         clip_targets: keep Bellman targets within what the data's rewards can add up to.
+        clip_candidates: when acting, let no candidate count for more than that: where the critic promises the
+            impossible, it does not choose, and the policy acts as its actor does.
         normalize_q: makes alpha independent of the reward scale: "value" divides L_q by mean |Q|, "gradient" gives
             the critic's pull on the actions a mean length of 1, "none" is the published default.
         bound_weight: weight of the bound loss.
@@ -108,6 +110,7 @@ class MeanFlowQL(OfflineAlgorithm):
         time_steps: int | None = 50,
         q_aggregation: str = "mean",
         clip_targets: bool = False,
+        clip_candidates: bool = False,
         normalize_q: str = "none",
         bound_weight: float = 1.0,
         gamma_adaptive: float = 0.8,
@@ -158,6 +161,7 @@ class MeanFlowQL(OfflineAlgorithm):
         self.num_candidates = num_candidates
         self.discount, self.tau = discount, tau
         self.value_range = spec.value_range(discount) if clip_targets else None
+        self.ceiling = spec.value_range(discount)[1] if clip_candidates else math.inf
         self.aggregate = Q_AGGREGATION[q_aggregation]
         self.normalize_q = normalize_q
         self.bound_weight, self.sigma, self.time_steps = bound_weight, sigma, time_steps
@@ -180,6 +184,7 @@ class MeanFlowQL(OfflineAlgorithm):
             self.spec.action_dim,
             self.sigma,
             self.num_candidates,
+            self.ceiling,
         )
 
     # ---- losses: pure functions of the parameters, a batch and random numbers
