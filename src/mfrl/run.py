@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import re
 import zipfile
@@ -45,6 +46,23 @@ class RunFolder:
             except OSError as error:
                 raise ConfigError(f"run_dir={wanted} cannot be made: {error.strerror or error}") from error
 
+    @classmethod
+    def of(cls, checkpoint: Path) -> RunFolder:
+        """The folder that a checkpoint lies in, by the way it was named or, of links, by where they lead.
+
+        ``checkpoints`` or ``last.ckpt`` may be a link to another disk, and a checkpoint a link into a run folder.
+
+        Raises:
+            CheckpointError: it lies in none.
+        """
+        for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve()):
+            if (path.parents[1] / "config.yaml").is_file():
+                return cls(path.parents[1].resolve())
+        folder = Path(os.path.abspath(checkpoint)).parents[1]
+        raise CheckpointError(
+            f"{checkpoint} lies in no run folder, so there is no run to resume (no {folder}/config.yaml)"
+        )
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -69,7 +87,7 @@ class RunFolder:
         path = self.path / "overrides.yaml"
         now = [override for override in overrides if not override.startswith("resume=")]
         # With `resume=` only what is new was given; otherwise everything.
-        earlier = list(OmegaConf.load(path)) if path.exists() and len(now) < len(overrides) else []
+        earlier = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() and len(now) < len(overrides) else []
         write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
 
     @contextmanager
@@ -144,6 +162,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     holds = {f"mfrl.{name}": isinstance(record, dict) and isinstance(record.get(name), dict) for name in RECORD}
     holds["state_dict"] = isinstance(checkpoint.get("state_dict"), dict)
     holds["updates"] = type(checkpoint.get("updates")) is int and checkpoint["updates"] >= 0
+    if holds["mfrl.provenance"]:
+        holds["mfrl.provenance.dataset"] = isinstance(record["provenance"].get("dataset"), str)
+        holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)
     if wrong := [name for name, held in holds.items() if not held]:
         raise CheckpointError(f"{path} is not as mfrl wrote it: its {wrong[0]} is missing or of another kind")
     return checkpoint
