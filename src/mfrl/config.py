@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
 
-from mfrl.errors import CheckpointError, ConfigError, MfrlError, did_you_mean, require
+from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
 
 CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
@@ -54,7 +54,10 @@ def build(node: DictConfig) -> Any:
 
 
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
-    """The LightningModule of a configuration, for data of the given spec."""
+    """The LightningModule of a configuration that the user composed, for data of the given spec.
+
+    One out of a checkpoint is built by :class:`mfrl.saved.Saved`.
+    """
     return build(cfg.algo)(spec=spec)
 
 
@@ -119,41 +122,3 @@ def settings_of(node: DictConfig) -> dict[str, str]:
 def _given_by(key: str, overrides: list[str]) -> str:
     given = [text for text in overrides if text.lstrip("+").startswith((f"{key}=", "experiment="))]
     return " or ".join(given) or "the configuration"
-
-
-def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> None:
-    """A configuration out of a checkpoint may build mfrl's own classes only.
-
-    Hydra calls whatever ``_target_`` names; from a file somebody else made, that must not be an arbitrary function.
-
-    Args:
-        trusted: further packages whose classes are allowed, e.g. the user's own networks.
-
-    Raises:
-        CheckpointError: naming the target.
-    """
-    allowed = ("mfrl", *trusted)
-
-    def visit(node: Any) -> None:
-        if isinstance(node, dict):
-            if "_target_" in node:
-                check(node["_target_"])
-            for value in node.values():
-                visit(value)
-        elif isinstance(node, list):
-            for value in node:
-                visit(value)
-
-    def check(name: Any) -> None:
-        # The name must lie in an allowed package, and so must the class found there: mfrl.x.os.system does not.
-        if isinstance(name, str) and name.split(".")[0] in allowed:
-            found = get_object(name)
-            if inspect.isclass(found) and found.__module__.split(".")[0] in allowed:
-                return
-        raise CheckpointError(
-            f"the checkpoint asks to build {name!r}, which is not a class of mfrl. If you trust the file and the "
-            f"package, say so: trust=[{str(name).split('.')[0]}]"
-        )
-
-    # Resolved: ${network.actor} would hide the node it stands for.
-    visit(OmegaConf.to_container(cfg, resolve=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,6 @@ from mfrl.config import (
     among,
     build,
     build_algorithm,
-    refuse_foreign_targets,
     refuse_settings_of_another_algorithm,
     refuse_settings_of_another_evaluation,
 )
@@ -42,6 +42,7 @@ from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
+from mfrl.saved import WHOLE, Saved, settle
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
@@ -59,18 +60,22 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
     if resumed := cfg.resume:
-        checkpoint = find_checkpoint(cfg.resume).resolve()
+        checkpoint = find_checkpoint(cfg.resume)
+        run = RunFolder.of(checkpoint)
         saved = load_checkpoint(checkpoint)
-        cfg = continued(checkpoint, saved, cfg, overrides)
-    check_settings(cfg)
-    refuse_settings_of_another_algorithm(cfg, overrides)
-    refuse_settings_of_another_evaluation(cfg, overrides)
+        cfg, trusted = continued(run, checkpoint, saved, cfg, overrides), tuple(cfg.trust)
+        check_settings(cfg)
+    else:
+        settle(cfg)
+        check_settings(cfg)
+        refuse_settings_of_another_algorithm(cfg, overrides)
+        refuse_settings_of_another_evaluation(cfg, overrides)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if resumed:
-        run = RunFolder(checkpoint.parents[1])
+        parts = restored(cfg, trusted, overrides, console)
         with run.locked():
-            return fit(cfg, overrides, console, run, checkpoint, saved)
+            return fit(cfg, overrides, console, run, checkpoint, saved, parts)
     if cfg.existing == "new":
         return fit(cfg, overrides, console)
     run = RunFolder(Path(cfg.run_dir))
@@ -92,6 +97,7 @@ def fit(
     run: RunFolder | None = None,
     checkpoint: Path | None = None,
     saved: dict[str, Any] | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Build everything, train and evaluate.
 
@@ -99,12 +105,17 @@ def fit(
         cfg, overrides, console: as for :func:`train`.
         run: the folder to train in, locked; None: a new one.
         checkpoint, saved: to go on from: the file and what is in it.
+        parts: what builds data, algorithm and evaluation of a configuration that is not the user's own but the
+            checkpoint's; None: Hydra, from ``cfg``.
     """
     first_update = saved["updates"] if saved else 0
 
     L.seed_everything(cfg.seed, verbose=False)
-    data = build(cfg.data)
-    fetch_missing(cfg, data, console)
+    if parts is None:
+        data = build(cfg.data)
+        fetch_missing(cfg, data, console)
+    else:
+        data = parts["data"]()  # and what is not there is not fetched: where from and where to, the user has to say
     data.setup()
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
@@ -118,7 +129,7 @@ def fit(
     provenance = data.provenance()
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
-    module = build_algorithm(cfg, data.spec)
+    module = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
@@ -131,13 +142,15 @@ def fit(
         "config": plain,
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
+        "action_bounds": data.action_bounds,
         "provenance": provenance,
         "versions": versions(),
     }
     interim = cfg.eval.get("interim_episodes")
     final_share = cfg.eval.episodes / interim if interim else 1.0
     progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every)
-    evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
+    evaluation = parts["eval"] if parts else build(cfg.eval)
+    evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
     tensorboard = TensorBoardLogger(
@@ -147,8 +160,8 @@ def fit(
     tensorboard.experiment.add_custom_scalars(layout(samples, critic))
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
-    what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
-    console.print(what, highlight=False, soft_wrap=True)
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {run.path}"))
+    console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with lock:
@@ -246,6 +259,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     run = read_run(path)
     if not run.config:
         raise RefusedRun(f"{path}: {run.reason}; move the folder away to begin anew")
+    settle(cfg)
     now, before = flatten(OmegaConf.to_container(cfg, resolve=False)), run.config
     for key in now | before:
         if among(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
@@ -259,19 +273,29 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     return run.result if run.status == FINISHED else None
 
 
-def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that is resumed, with what is overridden now.
+def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that is resumed, with what is overridden now; nothing in it is built or evaluated.
+
+    Args:
+        run, path, saved: the run's folder, the checkpoint and what is in it.
+        cfg, overrides: what is composed and given now.
 
     Raises:
         RefusedRun: for overrides that would make it another run or that it has no use for, or where there is nothing
             left to do.
-        CheckpointError: for a checkpoint outside a run folder, or one that asks for foreign classes.
+        CheckpointError: for a configuration that is more than settings and references among them.
     """
-    if not (path.parents[1] / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{path} lies in no run folder, so there is no run to resume (no {path.parents[1]}/config.yaml)"
-        )
+    Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
     old = OmegaConf.create(saved["mfrl"]["config"])
+    for part in ("algo", "data", "eval", "log", "checkpoint"):
+        if not isinstance(old.get(part), DictConfig):
+            raise CheckpointError(
+                f"{path} does not hold the configuration of a run: its {part} is no group of settings"
+            )
+    for part in ("log", "checkpoint"):
+        if unknown := old[part].keys() - cfg[part].keys():
+            raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
+        old[part] = OmegaConf.merge(cfg[part], old[part])  # with what came later, as it is by default
     if "_target_" not in old.eval:  # a run from before there was a choice
         old.eval = {"_target_": "mfrl.callbacks.Evaluate", "_partial_": True, **old.eval}
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
@@ -286,15 +310,51 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
             raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
-    old.trainer = cfg.trainer  # of this installation, not out of the file
-    if "trust" in old.data:
-        old.data.trust = cfg.trust  # said now, not by the file
-    for part in (old.algo, old.data, old.eval):
-        refuse_foreign_targets(part, tuple(cfg.trust))
-    complete = read_run(path.parents[1]).status == FINISHED
+    # Of this installation and of the user, not out of the file.
+    old.trainer, old.trust = cfg.trainer, cfg.trust
+    complete = read_run(run.path).status == FINISHED
     if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
         raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
+
+
+Parts = dict[str, Callable[..., Any]]
+
+
+def restored(cfg: DictConfig, trusted: tuple[str, ...], overrides: list[str], console: Console) -> Parts:
+    """What builds the parts of a resumed run, each of them checked.
+
+    The data are looked for where the run had them, unless ``data_dir=`` is given now, so that a run goes on without
+    being told again. But that place is named by a file: it is read and not written to. Prepared data that are not there
+    are kept below ``$XDG_CACHE_HOME``, unless the user names another place with ``data.cache=``.
+
+    Args:
+        cfg: from :func:`continued`.
+        trusted: packages of the user.
+        overrides: what is given now.
+
+    Raises:
+        CheckpointError: for an interpolation that is no reference, or a class that a checkpoint may not build.
+    """
+    saved = Saved(OmegaConf.to_container(cfg, resolve=False), trusted)
+    parts = {part: saved.check(part) for part in WHOLE}
+    named = {text.lstrip("+").partition("=")[0] for text in overrides}
+    build_data, cache = parts["data"], saved.plain("data").get("cache")
+    if "data.cache" in named or ("data_dir" in named and not isinstance(cache, str)):
+        return parts
+    if isinstance(cache, str):
+        console.print(
+            escape(f"what is prepared in {cache} is read; to write there as well, say data.cache={cache}"),
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def read_only() -> OfflineData:
+        data = build_data()
+        data.writes_apart = True
+        return data
+
+    return parts | {"data": read_only}
 
 
 def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.errors import DivergedError
 from mfrl.files import replacing
+from mfrl.run import load_checkpoint
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint where it is asked to, and reads none that is damaged.
+
+    Lightning's own writes to the system's folder for temporary files first, which may be full, small or missing while
+    the run's disk has room.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch hides why a write failed; from here it is an OSError
+        torch.save(checkpoint, buffer)
+        Path(path).write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
 
 
 class Checkpoint(L.Callback):
@@ -28,6 +47,9 @@ class Checkpoint(L.Callback):
     def __init__(self, folder: str | Path, every: int, keep_all: bool, extra: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self.every, self.keep_all, self.extra = every, keep_all, extra
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = InPlace()
 
     @property
     def last(self) -> Path:

@@ -297,18 +297,19 @@ def _random(
 
 
 def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tuple[str, ...]) -> Plan:
-    from mfrl.eval import load_algorithm
+    from mfrl.eval import load_algorithm, recorded_env
     from mfrl.run import find_checkpoint
+    from mfrl.saved import Saved
 
     file = find_checkpoint(path)
     module, record = load_algorithm(file, trust)
-    spec = EnvSpec(**record["env"] | {"trust": trust})
+    spec = recorded_env(record, trust)
     if spec.suite == "toy":
         raise CollectError(f"{file} was trained on {spec.env_id}, which has no environment to collect in")
     made = _recorded_env(spec, sizes[2])
     noise = noise or 0.0
     episodes, steps = _default(sizes)
-    algorithm = record["config"]["algo_name"]
+    algorithm = str(Saved(record["config"]).plain("algo_name"))
     return Plan(
         env=made,
         eval_spec=_recorded_spec(spec),

@@ -164,11 +164,12 @@ class MinariData(OfflineData):
             return
         if not self.folder.is_dir():
             raise DataError(self._how_to_get())
-        cache = Cache(self.data_dir, self.cache, self.memory_gib)
+        cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         prepared = self._prepared(cache)
         description = Description(**prepared.facts["description"])
         self.env = self._environment(description)
+        self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
         (everything,) = loaded(cache, [prepared])
         everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
         train, val = split(everything, self.val_fraction)

@@ -116,7 +116,7 @@ class OGBenchData(OfflineData):
         for path in (*train_paths, *val_paths):
             if not path.is_file():
                 raise DataError(self._how_to_get(path))
-        cache = Cache(self.data_dir, self.cache, self.memory_gib)
+        cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         simulator = Simulator(self.env.env_id)
         try:
@@ -133,6 +133,7 @@ class OGBenchData(OfflineData):
             self.train.starts, known = keep_trajectories(self.train.starts, self.fraction, self.seed), None
         self.spec = summarise(self.train, self.normalize, known)
         normalize_(self.spec, self.train, self.val)
+        self.action_bounds = self.spec.action_dim * [-1.0], self.spec.action_dim * [1.0]  # of every OGBench environment
         self.warnings += cache.warnings
         if not bool((self.train.masks[self.train.starts] == 0).any()):
             self.warnings.append(
