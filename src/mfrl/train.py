@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mfrl.callbacks import Checkpoint, Monitor, Progress
+from mfrl import signals
+from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
 from mfrl.config import (
     BOOKKEEPING,
@@ -56,6 +59,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         overrides: what the user changed, for overrides.yaml.
         console: where to tell about it; None: on stderr.
     """
+    signals.forget()
     console = console or Console(stderr=True)
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
@@ -129,6 +133,7 @@ def fit(
     provenance = data.provenance()
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
+    L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
     module = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
@@ -151,30 +156,33 @@ def fit(
     progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every)
     evaluation = parts["eval"] if parts else build(cfg.eval)
     evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
+    checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
-    callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
+    callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
+    rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
     tensorboard = TensorBoardLogger(
         run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
     )
     samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
     tensorboard.experiment.add_custom_scalars(layout(samples, critic))
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
-    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
+    # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
+    alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
+    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
     env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {run.path}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    with lock:
-        with suppress(SystemExit):  # Lightning's answer to Ctrl-C
+    with lock, signals.handled_by(signals.note_once):
+        try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
-            evaluate.on_train_start(trainer, module)
-            evaluate.teardown(trainer, module, "fit")
-        if module.updates < cfg.updates:
-            on = f"go on with:  mfrl train resume={run.path}"
-            if not run.last_checkpoint.is_file():
-                on = f"no checkpoint was due before (checkpoint.every={cfg.checkpoint.every}), so it has to begin anew"
-            raise InterruptedRun(f"stopped at update {module.updates:,}; {on}")
+            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
+                try:
+                    evaluate.on_train_start(trainer, module)
+                finally:
+                    evaluate.teardown(trainer, module, "fit")
+        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
+            raise InterruptedRun(how_to_go_on(run, module.updates, checkpoints), signals.received()) from None
 
     result = {
         "env": data.env.env_id,
@@ -212,6 +220,16 @@ def plan(cfg: DictConfig, first_update: int) -> str:
     return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
 
 
+def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
+    """Where a run was stopped, what of it is saved, and the command that goes on."""
+    where = f"stopped at update {update:,}"
+    if update and checkpoints.saved != update:
+        where += f", which could not be saved ({checkpoints.problem})" if checkpoints.problem else ", unsaved"
+    if not run.last_checkpoint.is_file():
+        return f"{where}; there is no checkpoint, so it has to begin anew"
+    return f"{where}; go on with:  mfrl train resume={run.path}"
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Refuse what no run can be made of.
 
@@ -227,6 +245,8 @@ def check_settings(cfg: DictConfig) -> None:
     if interim is not None and not (type(interim) is int and 1 <= interim <= cfg.eval.episodes):
         most = f"eval.episodes={cfg.eval.episodes}"
         raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number from 1 to {most}")
+    if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
+        raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
