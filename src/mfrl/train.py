@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from mfrl.config import (
 )
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
-from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
+from mfrl.errors import CheckpointError, ConfigError, DataError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
 from mfrl.report.runs import FINISHED, flatten, read_run
@@ -43,6 +43,7 @@ from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluatio
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
+PRECISIONS = ("32-true", "bf16-mixed")
 FINAL_EVALUATIONS = 3  # OGBench's protocol reports the mean of the last three
 
 
@@ -198,6 +199,13 @@ def check_settings(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+        raise ConfigError(f"seed={cfg.seed} must be a whole number from 0 to {2**32 - 1}")
+    if (precision := cfg.trainer.precision) not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
+            "they are clipped, which then keeps next to nothing of them, and nothing else was tried"
+        )
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
     if not isinstance(cfg.accelerator, str):
         raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
@@ -302,7 +310,14 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
 
     if there() or (cfg.collect is None and not cfg.download):
         return
-    with one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"))
+        except OSError as error:
+            raise DataError(
+                f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): choose "
+                "another folder with data_dir=, or have it put there by somebody who may"
+            ) from error
         if there():
             return
         how = "downloading it" if cfg.collect is None else "collecting it in the simulator"

@@ -94,11 +94,15 @@ class OfflineAlgorithm(L.LightningModule):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time."""
-        start = time.perf_counter()
+        """Around what is no training (an evaluation, a checkpoint): throughput does not count its time, and networks
+        are in evaluation mode (no dropout); afterwards each is in the mode it was in."""
+        start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
+        self.eval()
         try:
             yield
         finally:
+            for module, training in modes:
+                module.training = training
             self.seconds_aside += time.perf_counter() - start
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
