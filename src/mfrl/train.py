@@ -199,8 +199,6 @@ def check_settings(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
-    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
-        raise ConfigError(f"seed={cfg.seed} must be a whole number from 0 to {2**32 - 1}")
     if (precision := cfg.trainer.precision) not in PRECISIONS:
         raise ConfigError(
             f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
@@ -315,8 +313,8 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
             stack.enter_context(one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"))
         except OSError as error:
             raise DataError(
-                f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): choose "
-                "another folder with data_dir=, or have it put there by somebody who may"
+                f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): "
+                "choose another folder with data_dir=, or have it put there by somebody who may"
             ) from error
         if there():
             return

@@ -31,8 +31,8 @@ class Evaluate(L.Callback):
     """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
 
     Losses on the validation split, if there is one, are logged as ``val/...`` at the same updates. Each evaluation is
-    one line of ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for
-    mazes, paths and values) go to TensorBoard.
+    one line of ``eval.jsonl`` with every episode's seed, return, length and, where the environment tells it, success.
+    The figures (action samples; for mazes, paths and values) go to TensorBoard.
 
     Args:
         spec: the environment.
@@ -90,7 +90,7 @@ class Evaluate(L.Callback):
             policy,
             self.episodes,
             progress=lambda done, total, success: self.progress.bar.update(
-                task, completed=done, total=total, note=f"success {success:.2f}"
+                task, completed=done, total=total, note="" if success is None else f"success {success:.2f}"
             ),
             record_paths=self.episodes if self._layout else 0,
             video_episodes=self.videos,
@@ -108,7 +108,7 @@ class Evaluate(L.Callback):
         k = pl_module.updates
         layout, policy, data = self._layout, pl_module.policy(), trainer.datamodule.train
         writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
-        if layout is not None:
+        if layout is not None and result.successes is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
