@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -37,7 +36,7 @@ from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
 from mfrl.errors import CheckpointError, ConfigError, DataError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
-from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
+from mfrl.loggers import MetricsCSV, TensorBoard, compared, log_outcome
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
 from mfrl.sweep import JobConsole
@@ -134,15 +133,17 @@ def fit(
         "provenance": provenance,
         "versions": versions(),
     }
-    progress, monitor = Progress(console), Monitor(cfg.log.every)
+    progress, monitor = Progress(console), Monitor(cfg.log.every, console)
     evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
-    tensorboard = TensorBoardLogger(
-        run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
+    tensorboard = TensorBoard(
+        run.path.parent,
+        name=run.path.name,
+        version="",
+        purge_step=first_update + 1 if first_update else None,
+        critic="critic" in module.optimizer_names,
     )
-    samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
-    tensorboard.experiment.add_custom_scalars(layout(samples, critic))
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
     what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
@@ -172,6 +173,7 @@ def fit(
         **final_scores(run),
         "seconds": round(time.perf_counter() - started, 2),
         "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
+        "warnings": [*data.warnings, *monitor.explosions.warnings],
         "versions": versions(),
     }
     scores = {
@@ -332,9 +334,11 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
     evaluations = read_evaluations(run)
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
-    recent = {key: float(np.mean([e[key] for e in evaluations[-FINAL_EVALUATIONS:]])) for key in keys}
+    recent = evaluations[-FINAL_EVALUATIONS:]
+    # Some environments tell of a success only where there is one: then not every evaluation has the key.
+    means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
     over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
-    return {"final": last, "mean_of_last_three": recent, **over}
+    return {"final": last, "mean_of_last_three": means, **over}
 
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
@@ -353,6 +357,8 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table.add_row("time", f"{result['seconds']:.0f} s, evaluations included")
     table.add_row("data", f"{result['dataset']} ({result['data']})")
     console.print(table, highlight=False)
+    for warning in result["warnings"]:
+        console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     # Below the table and unwrapped: these lines are there to be copied.
     for what in (
         f"run folder  {run.path}",

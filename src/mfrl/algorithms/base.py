@@ -92,10 +92,19 @@ class OfflineAlgorithm(L.LightningModule):
                 f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
             )
 
+    @torch.no_grad()
+    def nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity."""
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
+        return [name for name, holds in zip(names, finite, strict=True) if not holds]
+
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is no training (an evaluation, a checkpoint): throughput does not count its time, and networks
-        are in evaluation mode (no dropout); afterwards each is in the mode it was in."""
+        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
+
+        Meanwhile networks are in evaluation mode (no dropout); afterwards each is in the mode it was in.
+        """
         start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
         self.eval()
         try:

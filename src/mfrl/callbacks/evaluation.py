@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.video import tensorboard_gif, write_video
+from mfrl.errors import DivergedError
 from mfrl.files import write_text
 from mfrl.policy import Policy
 from mfrl.run import RunFolder, read_evaluations
@@ -126,11 +128,23 @@ def record(
     progress: Progress,
     result: Evaluation | SampleEvaluation,
 ) -> None:
-    """An evaluation as a line of ``eval.jsonl``, on the screen, and with the held-out losses in every logger."""
+    """An evaluation as a line of ``eval.jsonl``, on the screen, and with the held-out losses in every logger.
+
+    Raises:
+        DivergedError: a parameter, or what was measured, is not finite; nothing is recorded.
+    """
     k, summary = pl_module.updates, result.summary()
+    # A critic that is no number still chooses among candidates, and the actions look like any others.
+    if names := pl_module.nonfinite_parameters():
+        raise DivergedError(
+            f"update {k}: parameters are not finite ({names[0]} and {len(names) - 1} more), so this evaluation says "
+            "nothing and is not recorded. Try a smaller learning rate"
+        )
+    if bad := [name for name, value in summary.items() if not math.isfinite(value)]:
+        raise DivergedError(f"update {k}: {', '.join(bad)} not finite, so this evaluation is not recorded")
     progress.report(k, summary, result.seconds)
     with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
+        file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
     losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
     for logger in trainer.loggers:

@@ -22,7 +22,8 @@ import numpy as np
 
 from mfrl.report.runs import DUPLICATE, FAILED, FINISHED, ReportError, Run
 
-# What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind.
+# What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Another
+# accelerator draws other noise from one seed, which makes it a run like one of another seed.
 _NO_SETTING = {"seed", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
 _NO_SETTING |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing"}
 _NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
@@ -68,7 +69,7 @@ _KNOWN = {
         Metric("eval/length", lower_is_better=True),
     )
 }
-_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name)
+_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name, "eval/return")
 
 SCORES = {"final": 1, "last3": 3}  # evaluations averaged
 
@@ -187,8 +188,8 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
     """Sort runs into groups; what cannot be counted is set aside with its reason.
 
     Args:
-        metric: e.g. ``eval/return``; None for the normalised score where there is one, else the success, and for a
-            toy study the distance W2.
+        metric: e.g. ``eval/length``; None for the normalised score where there is one, else the success, for a toy
+            study the distance W2, and where no environment tells of a success the return.
         score: ``final``, ``last3``, or None for the protocol of each suite.
 
     Raises:
