@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl import signals
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
 from mfrl.sweep import attempt
@@ -118,8 +119,8 @@ def run(arguments: list[str]) -> None:
     if name == "train":
         # They are those of the dataset's collector, and not only the ones that an experiment gives.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
-    if name in ("collect", "download"):
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half done is cleaned up
+    if name in ("train", "collect", "download"):
+        signals.install(signals.leave)  # what is half done is cleaned up
     # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
     if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
         try:
@@ -138,7 +139,7 @@ def run(arguments: list[str]) -> None:
         except MfrlError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra reports the job and goes on with what it can
-            fail(str(error), 1)
+            fail(str(error), error.exit_status)
 
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()

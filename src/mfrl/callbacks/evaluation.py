@@ -85,6 +85,9 @@ class Evaluate(L.Callback):
             self._evaluator.close()
             self._evaluator = None
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
+
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
         policy = pl_module.policy()
@@ -128,7 +131,9 @@ def record(
     progress: Progress,
     result: Evaluation | SampleEvaluation,
 ) -> None:
-    """An evaluation as a line of ``eval.jsonl``, on the screen, and with the held-out losses in every logger.
+    """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
+
+    In this order: the line says that nothing is missing, and a run that was killed before it evaluates again.
 
     Raises:
         DivergedError: a parameter, or what was measured, is not finite; nothing is recorded.
@@ -143,12 +148,13 @@ def record(
     if bad := [name for name, value in summary.items() if not math.isfinite(value)]:
         raise DivergedError(f"update {k}: {', '.join(bad)} not finite, so this evaluation is not recorded")
     progress.report(k, summary, result.seconds)
-    with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
     losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=k)
+        logger.save()
+    with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
 
 
 def due(pl_module: OfflineAlgorithm, every: int) -> bool:

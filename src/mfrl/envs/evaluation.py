@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfrl import signals
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import DivergedError
@@ -153,6 +154,7 @@ class Evaluator:
             ValueError: the policy's actions have the wrong shape.
             EnvError, WorkerError: from the environments, one that gives an observation or a reward that is not
                 finite among them.
+            Interrupted: a signal has come, where signals are noted.
 
         Whatever the error, Ctrl-C included, the environments are closed and a later call starts them afresh.
         """
@@ -196,6 +198,7 @@ class Evaluator:
 
         observations = start_episodes(np.arange(env.num_envs))
         while (active := playing >= 0).any():
+            signals.leave_if_asked()
             # Idle slots stay in the batch: with one shape, equal evaluations give equal numbers.
             actions = policy.act(torch.from_numpy(observations), noise.next())
             step = env.step(_checked(actions, policy.action_dim, active, playing, lengths), active)
