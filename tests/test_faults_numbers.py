@@ -45,6 +45,8 @@ from mfrl.files import write_json
 from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
 from mfrl.report import report
+from mfrl.report.groups import group_runs
+from mfrl.report.runs import FINISHED, Run
 from mfrl.train import fetch_missing, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
@@ -302,6 +304,26 @@ def test_an_environment_that_tells_of_successes_only_is_averaged_over_what_is_kn
     scores = final_scores(RunFolder(tmp_path))
     assert scores["final"] == {"eval/return": 3.0, "eval/success": 1.0}
     assert scores["mean_of_last_three"] == {"eval/return": 2.0}
+
+
+def test_a_report_never_averages_successes_with_returns(tmp_path: Path) -> None:
+    # An environment that tells of a success only where there is one: the first seed had one, the second had none.
+    def finished(seed: int, **scores: float) -> Run:
+        return Run(
+            tmp_path / str(seed),
+            FINISHED,
+            config={"seed": seed, "algo_name": "bc", "env.suite": "minari"},
+            result={"env": "Odd-v0", "dataset": "odd/odd-v0"},
+            provenance={"source": "unrecorded"},
+            evaluations=[{"updates": 8, "episodes": 2, "eval/return": -3.0 - seed, **scores}],
+        )
+
+    told, silent = finished(0, **{"eval/success": 1.0}), finished(1)
+    (group,) = group_runs([told, silent]).groups
+    assert group.metric.name == "eval/return"
+    assert group.values.tolist() == [-3.0, -4.0]
+    (group,) = group_runs([told]).groups
+    assert (group.metric.name, group.values.tolist()) == ("eval/success", [100.0])
 
 
 # ---- what environments give
