@@ -139,16 +139,17 @@ def log_outcome(run_dir: Path, settings: dict[str, Any], metrics: dict[str, floa
             writer.add_scalar(name, value, updates)
 
 
-class TensorBoard(TensorBoardLogger):
-    """Lightning's, with a Custom Scalars tab: laid out at the first evaluation, which shows what scores there are.
+class RunEvents(TensorBoardLogger):
+    """TensorBoard's events in the run folder, with a Custom Scalars tab.
+
+    The tab is laid out at the first evaluation, which shows what scores there are.
 
     Args:
         critic: the algorithm has one.
-        settings: of Lightning's logger.
     """
 
-    def __init__(self, *settings: Any, critic: bool, **more: Any) -> None:
-        super().__init__(*settings, **more)
+    def __init__(self, run_dir: Path, critic: bool, purge_step: int | None = None) -> None:
+        super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
         self._critic, self._laid_out = critic, False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

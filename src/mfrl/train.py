@@ -39,7 +39,7 @@ from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
 from mfrl.errors import CheckpointError, ConfigError, DataError, InterruptedRun, MfrlError, RefusedRun
 from mfrl.files import one_at_a_time
-from mfrl.loggers import MetricsCSV, TensorBoard, compared, log_outcome
+from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
 from mfrl.sweep import JobConsole
@@ -143,13 +143,8 @@ def fit(
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    tensorboard = TensorBoard(
-        run.path.parent,
-        name=run.path.name,
-        version="",
-        purge_step=first_update + 1 if first_update else None,
-        critic="critic" in module.optimizer_names,
-    )
+    critic = "critic" in module.optimizer_names
+    tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
     alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
