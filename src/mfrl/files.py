@@ -7,8 +7,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,38 @@ def one_at_a_time(path: Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in ``parent`` whose name begins with ``prefix``; gone after the block.
+
+    Where a process was killed in the block, the next one removes what it left.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(Locked), _in_use(left):
+            shutil.rmtree(left)
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    with _in_use(folder):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Hold a lock beside ``folder``, from before it is there until it is gone; `Locked` where somebody else does."""
+    path = folder.with_name(f".in-use-{folder.name}")
+    with one_at_a_time(path, wait=False):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

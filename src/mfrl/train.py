@@ -121,6 +121,7 @@ def fit(
     provenance = data.provenance()
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
+    L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
     module = build_algorithm(cfg, data.spec)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.

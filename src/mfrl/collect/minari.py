@@ -6,16 +6,14 @@ hidden folder beside their place and renamed into it when they are complete.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mfrl
-from mfrl.collect.files import friendly_os_errors
+from mfrl.collect.files import UNFINISHED, friendly_os_errors
 from mfrl.collect.policies import Behaviour, Trained, Uniform, Waypoints
 from mfrl.collect.runner import progress_bar
 from mfrl.collect.settings import CollectError
@@ -36,6 +34,7 @@ from mfrl.envs import outcome
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import global_state_kept
 from mfrl.errors import did_you_mean
+from mfrl.files import temporary_folder
 from mfrl.randomness import derived_seed
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 PUBLISHED_NAMESPACES = ("D4RL", "mujoco", "atari")  # of Minari's server: what is made here must not pass for theirs
 EPISODES = 100
-IN_USE = ".in-use"  # a file in a hidden folder, locked while a collection is at work there
 HEADROOM = 64 << 20  # bytes that must stay free: HDF5 crashes on a full disk, which no clean-up survives
 
 
@@ -550,32 +548,9 @@ def temporary_root(root: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with friendly_os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            with locked(root):  # so that nobody finds the new folder before it is marked as in use
-                remove_abandoned(root)
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".collect-", dir=root))
-                held = stack.enter_context((Path(folder) / IN_USE).open("w"))
-                fcntl.flock(held, fcntl.LOCK_EX)  # until this process ends, however it ends
+            folder = stack.enter_context(temporary_folder(root, UNFINISHED))
         stack.enter_context(root_of_minari(folder))
-        yield Path(folder)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in a block of the same folder; the lock leaves no file in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def remove_abandoned(root: Path) -> None:
-    """Remove what collections that were killed left behind: their folders are held by no process any more."""
-    for folder in root.glob(".collect-*"):
-        with suppress(OSError), (folder / IN_USE).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
+        yield folder
 
 
 def publish(building: Path, root: Path, dataset: str) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mfrl.envs.ogbench import EnvError
+from mfrl.envs.ogbench import EnvError, remove_description
 from mfrl.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool
         env = gymnasium.make(spec, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
     except Exception as error:  # a constructor of any environment, with arguments out of a file
         raise EnvError(f"environment {spec.id} cannot be built: {error}") from error
+    remove_description(env)
     if left := getattr(env.unwrapped, "tmp_xml_file_path", None):  # a maze's, loaded by now and never removed
         Path(left).unlink(missing_ok=True)
     return env
