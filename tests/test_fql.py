@@ -342,7 +342,7 @@ def test_the_average_of_the_policy_acts_and_is_not_trained():
     assert plain.policy().student is plain.actor
 
 
-def test_one_update_is_one_step_of_one_adam_without_clipping_and_then_the_target_s_average():
+def test_one_update_is_the_target_s_average_and_one_step_of_one_adam_without_clipping():
     class Fixed(Data):
         def train_dataloader(self) -> ChunkLoader:
             b = batch(17, dtype=torch.float32)
@@ -359,10 +359,10 @@ def test_one_update_is_one_step_of_one_adam_without_clipping_and_then_the_target
     for k, b in enumerate(batches):
         optimizer.zero_grad()
         twin.loss(b, twin.noise(k, len(b.actions)))[0].backward()
-        optimizer.step()
-        with torch.no_grad():
+        with torch.no_grad():  # as FQL's code: of the critic before the step
             for t, p in zip(twin.target_critic.parameters(), twin.critic.parameters(), strict=True):
                 t.copy_(0.25 * p + 0.75 * t)
+        optimizer.step()
     for name in NETWORKS:
         torch.testing.assert_close(snapshot(getattr(module, name)), snapshot(getattr(twin, name)), rtol=1e-4, atol=1e-6)
     metrics = module.pop_metrics()

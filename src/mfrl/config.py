@@ -17,7 +17,9 @@ CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
 
-# What may change when a run goes on with resume=: its length, how it is watched, and what leaves its numbers alone.
+# What may change when a run goes on with resume=: its length, how it is watched, what leaves its numbers alone but for
+# rounding, and the accelerator. On another kind of device the same seed draws other noise (not other batches): the run
+# goes on as well, but not with the numbers it would have had.
 RESUMABLE = (
     "resume",
     "updates",

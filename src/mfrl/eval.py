@@ -293,7 +293,7 @@ def run_episodes(
             policy,
             episodes,
             progress=lambda done, total, success: bar.update(
-                task, completed=done, description=f"success {success:.2f}"
+                task, completed=done, description="evaluate" if success is None else f"success {success:.2f}"
             ),
             video_episodes=videos,
         )

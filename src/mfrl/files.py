@@ -135,5 +135,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, nan: bool = False) -> None:
+    """Write plain data.
+
+    Args:
+        nan: let numbers pass that are not finite. JSON has no word for them; Python reads what Python writes.
+
+    Raises:
+        MfrlError: it holds such a number, and they may not pass.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=nan)
+    except ValueError as error:
+        raise MfrlError(f"{path} is not written: it would hold a number that is not finite ({error})") from error
+    write_text(path, text + "\n")

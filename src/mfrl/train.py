@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -38,9 +37,9 @@ from mfrl.config import (
 )
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
-from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
+from mfrl.errors import CheckpointError, ConfigError, DataError, InterruptedRun, MfrlError, RefusedRun
 from mfrl.files import one_at_a_time
-from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
+from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.report.tables import DEPENDS_ON_WHEN
@@ -49,6 +48,7 @@ from mfrl.saved import WHOLE, Saved, settle
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def train(cfg: DictConfig, overrides: list[str], console: Console | None = None) -> dict[str, Any]:
@@ -153,18 +153,15 @@ def fit(
     }
     interim = cfg.eval.get("interim_episodes")
     final_share = cfg.eval.episodes / interim if interim else 1.0
-    progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every)
+    progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every, console)
     evaluation = parts["eval"] if parts else build(cfg.eval)
     evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    tensorboard = TensorBoardLogger(
-        run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
-    )
-    samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
-    tensorboard.experiment.add_custom_scalars(layout(samples, critic))
+    critic = "critic" in module.optimizer_names
+    tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
     alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
@@ -196,6 +193,7 @@ def fit(
         **final_scores(run),
         "seconds": round(time.perf_counter() - started, 2),
         "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
+        "warnings": [*data.warnings, *monitor.explosions.warnings],
         "versions": versions(),
     }
     scores = {
@@ -249,6 +247,11 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
+    if (precision := cfg.trainer.precision) not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
+            "they are clipped, which then keeps next to nothing of them, and nothing else was tried"
+        )
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
     if not isinstance(cfg.accelerator, str):
         raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
@@ -400,7 +403,16 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
 
     if there() or (cfg.collect is None and not cfg.download):
         return
-    with one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"))
+        except OSError as error:
+            if isinstance(error, MfrlError):  # it says what to do already
+                raise
+            raise DataError(
+                f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): "
+                "choose another folder with data_dir=, or have it put there by somebody who may"
+            ) from error
         if there():
             return
         how = "downloading it" if cfg.collect is None else "collecting it in the simulator"
@@ -422,10 +434,11 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
     recent = evaluations[-SCORES["last3"] :]
-    means = {key: float(np.mean([e[key] for e in recent])) for key in keys}
+    # Some environments tell of a success only where there is one: then not every evaluation has the key.
+    means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
     over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
     choose = min if known_metric(keys[0]).lower_is_better else max
-    best = choose(evaluations, key=lambda e: e[keys[0]])
+    best = choose((e for e in evaluations if keys[0] in e), key=lambda e: e[keys[0]])
     best = {name: best[name] for name in (keys[0], "updates", "episodes") if name in best}
     return {"final": last, "mean_of_last_three": means, "best": best, **over}
 
@@ -436,7 +449,8 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
     key = next(iter(result["final"]))
-    table.add_row(f"{score_name(key)}, mean of last three", format_score(key, result["mean_of_last_three"][key]))
+    if key in result["mean_of_last_three"]:
+        table.add_row(f"{score_name(key)}, mean of last three", format_score(key, result["mean_of_last_three"][key]))
     best = result["best"]
     over = f" ({best['episodes']} episodes)" if "eval/return" in result["final"] else ""
     table.add_row(f"{score_name(key)}, best", f"{format_score(key, best[key])} at update {best['updates']:,}{over}")
@@ -453,6 +467,8 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     console.print(table, highlight=False)
     if found := unsteady(read_evaluations(run)):
         console.print(f"[bold yellow]{found}[/]. {DEPENDS_ON_WHEN}", highlight=False)
+    for warning in result["warnings"]:
+        console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     # Below the table and unwrapped: these lines are there to be copied.
     for what in (
         f"run folder  {run.path}",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mfrl import signals
 from mfrl.data.transitions import Batch, Chunk, DataSpec
-from mfrl.errors import ConfigError, require
+from mfrl.errors import ConfigError
 from mfrl.policy import Policy
 
 
@@ -95,13 +95,26 @@ class OfflineAlgorithm(L.LightningModule):
                 f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
             )
 
+    @torch.no_grad()
+    def nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity."""
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
+        return [name for name, holds in zip(names, finite, strict=True) if not holds]
+
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time."""
-        start = time.perf_counter()
+        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
+
+        Meanwhile networks are in evaluation mode (no dropout); afterwards each is in the mode it was in.
+        """
+        start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
+        self.eval()
         try:
             yield
         finally:
+            for module, training in modes:
+                module.training = training
             self.seconds_aside += time.perf_counter() - start
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
@@ -153,15 +166,9 @@ def averaged(actor: nn.Module, rate: float | None) -> nn.Module | None:
     fails all of its episodes at once; its average over some 1 / rate updates does not move (Polyak and Juditsky 1992).
 
     Args:
-        rate: of the average, ``algo.actor_average``; None: the actor acts itself, and there is no copy.
-
-    Raises:
-        ConfigError: for a rate outside (0, 1].
+        rate: of the average, in (0, 1]; None: the actor acts itself, and there is no copy.
     """
-    if rate is None:
-        return None
-    require("algo.actor_average", 0.0 < rate <= 1.0, rate, "in (0, 1], or null")
-    return copy.deepcopy(actor).requires_grad_(False)
+    return None if rate is None else copy.deepcopy(actor).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import ConfigError, did_you_mean, require
+from mfrl.errors import ConfigError, did_you_mean
 from mfrl.meanflow import (
     Time,
     bound_loss,
@@ -125,28 +126,12 @@ class MeanFlowQL(OfflineAlgorithm):
         actor_average: float | None = None,
         compile: bool = False,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, encoder)
         _one_of("algo.q_aggregation", q_aggregation, Q_AGGREGATION)
         _one_of("algo.alpha_schedule", alpha_schedule, ALPHA_SCHEDULE)
         _one_of("algo.normalize_q", normalize_q, NORMALIZE_Q)
-        require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
-        require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
-        require("updates", updates >= 1, updates, "at least 1")
-        require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "at least 0 and finite")
-        for name, value in {
-            "actor_lr": actor_lr,
-            "critic_lr": critic_lr,
-            "max_grad_norm": max_grad_norm,
-            "target_clip": target_clip,
-            "c_adaptive": c_adaptive,
-        }.items():
-            require(f"algo.{name}", value > 0.0, value, "positive")
-        require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
-        require("algo.num_candidates", num_candidates >= 1, num_candidates, "at least 1")
-        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
         self.target_candidates = num_candidates if target_candidates is None else target_candidates
-        require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
 
         second = {"two_times": True} if reformulation.two_times else {}
         self.actor = self.network(actor, **second)

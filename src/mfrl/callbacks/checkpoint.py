@@ -113,13 +113,8 @@ class Checkpoint(L.Callback):
             shutil.copyfile(self.last, path)
 
     def _refuse_nonfinite(self, pl_module: OfflineAlgorithm) -> None:
-        with torch.no_grad():
-            finite = torch.stack([p.isfinite().all() for p in pl_module.parameters()])
-        if not bool(finite.all()):
-            names = [
-                name for (name, _), ok in zip(pl_module.named_parameters(), finite.tolist(), strict=True) if not ok
-            ]
+        if names := pl_module.nonfinite_parameters():
+            left = f"{self.last} stays at the last good update" if self.last.is_file() else "no checkpoint is written"
             raise DivergedError(
-                f"update {pl_module.updates}: parameters are not finite ({names[0]} and {len(names) - 1} more); "
-                f"{self.last} stays at the last good update"
+                f"update {pl_module.updates}: parameters are not finite ({names[0]} and {len(names) - 1} more); {left}"
             )

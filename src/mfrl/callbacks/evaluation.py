@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.video import tensorboard_gif, write_video
+from mfrl.errors import DivergedError
 from mfrl.files import write_text
 from mfrl.policy import Policy
 from mfrl.run import RunFolder, read_evaluations
@@ -34,8 +36,8 @@ class Evaluate(L.Callback):
     long as the environment lets it.
 
     Losses on the validation split, if there is one, are logged as ``val/...`` at the same updates. Each evaluation is
-    one line of ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for
-    mazes, paths and values) go to TensorBoard.
+    one line of ``eval.jsonl`` with every episode's seed, return, length and, where the environment tells it, success.
+    The figures (action samples; for mazes, paths and values) go to TensorBoard.
 
     Args:
         spec: the environment.
@@ -100,7 +102,7 @@ class Evaluate(L.Callback):
             policy,
             episodes,
             progress=lambda done, total, success: self.progress.bar.update(
-                task, completed=done, total=total, note=f"success {success:.2f}"
+                task, completed=done, total=total, note="" if success is None else f"success {success:.2f}"
             ),
             record_paths=episodes if self._layout else 0,
             video_episodes=self.videos,
@@ -118,7 +120,7 @@ class Evaluate(L.Callback):
         k = pl_module.updates
         layout, policy, data = self._layout, pl_module.policy(), trainer.datamodule.train
         writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
-        if layout is not None:
+        if layout is not None and result.successes is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
@@ -139,8 +141,19 @@ def record(
     """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
 
     In this order: the line says that nothing is missing, and a run that was killed before it evaluates again.
+
+    Raises:
+        DivergedError: a parameter, or what was measured, is not finite; nothing is recorded.
     """
     k, summary = pl_module.updates, result.summary()
+    # A critic that is no number still chooses among candidates, and the actions look like any others.
+    if names := pl_module.nonfinite_parameters():
+        raise DivergedError(
+            f"update {k}: parameters are not finite ({names[0]} and {len(names) - 1} more), so this evaluation says "
+            "nothing and is not recorded. Try a smaller learning rate"
+        )
+    if bad := [name for name, value in summary.items() if not math.isfinite(value)]:
+        raise DivergedError(f"update {k}: {', '.join(bad)} not finite, so this evaluation is not recorded")
     progress.report(k, summary, result.seconds)
     losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
@@ -148,7 +161,7 @@ def record(
         logger.log_metrics(metrics, step=k)
         logger.save()
     with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
+        file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
 
 
 def due(pl_module: OfflineAlgorithm, every: int) -> bool:

@@ -30,6 +30,7 @@ from mfrl.data import provenance
 from mfrl.data.minari_files import checked_id, data_root, describe, root_of_minari, write_record
 from mfrl.envs import minari as minari_envs
 from mfrl.envs import ogbench as ogbench_envs
+from mfrl.envs import outcome
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import global_state_kept
 from mfrl.errors import did_you_mean
@@ -421,23 +422,42 @@ def run_episode(
     """One episode, of at most ``room`` steps; its rewards. Its random numbers come from (seed, episode) alone.
 
     Raises:
-        CollectError: an action or an observation is not finite.
+        CollectError: an action, an observation or a reward is not finite.
+        EnvError: a reward is not one number, or a flag no truth value.
     """
+    name = outcome.name_of(env)
     own = derived_seed(seed, "collection episode", episode) % 2**31
     np.random.seed(own)  # noqa: NPY002 - OGBench draws from the global generator
     env.action_space.seed(own)
     behaviour.begin(episode)
     observation, _ = env.reset(seed=own)
     rewards: list[float] = []
+
+    def check(what: str, value: Any) -> None:
+        if not _is_finite(value):
+            where = f"in episode {episode} after {len(rewards)} steps"
+            raise CollectError(f"{name} gave {what} that is not finite, {where}")
+
+    check("an observation", observation)
     while len(rewards) < room:
         action = behaviour.action(observation).astype(env.action_space.dtype)
         if not np.isfinite(action).all():
             raise CollectError(f"The action of episode {episode}, step {len(rewards)} is not finite: {action}")
         observation, reward, terminated, truncated, _ = env.step(action)
-        rewards.append(float(reward))
-        if terminated or truncated:
+        rewards.append(outcome.number(reward, f"the reward of {name}"))
+        check("an observation", observation)
+        check("a reward", rewards[-1])
+        flags = {"terminated": terminated, "truncated": truncated}
+        if any(outcome.truth(value, f"{flag!r} of {name}") for flag, value in flags.items()):
             break
     return rewards
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether every number of an observation, a dictionary perhaps, is finite."""
+    if isinstance(tree, dict | tuple):
+        return all(map(_is_finite, tree.values() if isinstance(tree, dict) else tree))
+    return bool(np.isfinite(tree).all())
 
 
 def reference_scores(eval_spec: str, episodes: int, seed: int) -> dict[str, Any]:

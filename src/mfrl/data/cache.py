@@ -172,7 +172,7 @@ class Cache:
             store = _Files(temporary)
             facts = json.loads(json.dumps(build(store)))
             meta = {"key": key, "facts": facts, "files": store.files, "mfrl": mfrl.__version__}
-            write_json(temporary / "meta.json", meta)
+            write_json(temporary / "meta.json", meta, nan=True)  # a dataset's own description may hold it
             _sync(temporary / "meta.json", temporary)
             if folder.exists():
                 os.replace(folder, old)

@@ -22,7 +22,7 @@ from mfrl.errors import did_you_mean
 if TYPE_CHECKING:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec as GymSpec
-    from gymnasium.spaces import Space
+    from gymnasium.spaces import Box, Space
 
 #: Packages whose environments and wrappers a dataset may name; ``trust=[...]`` adds others.
 KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "ogbench")
@@ -54,10 +54,13 @@ def make(
     low, high = action_bounds(env.action_space)
     keys = vector_keys(env.observation_space, observation_keys)
     env = _as_vector(env, keys)
-    if (low != -1.0).any() or (high != 1.0).any():
-        from gymnasium.wrappers import RescaleAction
+    space = env.action_space
+    if (low != -1.0).any() or (high != 1.0).any() or not np.can_cast(np.float32, space.dtype):
+        from gymnasium.spaces import Box
+        from gymnasium.wrappers import TransformAction
 
-        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        scaled = Box(-1.0, 1.0, space.shape, np.float32)
+        env = TransformAction(env, lambda action: to_bounds(action, space), scaled)
     return env
 
 
@@ -250,6 +253,17 @@ def action_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise EnvError(f"actions are {space}, but need finite bounds, which become -1 and 1")
     return low, high
+
+
+def to_bounds(actions: np.ndarray, space: Box) -> np.ndarray:
+    """Actions ``(..., action_dim)`` from [-1, 1] to the bounds of a space, in its type.
+
+    -1 becomes the lower bound exactly, 1 the upper one, and no rounding leads out of them.
+    """
+    low, high = space.low, space.high
+    a = np.asarray(actions, np.result_type(space.dtype, np.float64))
+    scaled = 0.5 * (1.0 - a) * low + 0.5 * (1.0 + a) * high
+    return np.clip(scaled.astype(space.dtype), low, high)
 
 
 def vector_keys(space: Space, wanted: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -211,6 +211,8 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
             lines += [f"{title}", "", *_markdown_table(cells), ""]
     if published := _published_lines(report):
         lines += ["## Published scores", "", *published, ""]
+    if warned := warning_lines(grouping):
+        lines += ["## Warnings of runs that are counted", "", *(f"- {line}" for line in warned), ""]
     lines += ["## Runs that are not counted", ""]
     lines += [*_markdown_table(excluded_table(report)), ""] if grouping.excluded else ["None.", ""]
     if report.rows:
@@ -299,6 +301,7 @@ def runs_csv(report: Report) -> str:
                 "data_source": run.provenance.get("source", ""),
                 "data_sha256": checksum(run) or "",
                 "reason": run.reason,
+                "warnings": "; ".join(run.result.get("warnings", ())),
             }
         )
     return _csv(lines)
@@ -417,6 +420,12 @@ def provenance_lines(groups: Sequence[Group], brief: bool = False) -> list[str]:
             lines.append(f"note: {record['note']}")
         lines.append(f"environment: {run.result['env']}")
     return lines
+
+
+def warning_lines(grouping: Grouping) -> list[str]:
+    """What counted runs were warned about, of their data or of their training."""
+    runs = [run for group in grouping.groups for run in group.runs]
+    return [f"{run.path} (seed {run.seed}): {warning}" for run in runs for warning in run.result.get("warnings", ())]
 
 
 def version_lines(groups: Sequence[Group]) -> list[str]:
