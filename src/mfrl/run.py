@@ -77,7 +77,12 @@ class RunFolder:
         return self.path / ERROR_FILE
 
     def clear(self) -> None:
-        """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again."""
+        """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again.
+
+        Raises:
+            CheckpointError: it did come to one, which lies on a disk that is not there.
+        """
+        refuse_dangling(self.checkpoints, self.last_checkpoint)
         for path in (self.path / "eval.jsonl", *self.path.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
 
@@ -130,11 +135,23 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_file():
         return path
     tried = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
+    refuse_dangling(path, path / "checkpoints", *tried)
     for candidate in tried:
         if candidate.is_file():
             return candidate
     what = f"neither {tried[0]} nor {tried[1]}" if path.is_dir() else f"no file or folder {path}"
     raise CheckpointError(f"no checkpoint: {what} exists")
+
+
+def refuse_dangling(*paths: Path) -> None:
+    """Refuse links that lead nowhere: what they led to is not gone for good.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which is not there: is its disk mounted?")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
