@@ -56,9 +56,10 @@ class RunFolder:
             CheckpointError: it lies in none.
         """
         for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve()):
-            if (path.parents[1] / "config.yaml").is_file():
-                return cls(path.parents[1].resolve())
-        folder = Path(os.path.abspath(checkpoint)).parents[1]
+            folder = path.parent.parent
+            if (folder / "config.yaml").is_file():
+                return cls(folder.resolve())
+        folder = Path(os.path.abspath(checkpoint)).parent.parent
         raise CheckpointError(
             f"{checkpoint} lies in no run folder, so there is no run to resume (no {folder}/config.yaml)"
         )
@@ -212,7 +213,8 @@ def _older(path: Path) -> str:
                     f". {other} is whole: name it instead, or copy it to {path} and go on from there as if {path.name} "
                     "had never been written"
                 )
-    return f". No older one that is whole lies beside it (checkpoint.keep_all=true keeps them): remove {path.name}"
+    none = "No older one that is whole lies beside it (checkpoint.keep_all=true keeps them)"
+    return f". {none}: to begin anew, remove {path.name}"
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
