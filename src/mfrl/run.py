@@ -58,9 +58,10 @@ class RunFolder:
             CheckpointError: it lies in none.
         """
         for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve()):
-            if (path.parents[1] / "config.yaml").is_file():
-                return cls(path.parents[1].resolve())
-        folder = Path(os.path.abspath(checkpoint)).parents[1]
+            folder = path.parent.parent
+            if (folder / "config.yaml").is_file():
+                return cls(folder.resolve())
+        folder = Path(os.path.abspath(checkpoint)).parent.parent
         raise CheckpointError(
             f"{checkpoint} lies in no run folder, so there is no run to resume (no {folder}/config.yaml)"
         )
@@ -83,7 +84,12 @@ class RunFolder:
         return self.path / ERROR_FILE
 
     def clear(self) -> None:
-        """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again."""
+        """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again.
+
+        Raises:
+            CheckpointError: it did come to one, which lies on a disk that is not there.
+        """
+        refuse_dangling(self.checkpoints, self.last_checkpoint)
         for path in (self.path / "eval.jsonl", *self.path.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
 
@@ -148,11 +154,23 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_file():
         return path
     tried = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
+    refuse_dangling(path, path / "checkpoints", *tried)
     for candidate in tried:
         if candidate.is_file():
             return candidate
     what = f"neither {tried[0]} nor {tried[1]}" if path.is_dir() else f"no file or folder {path}"
     raise CheckpointError(f"no checkpoint: {what} exists")
+
+
+def refuse_dangling(*paths: Path) -> None:
+    """Refuse links that lead nowhere: what they led to is not gone for good.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which is not there: is its disk mounted?")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -213,7 +231,8 @@ def _older(path: Path) -> str:
                     f". {other} is whole: name it instead, or copy it to {path} and go on from there as if {path.name} "
                     "had never been written"
                 )
-    return f". No older one that is whole lies beside it (checkpoint.keep_all=true keeps them): remove {path.name}"
+    none = "No older one that is whole lies beside it (checkpoint.keep_all=true keeps them)"
+    return f". {none}: to begin anew, remove {path.name}"
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:

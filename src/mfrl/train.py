@@ -68,7 +68,6 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         run = RunFolder.of(checkpoint)
         saved = load_checkpoint(checkpoint)
         cfg, trusted = continued(run, checkpoint, saved, cfg, overrides), tuple(cfg.trust)
-        check_settings(cfg)
     else:
         settle(cfg)
         check_settings(cfg)
@@ -304,6 +303,7 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
         cfg, overrides: what is composed and given now.
 
     Raises:
+        ConfigError: from :func:`check_settings`.
         RefusedRun: for overrides that would make it another run or that it has no use for, or where there is nothing
             left to do.
         CheckpointError: for a configuration that is more than settings and references among them.
@@ -335,6 +335,7 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
             raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
     # Of this installation and of the user, not out of the file.
     old.trainer, old.trust = cfg.trainer, cfg.trust
+    check_settings(old)
     complete = read_run(run.path).status == FINISHED
     if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
         raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
