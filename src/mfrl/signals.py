@@ -61,9 +61,14 @@ def note_once(number: int, frame: FrameType | None = None) -> None:
 
 
 def stop(number: int, frame: FrameType | None = None) -> None:
-    """Handler: remember the signal and raise KeyboardInterrupt, where nothing is being trained."""
-    note(number, frame)
-    raise KeyboardInterrupt
+    """Handler: remember the signal and raise KeyboardInterrupt, where nothing is being trained.
+
+    A further signal lets the cleaning up go on, unless it is Ctrl-C.
+    """
+    first = _received is None
+    note_once(number, frame)
+    if first:
+        raise KeyboardInterrupt
 
 
 def leave(number: int, frame: FrameType | None = None) -> None:
