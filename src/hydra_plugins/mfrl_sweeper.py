@@ -52,7 +52,8 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
         self.folders: list[Path] = []  # of jobs that do only what is missing
         signals.forget()
         over = threading.Event()
-        # Signals reach this process through this thread; from the jobs' processes they are withheld until those can save.
+        # Signals reach this process through this thread; they are withheld from the jobs' processes, until those can
+        # save.
         threading.Thread(target=_stop_jobs, args=(over,), daemon=True).start()
         try:
             with signals.handled_by(_note), signals.withheld():

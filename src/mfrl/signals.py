@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 #: Ctrl-C, ``kill``, a closed terminal, and what Slurm can be told to send before the time is up.
@@ -110,6 +111,7 @@ def withheld() -> Iterator[None]:
 
     A signal to a whole process group then reaches the process that answers for the others, and no other one.
     """
+    resource_tracker.ensure_running()  # which multiprocessing starts when it needs it, and lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
