@@ -67,7 +67,7 @@ SIMULATED = [
     "accelerator=cpu",
 ]
 COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
-SWEEPS: list[subprocess.Popen[str]] = []
+STARTED: list[subprocess.Popen[str]] = []
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
@@ -93,9 +93,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_goes_on() -> Iterator[None]:
     yield
     kill_what_is_left()
-    while SWEEPS:
+    while STARTED:
         with suppress(ProcessLookupError):
-            os.killpg(SWEEPS.pop().pid, signal.SIGKILL)
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -382,11 +382,12 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
     }
     command = [*COMMAND, *TOY, f"run_dir={path}", "existing=continue"]
     settings = {"cwd": cwd, "env": ENVIRONMENT | names, "text": True, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **settings) as process:
-        while process.poll() is None and not logged(path, 2)():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGUSR1)
-        said = " ".join(process.communicate(timeout=120)[1].split())
+    process = subprocess.Popen(command, **settings, start_new_session=True)
+    STARTED.append(process)
+    while process.poll() is None and not logged(path, 2)():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGUSR1)
+    said = " ".join(process.communicate(timeout=120)[1].split())
     assert process.returncode == 128 + signal.SIGUSR1, said
     assert f"go on with: mfrl train resume={path}" in said
     assert saved_updates(path) < 60
@@ -411,7 +412,7 @@ def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
         start_new_session=True,
     )
     end = time.monotonic() + 600.0
-    SWEEPS.append(process)
+    STARTED.append(process)
     while not all(logged(cwd / "runs" / f"s{seed}", 3)() for seed in (0, 1)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
