@@ -310,6 +310,25 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signals.forget()
 
 
+def import_that_swallows() -> None:
+    """As modules in C do: what a handler raises while they are imported becomes an ImportError."""
+    import mfrl.collect.command
+
+    def collect(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit as error:
+            raise ImportError("initialization failed") from error
+
+    mfrl.collect.command.collect = collect
+
+
+def test_a_signal_in_the_middle_of_an_import_is_no_error(tmp_path: Path) -> None:
+    command = Command(["collect", f"env=ogbench/{DATASET}", f"data_dir={tmp_path}"], tmp_path, import_that_swallows)
+    assert command.end() == 128 + signal.SIGTERM
+    assert command.said == ""
+
+
 @pytest.fixture
 def evaluating(data_dir: Path, tmp_path: Path) -> tuple[Path, Command]:
     """A run in the middle of an evaluation of some minutes, in processes of their own."""

@@ -119,8 +119,7 @@ def run(arguments: list[str]) -> None:
     if name == "train":
         # They are those of the dataset's collector, and not only the ones that an experiment gives.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
-    if name in ("train", "collect", "download"):
-        signals.install(signals.leave)  # what is half done is cleaned up
+    signals.install(signals.leave)  # what is half done is cleaned up
     # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
     if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
         try:
@@ -140,6 +139,11 @@ def run(arguments: list[str]) -> None:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra reports the job and goes on with what it can
             fail(str(error), error.exit_status)
+        except Exception:
+            # A signal that comes while a module in C is imported arrives as the failure of that import.
+            if signals.received():
+                signals.leave(signals.received())
+            raise
 
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()

@@ -74,6 +74,7 @@ def stop(number: int, frame: FrameType | None = None) -> None:
 
 def leave(number: int, frame: FrameType | None = None) -> None:
     """Handler: end this process, which cleans up what is half done; Ctrl-C raises KeyboardInterrupt, as ever."""
+    note(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)

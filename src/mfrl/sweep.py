@@ -110,6 +110,8 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     except RefusedRun as error:  # of the run that is there, nothing went wrong
         outcome = Outcome(FAILED, folder, str(error))
     except Exception as error:
+        if signals.received():  # a signal during an import arrives as the failure of that import
+            raise KeyboardInterrupt from error
         note = " ".join(str(error).split())
         if not cfg.resume:
             folder.mkdir(parents=True, exist_ok=True)
