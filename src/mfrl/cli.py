@@ -26,7 +26,7 @@ from rich.markup import escape
 
 from mfrl import signals
 from mfrl.config import CONFIG_DIR
-from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, require
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
 
@@ -135,15 +135,14 @@ def run(arguments: list[str]) -> None:
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
-        except MfrlError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra reports the job and goes on with what it can
-            fail(str(error), error.exit_status)
-        except Exception:
+        except Exception as error:
             # A signal that comes while a module in C is imported arrives as the failure of that import.
-            if signals.received():
+            if signals.received() and not isinstance(error, InterruptedRun):
                 signals.leave(signals.received())
-            raise
+            # Of several runs, Hydra reports this one and goes on with what it can.
+            if not isinstance(error, MfrlError) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            fail(str(error), error.exit_status)
 
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
