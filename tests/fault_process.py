@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 from omegaconf import DictConfig
 
@@ -25,6 +28,8 @@ class Command:
         cfg: what the arguments compose to, to train so without the command line around it, which takes longer.
     """
 
+    started: ClassVar[list[Command]] = []
+
     def __init__(
         self,
         arguments: Sequence[str],
@@ -36,6 +41,7 @@ class Command:
         self.process = _server.Process(target=_run, args=(list(arguments), cwd, self.output, prepare, cfg))
         self.process.start()
         self.pid = self.process.pid
+        Command.started.append(self)
 
     @property
     def said(self) -> str:
@@ -81,6 +87,13 @@ def _run(
         return
     sys.argv = ["mfrl", *arguments]
     main()
+
+
+def kill_what_is_left() -> None:
+    """Of every command of this process: a failing test leaves one that would go on for ever."""
+    while Command.started:
+        with suppress(ProcessLookupError):
+            os.killpg(Command.started.pop().pid, signal.SIGKILL)
 
 
 def processes_of_group(group: int) -> list[int]:

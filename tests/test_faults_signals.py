@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import hydra
 import pytest
 import torch
 from conftest import DATASET
-from fault_process import Command, processes_of_group
+from fault_process import Command, kill_what_is_left, processes_of_group
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -66,6 +67,7 @@ SIMULATED = [
     "accelerator=cpu",
 ]
 COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
+STARTED: list[subprocess.Popen[str]] = []
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
@@ -85,6 +87,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "reference"
     run(path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    yield
+    kill_what_is_left()
+    while STARTED:
+        with suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -299,16 +310,33 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signals.forget()
 
 
+def import_that_swallows() -> None:
+    """As modules in C do: what a handler raises while they are imported becomes an ImportError."""
+    import mfrl.collect.command
+
+    def collect(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit as error:
+            raise ImportError("initialization failed") from error
+
+    mfrl.collect.command.collect = collect
+
+
+def test_a_signal_in_the_middle_of_an_import_is_no_error(tmp_path: Path) -> None:
+    command = Command(["collect", f"env=ogbench/{DATASET}", f"data_dir={tmp_path}"], tmp_path, import_that_swallows)
+    assert command.end() == 128 + signal.SIGTERM
+    assert command.said == ""
+
+
 @pytest.fixture
-def evaluating(data_dir: Path, tmp_path: Path) -> Iterator[tuple[Path, Command]]:
+def evaluating(data_dir: Path, tmp_path: Path) -> tuple[Path, Command]:
     """A run in the middle of an evaluation of some minutes, in processes of their own."""
     path = tmp_path / "run"
     command = Command(["train", *SIMULATED, f"data_dir={data_dir}", f"run_dir={path}"], tmp_path)
-    command.wait_until(logged(path))
+    command.wait_until(logged(path), 600.0)
     time.sleep(0.5)
-    yield path, command
-    for left in processes_of_group(command.pid):
-        os.kill(left, signal.SIGKILL)
+    return path, command
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -373,11 +401,12 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
     }
     command = [*COMMAND, *TOY, f"run_dir={path}", "existing=continue"]
     settings = {"cwd": cwd, "env": ENVIRONMENT | names, "text": True, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **settings) as process:
-        while process.poll() is None and not logged(path, 2)():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGUSR1)
-        said = " ".join(process.communicate(timeout=60)[1].split())
+    process = subprocess.Popen(command, **settings, start_new_session=True)
+    STARTED.append(process)
+    while process.poll() is None and not logged(path, 2)():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGUSR1)
+    said = " ".join(process.communicate(timeout=120)[1].split())
     assert process.returncode == 128 + signal.SIGUSR1, said
     assert f"go on with: mfrl train resume={path}" in said
     assert saved_updates(path) < 60
@@ -401,7 +430,8 @@ def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
         env=ENVIRONMENT,
         start_new_session=True,
     )
-    end = time.monotonic() + 240.0
+    end = time.monotonic() + 600.0
+    STARTED.append(process)
     while not all(logged(cwd / "runs" / f"s{seed}", 3)() for seed in (0, 1)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -420,7 +450,7 @@ def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
 def test_the_jobs_of_a_sweep_that_is_stopped_save(number: int, group: bool, tmp_path: Path) -> None:
     process = start_sweep(tmp_path)
     (os.killpg if group else os.kill)(process.pid, number)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + number, said
     assert "stopped; the same command again does only what is missing" in said
     assert "3 stopped" in said
@@ -433,7 +463,7 @@ def test_the_jobs_of_a_sweep_that_is_stopped_save(number: int, group: bool, tmp_
 def test_the_jobs_of_a_sweep_that_is_killed_save_and_end(tmp_path: Path) -> None:
     process = start_sweep(tmp_path)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     nobody_is_left(process.pid)
     assert all(saved_updates(tmp_path / "runs" / f"s{seed}") > 0 for seed in (0, 1))
     assert not (tmp_path / "runs" / "s2").exists()

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -655,5 +656,5 @@ def test_a_stopped_run_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None
         time.sleep(0.1)
     process.terminate()
     _, text = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.returncode == 128 + signal.SIGTERM
     assert "mfrl train resume=out" in " ".join(text.split())

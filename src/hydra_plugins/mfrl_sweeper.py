@@ -8,7 +8,9 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,11 +51,12 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.folders: list[Path] = []  # of jobs that do only what is missing
         signals.forget()
-        # Signals reach this process through a thread of their own; they are withheld from the jobs' processes until
-        # those can save.
-        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        over = threading.Event()
+        # Signals reach this process through this thread; they are withheld from the jobs' processes, until those can
+        # save.
+        threading.Thread(target=_stop_jobs, args=(over,), daemon=True).start()
         try:
-            with signals.handled_by(_stop_jobs), signals.withheld():
+            with signals.handled_by(_note), signals.withheld():
                 batches = self._sweep(arguments, console)
         except KeyboardInterrupt:
             self._stopped(console)
@@ -65,6 +68,8 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
         except ConfigError as error:
             console.print(f"[bold red]error[/] {escape(str(error))}")
             sys.exit(1)
+        finally:
+            over.set()
         outcomes = [job.return_value for batch in batches for job in batch]
         print_outcomes(console, outcomes)
         if missing(outcomes) and signals.received():
@@ -98,11 +103,22 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
                 console.print(f"{KILLED}; going on with what is missing")
 
 
-def _stop_jobs(number: int, frame: FrameType | None) -> None:
-    """Handler: the jobs' processes save and come to an end, on which the sweep ends; without any, it ends now."""
+def _jobs() -> list[BaseProcess]:
+    """The processes that jobs run in, where they have some of their own."""
+    return [child for child in active_children() if child.name.startswith("LokyProcess")]
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """Handler: the jobs are stopped, on which the sweep ends; where they run in this process, it ends now."""
     signals.note_once(number, frame)
-    jobs = [child for child in active_children() if child.name.startswith("LokyProcess")]
-    if not jobs:
+    if not _jobs():
         raise KeyboardInterrupt
-    for job in jobs:
-        os.kill(job.pid, signal.SIGTERM)
+
+
+def _stop_jobs(over: threading.Event) -> None:
+    """Once a signal has come, tell the jobs' processes until the sweep is over: some may only be starting."""
+    while not over.wait(0.2):
+        if signals.received():
+            for job in _jobs():
+                with suppress(ProcessLookupError):
+                    os.kill(job.pid, signal.SIGTERM)

@@ -26,7 +26,7 @@ from rich.markup import escape
 
 from mfrl import signals
 from mfrl.config import CONFIG_DIR
-from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, require
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
 
@@ -119,8 +119,7 @@ def run(arguments: list[str]) -> None:
     if name == "train":
         # They are those of the dataset's collector, and not only the ones that an experiment gives.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
-    if name in ("train", "collect", "download"):
-        signals.install(signals.leave)  # what is half done is cleaned up
+    signals.install(signals.leave)  # what is half done is cleaned up
     # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
     if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
         try:
@@ -136,9 +135,13 @@ def run(arguments: list[str]) -> None:
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
-        except MfrlError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra reports the job and goes on with what it can
+        except Exception as error:
+            # A signal that comes while a module in C is imported arrives as the failure of that import.
+            if signals.received() and not isinstance(error, InterruptedRun):
+                signals.leave(signals.received())
+            # Of several runs, Hydra reports this one and goes on with what it can.
+            if not isinstance(error, MfrlError) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
             fail(str(error), error.exit_status)
 
     sys.argv = [f"mfrl {name}", *arguments[1:]]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 #: Ctrl-C, ``kill``, a closed terminal, and what Slurm can be told to send before the time is up.
@@ -61,13 +62,19 @@ def note_once(number: int, frame: FrameType | None = None) -> None:
 
 
 def stop(number: int, frame: FrameType | None = None) -> None:
-    """Handler: remember the signal and raise KeyboardInterrupt, where nothing is being trained."""
-    note(number, frame)
-    raise KeyboardInterrupt
+    """Handler: remember the signal and raise KeyboardInterrupt, where nothing is being trained.
+
+    A further signal lets the cleaning up go on, unless it is Ctrl-C.
+    """
+    first = _received is None
+    note_once(number, frame)
+    if first:
+        raise KeyboardInterrupt
 
 
 def leave(number: int, frame: FrameType | None = None) -> None:
     """Handler: end this process, which cleans up what is half done; Ctrl-C raises KeyboardInterrupt, as ever."""
+    note(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
@@ -105,6 +112,7 @@ def withheld() -> Iterator[None]:
 
     A signal to a whole process group then reaches the process that answers for the others, and no other one.
     """
+    resource_tracker.ensure_running()  # which multiprocessing starts when it needs it, and lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

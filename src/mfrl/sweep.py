@@ -28,6 +28,10 @@ from mfrl.files import write_text
 FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
 _COLOURS = {FINISHED: "green", SKIPPED: "dim", STOPPED: "yellow", FAILED: "red"}
 
+_PARENT_SECONDS = 0.5  # between two looks whether the sweep's process is still there
+_SAVING_SECONDS = 60.0  # for a job to save, once it is not
+_watching, _at_work = threading.Event(), threading.Event()
+
 # Overrides that a folder's name need not repeat: they stand elsewhere in the path, or any run may have them.
 _ELSEWHERE = {"env", "algo", "algo_name", "variant", "variant.name", "seed", "sweep", "collect"}
 
@@ -64,10 +68,12 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
         return _attempt(cfg, overrides, aside)
     _stop_with_parent()
     _at_work.set()
-    signals.install(signals.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
     try:
+        signals.install(signals.note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
         return _attempt(cfg, overrides, aside)
+    except KeyboardInterrupt:  # a second one, or one that came after training
+        return Outcome(STOPPED, Path(cfg.resume or cfg.run_dir), "outside training")
     finally:
         signals.install(signals.note)  # between two jobs
         _at_work.clear()
@@ -80,8 +86,10 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     folder = Path(cfg.resume or cfg.run_dir)
     console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
     try:
-        if aside and signals.received():
-            raise KeyboardInterrupt
+        if aside:
+            signals.install(signals.stop)
+            if signals.received():
+                raise KeyboardInterrupt
         if cfg.existing == "new" and not cfg.resume:
             # Claimed now, so that what goes wrong has a place to be told at.
             folder = RunFolder.create(cfg.run_dir).path
@@ -102,6 +110,8 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     except RefusedRun as error:  # of the run that is there, nothing went wrong
         outcome = Outcome(FAILED, folder, str(error))
     except Exception as error:
+        if signals.received():  # a signal during an import arrives as the failure of that import
+            raise KeyboardInterrupt from error
         note = " ".join(str(error).split())
         if not cfg.resume:
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,11 +123,6 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     if console:
         console.print(f"[{_COLOURS[outcome.status]}]{outcome.status}[/]  {escape(outcome.note)}", highlight=False)
     return outcome
-
-
-_PARENT_SECONDS = 0.5
-_SAVING_SECONDS = 60.0
-_watching, _at_work = threading.Event(), threading.Event()
 
 
 def _stop_with_parent() -> None:

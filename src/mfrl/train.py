@@ -220,7 +220,7 @@ def plan(cfg: DictConfig, first_update: int) -> str:
 def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
     """Where a run was stopped, what of it is saved, and the command that goes on."""
     where = f"stopped at update {update:,}"
-    if update and checkpoints.saved != update:
+    if checkpoints.saved not in (None, update):  # None: it only evaluated
         where += f", which could not be saved ({checkpoints.problem})" if checkpoints.problem else ", unsaved"
     if not run.last_checkpoint.is_file():
         return f"{where}; there is no checkpoint, so it has to begin anew"

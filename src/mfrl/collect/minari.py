@@ -550,7 +550,7 @@ def temporary_root(root: Path) -> Iterator[Path]:
         with friendly_os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(temporary_folder(root, UNFINISHED))
-        stack.enter_context(root_of_minari(folder))
+        stack.enter_context(root_of_minari(str(folder)))
         yield folder
 
 

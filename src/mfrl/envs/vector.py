@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, reduction, resource_tracker
+from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -279,7 +279,6 @@ class _Crew:
         self._memory: list[_SharedRecords] = []
         # Also runs when the crew is collected or Python ends, should nobody have called close.
         self.close = weakref.finalize(self, _dismiss, self._processes, self._pipes, self._memory)
-        resource_tracker.ensure_running()  # else starting a process would, and let signals through again
         # Without frames to render, OpenGL is not even looked for, which without a display would warn.
         variables = _SINGLE_THREAD | ({} if render else {"MUJOCO_GL": "disabled"})
         # A signal to the whole group is for the parent, which then closes the pipes.
