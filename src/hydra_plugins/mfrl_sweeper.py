@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from mfrl.cli import explain
 from mfrl.errors import ConfigError
+from mfrl.paths import run_folder
 from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
 
 KILLED = "a process was killed from outside, perhaps for want of memory"
@@ -37,7 +38,7 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             if job.existing == "continue":
                 if job.resume:
                     raise ConfigError("resume= goes on with one run; a sweep goes on when it is started again without")
-                self.folders.append(Path(job.run_dir))
+                self.folders.append(run_folder(job.run_dir))
         refuse_shared_folders(self.folders)
 
     def sweep(self, arguments: list[str]) -> Any:

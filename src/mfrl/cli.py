@@ -26,6 +26,7 @@ from rich.markup import escape
 
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
+from mfrl.paths import run_folder, take_as_they_are
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
 
@@ -112,6 +113,10 @@ def run(arguments: list[str]) -> None:
         known = [*COMMANDS, "report", "tasks"]
         fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
     function, config_name = COMMANDS[name]
+    try:
+        arguments = [name, *take_as_they_are(arguments[1:])]
+    except MfrlError as error:
+        fail(str(error), 2)
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
         # The run's own evaluation says which settings it has; the one composed here belongs to the default environment.
         arguments = [f"++{argument}" if argument.startswith("eval.") else argument for argument in arguments]
@@ -235,6 +240,11 @@ def check_composed(cfg: DictConfig) -> None:
     """
     if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
         raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
+    if "run_dir" in cfg:
+        try:
+            run_folder(cfg.run_dir)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"run_dir={dotted(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error
     jobs = cfg.get("jobs", -1)
     possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
     require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")

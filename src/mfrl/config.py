@@ -12,6 +12,7 @@ from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.errors import CheckpointError, ConfigError, MfrlError, did_you_mean, require
+from mfrl.paths import literal
 
 CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
@@ -46,11 +47,20 @@ def among(key: str, names: Iterable[str]) -> bool:
 def build(node: DictConfig) -> Any:
     """`hydra.utils.instantiate`, but an error meant for the user arrives as itself and not wrapped in Hydra's."""
     try:
-        return instantiate(node)
+        return instantiate(_as_values(OmegaConf.to_container(node, resolve=True)))
     except InstantiationException as error:
         if isinstance(error.__cause__, MfrlError):
             raise error.__cause__ from None
         raise
+
+
+def _as_values(node: Any) -> Any:
+    """Resolved settings as Hydra is to build them: it resolves once more, twice, and a path may hold ``${``."""
+    if isinstance(node, dict):
+        return {key: _as_values(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_as_values(value) for value in node]
+    return literal(literal(node)) if isinstance(node, str) else node
 
 
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:

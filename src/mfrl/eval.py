@@ -86,7 +86,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         result = run_episodes(spec, policy, console, videos=cfg.videos if cfg.video else 0, **settings)
         frames = result.frames
 
-    out = Path(cfg.out) if cfg.out else path.parent
+    out = Path(cfg.out).expanduser() if cfg.out else path.parent
     out.mkdir(parents=True, exist_ok=True)
     report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
     report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()

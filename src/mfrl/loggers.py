@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -36,6 +36,18 @@ COMPARED = (
     "algo.critic_lr",
 )
 _NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
+
+
+class RunEvents(TensorBoardLogger):
+    """TensorBoard's events in the run folder itself, whatever its name: Lightning reads ``$NAME`` and ``~`` in it."""
+
+    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+        super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
+        self.run_dir = run_dir
+
+    @property
+    def log_dir(self) -> str:
+        return str(self.run_dir)
 
 
 class MetricsCSV(Logger):

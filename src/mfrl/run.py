@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mfrl.data import provenance
 from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
 from mfrl.files import write_json, write_text
+from mfrl.paths import run_folder
 from mfrl.report.runs import ERROR_FILE
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
@@ -31,7 +32,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
         """A new folder; where the name is taken, with the next free number after it."""
-        wanted, number = Path(path), 1
+        wanted, number = run_folder(str(path)), 1
         while True:
             path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
             try:

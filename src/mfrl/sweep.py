@@ -19,6 +19,7 @@ from rich.table import Table
 from mfrl.config import BOOKKEEPING, RESUMABLE, among
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun
 from mfrl.files import write_text
+from mfrl.paths import literal, pasted, run_folder
 
 FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
 _COLOURS = {FINISHED: "green", SKIPPED: "dim", STOPPED: "yellow", FAILED: "red"}
@@ -55,13 +56,13 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     from mfrl.run import RunFolder
     from mfrl.train import finished, train
 
-    folder = Path(cfg.resume or cfg.run_dir)
+    folder = Path(cfg.resume).expanduser() if cfg.resume else run_folder(cfg.run_dir)
     console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
     try:
         if cfg.existing == "new" and not cfg.resume:
             # Claimed now, so that what goes wrong has a place to be told at.
             folder = RunFolder.create(cfg.run_dir).path
-            cfg.run_dir, cfg.existing = str(folder), "continue"
+            cfg.run_dir, cfg.existing = literal(str(folder)), "continue"
         if not cfg.resume and (result := finished(cfg)):
             outcome = Outcome(SKIPPED, folder, score(result))
         else:
@@ -164,7 +165,8 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
     console.print(table, highlight=False)
     counts = Counter(outcome.status for outcome in outcomes)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
-    for what in (f"compare     mfrl report {root}", f"look        tensorboard --logdir {root}"):
+    look, compare = pasted("tensorboard", "--logdir", root), pasted("mfrl", "report", root)
+    for what in (f"compare     {compare}", f"look        {look}"):
         console.print(escape(what), highlight=False, soft_wrap=True)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -37,7 +36,8 @@ from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
 from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
 from mfrl.files import one_at_a_time
-from mfrl.loggers import MetricsCSV, compared, layout, log_outcome
+from mfrl.loggers import MetricsCSV, RunEvents, compared, layout, log_outcome
+from mfrl.paths import literal, pasted, run_folder
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
 from mfrl.sweep import JobConsole
@@ -72,7 +72,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
             return fit(cfg, overrides, console, run, checkpoint, saved)
     if cfg.existing == "new":
         return fit(cfg, overrides, console)
-    run = RunFolder(Path(cfg.run_dir))
+    run = RunFolder(run_folder(cfg.run_dir))
     with run.locked():  # from before the decision, so that two processes never both go on
         if result := finished(cfg):
             console.print(f"finished before: {escape(str(run.path))}", highlight=False, soft_wrap=True)
@@ -121,7 +121,8 @@ def fit(
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
-    cfg.run_dir, cfg.data_dir = str(run.path), data.data_dir and str(data.data_dir.resolve())
+    cfg.run_dir = literal(str(run.path))
+    cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
 
@@ -137,9 +138,7 @@ def fit(
     evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
-    tensorboard = TensorBoardLogger(
-        run.path.parent, name=run.path.name, version="", purge_step=first_update + 1 if first_update else None
-    )
+    tensorboard = RunEvents(run.path, purge_step=first_update + 1 if first_update else None)
     samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
     tensorboard.experiment.add_custom_scalars(layout(samples, critic))
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
@@ -154,7 +153,7 @@ def fit(
             evaluate.on_train_start(trainer, module)
             evaluate.teardown(trainer, module, "fit")
         if module.updates < cfg.updates:
-            on = f"go on with:  mfrl train resume={run.path}"
+            on = f"go on with:  {pasted('mfrl', 'train', resume=run.path)}"
             if not run.last_checkpoint.is_file():
                 on = f"no checkpoint was due before (checkpoint.every={cfg.checkpoint.every}), so it has to begin anew"
             raise InterruptedRun(f"stopped at update {module.updates:,}; {on}")
@@ -220,7 +219,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         RefusedRun: the folder holds a run with other settings, with the first that differs, or something else.
     """
-    path = Path(cfg.run_dir)
+    path = run_folder(cfg.run_dir)
     if not (path / "config.yaml").exists():
         if others := sorted(p.name for p in path.glob("[!.]*") if p != RunFolder(path).error):
             raise RefusedRun(f"{path} holds {others[0]}, but no run (no config.yaml): choose another run_dir")
@@ -343,7 +342,7 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     # Below the table and unwrapped: these lines are there to be copied.
     for what in (
         f"run folder  {run.path}",
-        f"look        tensorboard --logdir {run.path}",
-        f"evaluate    mfrl eval ckpt={run.path}",
+        f"look        {pasted('tensorboard', '--logdir', run.path)}",
+        f"evaluate    {pasted('mfrl', 'eval', ckpt=run.path)}",
     ):
         console.print(escape(what), highlight=False, soft_wrap=True)
