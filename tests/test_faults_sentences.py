@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from importlib import metadata
 from pathlib import Path
 
 import hydra
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from mfrl.cli import check_overrides
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError
 from mfrl.paths import pasted, take_as_they_are
@@ -182,3 +185,87 @@ def test_a_run_in_a_folder_of_any_name_is_gone_on_with_by_what_it_printed(traine
     assert [path.name for path in (tmp_path / NASTY[:10]).iterdir()] == ["evaluation-last-seed=1000-episodes=16.json"]
     assert "update 12" in paste(pasted("mfrl", "eval", ckpt=folder / "checkpoints" / "update=12.ckpt"))
     assert {path.name for path in tmp_path.glob("[!.]*")} == {NASTY, NASTY[:10], "bin"}
+
+
+# ---- Hydra's own ways
+
+
+@pytest.fixture(scope="module")
+def own_conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own configurations: a network, and a group that conf/ does not have."""
+    folder = tmp_path_factory.mktemp("my conf=1")
+    (folder / "network").mkdir()
+    shutil.copy(CONFIG_DIR / "network" / "toy.yaml", folder / "network" / "my_own.yaml")
+    (folder / "place").mkdir()
+    (folder / "place" / "here.yaml").write_text("# @package _global_\nrun_dir: runs/here\n")
+    return folder
+
+
+def searched(how: str, folder: Path) -> list[str]:
+    return ["--config-dir", str(folder)] if how == "flag" else [f"hydra.searchpath=['file://{folder}']"]
+
+
+@pytest.mark.parametrize("how", ["flag", "searchpath"])
+def test_configurations_of_the_users_own_are_found(how: str, own_conf: Path, tmp_path: Path) -> None:
+    done = mfrl("train", "+place=here", "network=my_own", *TOY, *searched(how, own_conf), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "here" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("how", ["flag", "searchpath"])
+def test_the_users_own_configurations_have_near_names(how: str, own_conf: Path) -> None:
+    done = mfrl("train", "network=my_won", *TOY, *searched(how, own_conf))
+    assert done.returncode == 2
+    assert "(did you mean my_own" in done.stderr
+    done = mfrl("train", "sede=1", *TOY, *searched(how, own_conf))
+    assert done.returncode == 2
+    assert "there is no setting 'sede' (did you mean seed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["-r"], ["-c", "hydra"]])
+def test_a_flag_of_hydras_does_not_switch_the_near_names_off(flags: list[str]) -> None:
+    done = mfrl("train", *flags, "algo.alhpa=1")
+    assert done.returncode == 2
+    assert "there is no setting 'algo.alhpa' (did you mean algo.alpha" in done.stderr
+
+
+def test_a_flag_that_shows_the_configuration_asks_for_nothing_else() -> None:
+    done = mfrl("eval", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "ckpt: ???" in done.stdout
+
+
+def test_a_folder_of_configurations_that_is_not_there_is_named() -> None:
+    done = mfrl("train", "--config-dir", "/no/such")
+    assert (done.returncode, done.stderr) == (2, "error --config-dir /no/such is no folder\n")
+
+
+def test_a_sweep_over_many_values_is_checked_in_a_moment_and_all_the_same() -> None:
+    began = time.process_time()
+    check_overrides("train", ["experiment=quickstart", "seed=range(0,200)"])
+    assert time.process_time() - began < 10  # a tenth of a second for each would be more
+    for wrong, message in (("seed=0,1,-1,2", "seed=-1 must be"), ("algo.alpha=1,2,x", "algo.alpha=x must be a number")):
+        with pytest.raises(ConfigError, match=message):
+            check_overrides("train", ["experiment=quickstart", "variant=residual,velocity", wrong])
+    with pytest.raises(ConfigError, match="no 'variant/velocty'"):
+        check_overrides("train", ["seed=0,1,2,3", "variant=residual,velocity,velocty"])
+
+
+def test_the_package_is_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "mfrl", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, metadata.version("mfrl"))
+
+
+def test_what_a_message_advises_to_take_out_can_be_taken_out(tmp_path: Path) -> None:
+    changes = ["experiment=study_pointmaze", "env=minari/pointmaze-umaze", "evaluation=held_out", "collect=null"]
+    refused = mfrl("train", *changes)
+    assert refused.returncode == 1
+    advised = shlex.split(refused.stderr.partition("take them out with")[2] or refused.stderr.partition("with  ")[2])
+    assert advised
+    assert all(word.startswith("~eval.") for word in advised)
+    done = mfrl("train", *changes, *advised, f"data_dir={tmp_path}")
+    assert "is not in" in done.stderr  # the data; nothing is wrong with the settings any more
+    for needed in ("~algo.alpha", "~seed", "~eval.every"):
+        with pytest.raises(ConfigError, match=f"{needed}: a setting cannot be taken away"):
+            check_overrides("train", [needed])

@@ -12,11 +12,12 @@ from typing import Any
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.cli import explain
+from mfrl.cli import Composer, change, explain, parse
 from mfrl.errors import ConfigError
 from mfrl.paths import run_folder
 from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
@@ -29,11 +30,23 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
     """Hydra's own sweeper of comma-separated values, ending in a table; exits with 1 where a job failed."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        groups = self.config.hydra.runtime.choices
         for overrides in batch:
+            given = [parse(text) for text in overrides]
+            chosen = tuple(o.input_line for o in given if o.get_key_element().lstrip("+") in groups)
             try:
-                job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+                if chosen not in composed:  # jobs that differ in a seed alone are composed once
+                    loader = self.hydra_context.config_loader
+                    composed[chosen] = loader.load_sweep_config(self.config, list(overrides))
             except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
-                raise ConfigError(explain(str(error), self.config.hydra.job.config_name, overrides)) from error
+                composer = Composer.of(self.config.hydra.job.config_name, given)
+                raise ConfigError(explain(str(error), composer, given)) from error
+            job = composed[chosen]
+            for override in given:
+                if override.input_line not in chosen and not override.is_delete():
+                    change(job, override)
+            job.hydra.overrides.task = list(overrides)
             HydraConfig.instance().set_config(job)  # what `run_dir` is made of
             if job.existing == "continue":
                 if job.resume:

@@ -258,6 +258,8 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
+        if override.is_delete():
+            raise RefusedRun(f"{override.input_line}: a resumed run keeps every setting it has")
         if not among(key, RESUMABLE):
             raise RefusedRun(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
         if key == "resume":
