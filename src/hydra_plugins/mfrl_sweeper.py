@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from multiprocessing import active_children
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
@@ -17,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl import signals
 from mfrl.cli import Composer, change, explain, parse
 from mfrl.errors import ConfigError
 from mfrl.paths import run_folder
@@ -57,26 +62,35 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.folders: list[Path] = []  # of jobs that do only what is missing
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process is left behind then either
+        signals.forget()
+        # Signals reach this process through a thread of their own; they are withheld from the jobs' processes until
+        # those can save.
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
         try:
-            batches = self._sweep(arguments, console)
+            with signals.handled_by(_stop_jobs), signals.withheld():
+                batches = self._sweep(arguments, console)
         except KeyboardInterrupt:
-            console.print(f"stopped; {self._how_to_go_on()}")
-            sys.exit(130)
+            self._stopped(console)
         except BrokenExecutor:
+            if signals.received():
+                self._stopped(console)
             console.print(f"[bold red]error[/] {KILLED} (jobs= sets how many run at once); {self._how_to_go_on()}")
             sys.exit(1)
         except ConfigError as error:
             console.print(f"[bold red]error[/] {escape(str(error))}")
             sys.exit(1)
-        finally:
-            signal.signal(signal.SIGTERM, before)
         outcomes = [job.return_value for batch in batches for job in batch]
         print_outcomes(console, outcomes)
+        if missing(outcomes) and signals.received():
+            self._stopped(console)
         if missing(outcomes):
             console.print(self._how_to_go_on())
             sys.exit(1)
         return batches
+
+    def _stopped(self, console: Console) -> None:
+        console.print(f"stopped; {self._how_to_go_on()}")
+        sys.exit(128 + (signals.received() or signal.SIGINT))
 
     def _how_to_go_on(self) -> str:
         if self.folders:
@@ -92,7 +106,17 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             try:
                 return super().sweep(arguments)
             except BrokenExecutor:
-                if not (restarts and self.folders):  # without folders jobs would begin anew
+                if signals.received() or not (restarts and self.folders):  # without folders jobs would begin anew
                     raise
                 restarts -= 1
                 console.print(f"{KILLED}; going on with what is missing")
+
+
+def _stop_jobs(number: int, frame: FrameType | None) -> None:
+    """Handler: the jobs' processes save and come to an end, on which the sweep ends; without any, it ends now."""
+    signals.note_once(number, frame)
+    jobs = [child for child in active_children() if child.name.startswith("LokyProcess")]
+    if not jobs:
+        raise KeyboardInterrupt
+    for job in jobs:
+        os.kill(job.pid, signal.SIGTERM)

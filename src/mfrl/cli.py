@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl import signals
 from mfrl.config import CONFIG_DIR, settings_of
 from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
 from mfrl.paths import run_folder, take_as_they_are
@@ -128,8 +129,8 @@ def run(arguments: list[str]) -> None:
     if name == "train":
         # They are those of the dataset's collector, and not only the ones that an experiment gives.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
-    if name in ("collect", "download"):
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half done is cleaned up
+    if name in ("train", "collect", "download"):
+        signals.install(signals.leave)  # what is half done is cleaned up
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     flags = get_args_parser().parse_args(arguments[1:])
     # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
@@ -150,7 +151,7 @@ def run(arguments: list[str]) -> None:
         except MfrlError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra reports the job and goes on with what it can
-            fail(str(error), 1)
+            fail(str(error), error.exit_status)
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
 

@@ -8,7 +8,13 @@ from typing import Any
 
 
 class MfrlError(Exception):
-    """Base of every error whose message is meant for the person at the keyboard."""
+    """Base of every error whose message is meant for the person at the keyboard.
+
+    Attributes:
+        exit_status: of the command that ends with it.
+    """
+
+    exit_status = 1
 
 
 class ConfigError(MfrlError, ValueError):
@@ -28,7 +34,17 @@ class CheckpointError(MfrlError):
 
 
 class InterruptedRun(MfrlError):
-    """Training was stopped from outside before its last update."""
+    """Training was stopped from outside before its end.
+
+    Args:
+        message: how to go on.
+        signal: that stopped it; the exit status says which, as shells have it.
+    """
+
+    def __init__(self, message: str, signal: int | None = None) -> None:
+        super().__init__(message)
+        if signal is not None:
+            self.exit_status = 128 + signal
 
 
 class DivergedError(MfrlError):

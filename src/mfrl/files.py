@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mfrl.errors import MfrlError
+
+# Before the tokens there were process numbers.
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(\d+|[0-9a-f]{16})\.tmp(\.[^.]+)?")
+# What flock answers on Lustre mounted without it, on NFS without its lock server, and where there is none at all.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
 
-    It keeps the suffix, by which encoders choose the format.
+    It keeps the suffix, by which encoders choose the format. No two writers share it, whatever machine, container or
+    thread they are in.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -25,13 +37,52 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path, stems: str) -> None:
+    """Remove the temporary files that killed writers left in ``folder``; no writer may be at work there.
+
+    Args:
+        stems: of the files that were to be replaced, a regular expression.
+    """
+    for path in folder.glob(".*.tmp*"):
+        if (match := _TEMPORARY.fullmatch(path.name)) and re.fullmatch(stems, match["stem"]):
+            path.unlink(missing_ok=True)
+
+
+class Locked(MfrlError):
+    """Another process holds the lock."""
+
+
+class NoLocks(MfrlError, OSError):
+    """A file system that cannot say who is at work."""
+
+
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process is in a block of the same ``path``, an empty file that stays."""
+def one_at_a_time(path: Path, wait: bool = True) -> Iterator[None]:
+    """Wait until no other process is in a block of the same ``path``, an empty file that stays.
+
+    Raises:
+        Locked: another one is, and ``wait`` is false.
+        NoLocks: the file system has none.
+        OSError: the file cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # Not a file that is there while the lock is held: it would stay when its process is killed.
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Locked(f"{path} is held by another process") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise NoLocks(
+            f"{path.parent} lies on a file system without locks ({error.strerror or error}), so that two processes "
+            "could write there at once: choose a folder on another one, or have this one mounted with locks"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

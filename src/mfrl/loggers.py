@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mfrl.errors import MfrlError
 from mfrl.files import write_text
 
 # Columns of the HParams tab, where a run has them: what comparisons are about. Overridden settings are added.
@@ -53,17 +54,19 @@ class RunEvents(TensorBoardLogger):
 class MetricsCSV(Logger):
     """One row per logging point, one column per metric, in ``metrics.csv``; new columns are added as they appear.
 
-    Lightning's CSVLogger deletes an existing file; this one keeps its rows up to the update a run goes on from.
+    A row is appended, or written again in its place while it is the last; all are written anew only where a column is
+    new. Lightning's CSVLogger deletes an existing file; this one keeps its rows up to the update a run goes on from.
     """
 
     def __init__(self, run_dir: str | Path, first_update: int = 0) -> None:
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
-        self._rows: dict[int, dict[str, Any]] = {}
+        self._columns = ["updates"]
+        self._last: dict[str, Any] = {}
+        self._at = 0  # where the last row begins, in bytes
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = ((int(row["updates"]), row) for row in csv.DictReader(file))
-                self._rows = {k: row for k, row in rows if k <= first_update}
+            columns, rows = self._read()
+            self._write(columns, [row for row in rows if int(row["updates"]) <= first_update])
 
     @property
     def name(self) -> str:
@@ -78,16 +81,47 @@ class MetricsCSV(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
-        self._rows.setdefault(step, {"updates": step}).update(metrics)
-        self.save()
+        assert step >= int(self._last.get("updates", 0)), f"update {step} comes after {self._last['updates']}"
+        again = bool(self._last) and int(self._last["updates"]) == step
+        row = (self._last if again else {"updates": step}) | metrics
+        if new := metrics.keys() - set(self._columns):
+            before = self._read()[1] if self._last else []
+            self._write([*self._columns, *new], [*(before[:-1] if again else before), row])
+            return
+        with self.path.open("r+b") as file:
+            self._at = file.seek(*((self._at, io.SEEK_SET) if again else (0, io.SEEK_END)))
+            file.write(self._text(self._columns, [row], header=False).encode())
+            file.truncate()
+        self._last = row
 
-    def save(self) -> None:
-        columns = dict.fromkeys(["updates", *sorted({name for row in self._rows.values() for name in row})])
+    def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Columns and whole rows; a last one that a crash cut off is left out."""
+        try:
+            text = self.path.read_bytes().decode()
+            reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+            rows = [row for row in reader if None not in row.values()]
+            for row in rows:
+                int(row["updates"])
+        except (ValueError, KeyError, csv.Error) as error:
+            raise MfrlError(f"{self.path} is damaged ({error}): move it away to go on without its rows") from error
+        return list(reader.fieldnames or self._columns), rows
+
+    def _write(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        """The whole file, the columns after ``updates`` in order."""
+        self._columns = ["updates", *sorted({*columns} - {"updates"})]
+        write_text(self.path, self._text(self._columns, rows))
+        self._last = rows[-1] if rows else {}
+        last = self._text(self._columns, rows[-1:], header=False)
+        self._at = self.path.stat().st_size - len(last.encode())
+
+    @staticmethod
+    def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = True) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows[k] for k in sorted(self._rows))
-        write_text(self.path, text.getvalue())
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
 
 
 def compared(cfg: DictConfig, overrides: list[str]) -> dict[str, bool | int | float | str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from mfrl.data import provenance
 from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
-from mfrl.files import write_json, write_text
+from mfrl.files import Locked, one_at_a_time, remove_abandoned, write_json, write_text
 from mfrl.paths import run_folder
 from mfrl.report.runs import ERROR_FILE
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
+
+# Files that training alone writes; an evaluation or a report may be writing others.
+_WRITTEN = "config|overrides|provenance|metrics|eval|result|error"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def videos(self) -> Path:
+        return self.path / "videos"
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.checkpoints / "last.ckpt"
 
@@ -72,17 +78,19 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second process from going on with the same run.
+        """Keep a second process from going on with the same run, and remove what a killed one left half-written.
 
         Raises:
             RefusedRun: where one is at it already.
+            NoLocks: the file system cannot tell.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                stack.enter_context(one_at_a_time(self.path / ".lock", wait=False))
+            except Locked:
                 raise RefusedRun(f"another process is training in {self.path}") from None
+            for folder, stems in ((self.path, _WRITTEN), (self.checkpoints, r"last|update=\d+"), (self.videos, ".*")):
+                remove_abandoned(folder, stems)
             yield
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:

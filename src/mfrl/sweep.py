@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfrl import signals
 from mfrl.config import BOOKKEEPING, RESUMABLE, among
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun
 from mfrl.files import write_text
@@ -48,17 +53,36 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
 
     Args:
         cfg, overrides: as for :func:`mfrl.train.train`.
-        aside: the job has a process of its own, beside others: it writes lines that begin with its name.
+        aside: the job has a process of its own, beside others: it writes lines that begin with its name, and a signal
+            stops it and those that this process would do after it.
 
     Raises:
         KeyboardInterrupt: the job was stopped in the process of the sweep itself, which is to stop too.
     """
+    if not aside:
+        if signals.received():
+            raise KeyboardInterrupt
+        return _attempt(cfg, overrides, aside)
+    _stop_with_parent()
+    _at_work.set()
+    signals.install(signals.stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
+    try:
+        return _attempt(cfg, overrides, aside)
+    finally:
+        signals.install(signals.note)  # between two jobs
+        _at_work.clear()
+
+
+def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     from mfrl.run import RunFolder
     from mfrl.train import finished, train
 
     folder = Path(cfg.resume).expanduser() if cfg.resume else run_folder(cfg.run_dir)
     console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
     try:
+        if aside and signals.received():
+            raise KeyboardInterrupt
         if cfg.existing == "new" and not cfg.resume:
             # Claimed now, so that what goes wrong has a place to be told at.
             folder = RunFolder.create(cfg.run_dir).path
@@ -72,6 +96,10 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
         if not aside:
             raise KeyboardInterrupt from error
         outcome = Outcome(STOPPED, folder, str(error).removeprefix("stopped "))
+    except KeyboardInterrupt:
+        if not aside:
+            raise
+        outcome = Outcome(STOPPED, folder, "before training began")
     except RefusedRun as error:  # of the run that is there, nothing went wrong
         outcome = Outcome(FAILED, folder, str(error))
     except Exception as error:
@@ -86,6 +114,30 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     if console:
         console.print(f"[{_COLOURS[outcome.status]}]{outcome.status}[/]  {escape(outcome.note)}", highlight=False)
     return outcome
+
+
+_PARENT_SECONDS = 0.5
+_SAVING_SECONDS = 60.0
+_watching, _at_work = threading.Event(), threading.Event()
+
+
+def _stop_with_parent() -> None:
+    """Once the process that started this one is gone, stop as by SIGTERM, and do nothing after that."""
+    if _watching.is_set():
+        return
+    _watching.set()
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + _SAVING_SECONDS
+        while _at_work.is_set() and time.monotonic() < end:
+            time.sleep(_PARENT_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def score(result: dict[str, Any]) -> str:

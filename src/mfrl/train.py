@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mfrl.callbacks import Checkpoint, Monitor, Progress
+from mfrl import signals
+from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.progress import format_score, score_name
 from mfrl.config import (
     BOOKKEEPING,
@@ -54,6 +57,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         overrides: what the user changed, for overrides.yaml.
         console: where to tell about it; None: on stderr.
     """
+    signals.forget()
     console = console or Console(stderr=True)
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
@@ -136,27 +140,30 @@ def fit(
     }
     progress, monitor = Progress(console), Monitor(cfg.log.every)
     evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
+    checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
-    callbacks = [monitor, Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint), evaluate, progress]
+    callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
+    rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
     tensorboard = RunEvents(run.path, purge_step=first_update + 1 if first_update else None)
     samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
     tensorboard.experiment.add_custom_scalars(layout(samples, critic))
     loggers = [tensorboard, MetricsCSV(run.path, first_update)]
-    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers)
+    # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
+    alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
+    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
     what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
     console.print(what, highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    with lock:
-        with suppress(SystemExit):  # Lightning's answer to Ctrl-C
+    with lock, signals.handled_by(signals.note_once):
+        try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
-            evaluate.on_train_start(trainer, module)
-            evaluate.teardown(trainer, module, "fit")
-        if module.updates < cfg.updates:
-            on = f"go on with:  {pasted('mfrl', 'train', resume=run.path)}"
-            if not run.last_checkpoint.is_file():
-                on = f"no checkpoint was due before (checkpoint.every={cfg.checkpoint.every}), so it has to begin anew"
-            raise InterruptedRun(f"stopped at update {module.updates:,}; {on}")
+            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
+                try:
+                    evaluate.on_train_start(trainer, module)
+                finally:
+                    evaluate.teardown(trainer, module, "fit")
+        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
+            raise InterruptedRun(how_to_go_on(run, module.updates, checkpoints), signals.received()) from None
 
     result = {
         "env": data.env.env_id,
@@ -184,6 +191,16 @@ def fit(
     return result
 
 
+def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
+    """Where a run was stopped, what of it is saved, and the command that goes on."""
+    where = f"stopped at update {update:,}"
+    if update and checkpoints.saved != update:
+        where += f", which could not be saved ({checkpoints.problem})" if checkpoints.problem else ", unsaved"
+    if not run.last_checkpoint.is_file():
+        return f"{where}; there is no checkpoint, so it has to begin anew"
+    return f"{where}; go on with:  {pasted('mfrl', 'train', resume=run.path)}"
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Refuse what no run can be made of.
 
@@ -195,6 +212,8 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
+        raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.

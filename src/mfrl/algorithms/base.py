@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from mfrl import signals
 from mfrl.data.transitions import Batch, Chunk, DataSpec
 from mfrl.errors import ConfigError
 from mfrl.policy import Policy
@@ -54,6 +55,7 @@ class OfflineAlgorithm(L.LightningModule):
         self.seed = seed
         self._encoder = encoder
         self.updates = 0
+        self.between_updates = True
         self.seconds_aside = 0.0
         self._names: list[str] = []
         self._sums: Tensor | None = None
@@ -106,13 +108,18 @@ class OfflineAlgorithm(L.LightningModule):
 
     def training_step(self, chunk: Chunk) -> None:
         for batch in chunk:
+            self.between_updates = False  # an error leaves some networks a step ahead of the others
             self._add(self.update(batch))
             self.updates += 1
+            self.between_updates = True
+            if signals.received():  # the rest of a long chunk can wait
+                return
 
     def _add(self, metrics: dict[str, Tensor]) -> None:
         values = torch.stack([value.detach() for value in metrics.values()])
         if self._sums is None:
             self._names, self._sums = list(metrics), torch.zeros_like(values)
+        self._sums = self._sums.to(values.device)  # from where a checkpoint put them
         self._sums += values
         self._count += 1
 
@@ -126,8 +133,13 @@ class OfflineAlgorithm(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["updates"] = self.updates
+        # What a window of logging has added up so far, so that its row says the same after a break.
+        sums = None if self._sums is None else self._sums.cpu()
+        checkpoint["window"] = {"names": self._names, "sums": sums, "count": self._count}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.updates = checkpoint["updates"]
+        if window := checkpoint.get("window"):
+            self._names, self._sums, self._count = list(window["names"]), window["sums"], window["count"]
         # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
         checkpoint.pop("loops", None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,29 @@ from mfrl.files import replacing
 class Checkpoint(L.Callback):
     """Every ``every`` updates and at the end: ``last.ckpt``, and ``update=<k>.ckpt`` too where ``keep_all``.
 
+    ``last.ckpt`` is also written ``minutes`` after the last time, and where training ends early between two updates: by
+    a signal, or by an error that is none of the training's, such as a simulator that dies.
+
     A checkpoint is written under a temporary name and renamed, and never with a parameter that is not finite. It
     carries ``extra`` under the key "mfrl": the composed configuration and what else is needed to act again, as plain
     data that loads with ``weights_only=True``.
+
+    Attributes:
+        saved: the update that ``last.ckpt`` holds, as far as this training knows; before the first one where it began.
+        problem: why the training that ended early could not be saved; empty: nothing was in the way.
 
     Raises:
         DivergedError: where a parameter is not finite; ``last.ckpt`` stays as it was.
     """
 
-    def __init__(self, folder: str | Path, every: int, keep_all: bool, extra: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, every: int, keep_all: bool, extra: dict[str, Any], minutes: float | None = 10.0
+    ) -> None:
         self.folder = Path(folder)
-        self.every, self.keep_all, self.extra = every, keep_all, extra
+        self.every, self.keep_all, self.extra, self.minutes = every, keep_all, extra, minutes
+        self.saved: int | None = None
+        self.problem = ""
+        self._saved_at = time.monotonic()
 
     @property
     def last(self) -> Path:
@@ -36,18 +50,45 @@ class Checkpoint(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["mfrl"] = self.extra
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+        self.saved, self._saved_at = pl_module.updates, time.monotonic()
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
         k = pl_module.updates
-        if k % self.every and k < pl_module.total_updates:
+        due = k % self.every == 0 or k == pl_module.total_updates
+        if due or (self.minutes is not None and time.monotonic() - self._saved_at >= 60.0 * self.minutes):
+            self._save(trainer, pl_module)
+        if due and self.keep_all:
+            with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
+                self._copy(temporary)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, exception: BaseException) -> None:
+        """Keep what was trained since the last checkpoint, unless it is not sound or a second Ctrl-C will not wait."""
+        if isinstance(exception, KeyboardInterrupt | DivergedError) or not pl_module.between_updates:
             return
+        if self.saved is None or self.saved == pl_module.updates:
+            return
+        try:
+            self._save(trainer, pl_module)
+        except Exception as error:  # what ended the training is to be told, and not what came of it
+            self.problem = str(error)
+
+    def _save(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         with pl_module.aside():
             self._refuse_nonfinite(pl_module)
+            for logger in trainer.loggers:  # what a run goes on from has been logged for good
+                logger.save()
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.last) as temporary:
                 trainer.save_checkpoint(temporary)
-            if self.keep_all:
-                with replacing(self.folder / f"update={k}.ckpt") as temporary:
-                    os.link(self.last, temporary)
+            self.saved, self._saved_at = pl_module.updates, time.monotonic()
+
+    def _copy(self, path: Path) -> None:
+        """A second name for ``last.ckpt``, or a copy where the file system has none."""
+        try:
+            os.link(self.last, path)
+        except OSError:
+            shutil.copyfile(self.last, path)
 
     def _refuse_nonfinite(self, pl_module: OfflineAlgorithm) -> None:
         with torch.no_grad():

@@ -83,6 +83,9 @@ class Evaluate(L.Callback):
             self._evaluator.close()
             self._evaluator = None
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
+
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
         policy = pl_module.policy()
@@ -126,15 +129,19 @@ def record(
     progress: Progress,
     result: Evaluation | SampleEvaluation,
 ) -> None:
-    """An evaluation as a line of ``eval.jsonl``, on the screen, and with the held-out losses in every logger."""
+    """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
+
+    In this order: the line says that nothing is missing, and a run that was killed before it evaluates again.
+    """
     k, summary = pl_module.updates, result.summary()
     progress.report(k, summary, result.seconds)
-    with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
     losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=k)
+        logger.save()
+    with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
 
 
 def due(pl_module: OfflineAlgorithm, every: int) -> bool:

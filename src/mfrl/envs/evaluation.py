@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfrl import signals
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import DivergedError
@@ -154,6 +155,7 @@ class Evaluator:
             DivergedError: the policy gave an action that is not finite.
             ValueError: the policy's actions have the wrong shape.
             EnvError, WorkerError: from the environments.
+            Interrupted: a signal has come, where signals are noted.
 
         Whatever the error, Ctrl-C included, the environments are closed and a later call starts them afresh.
         """
@@ -196,6 +198,7 @@ class Evaluator:
 
         observations = start_episodes(np.arange(env.num_envs))
         while (active := playing >= 0).any():
+            signals.leave_if_asked()
             # Idle slots stay in the batch: with one shape, equal evaluations give equal numbers.
             actions = policy.act(torch.from_numpy(observations), noise.next())
             step = env.step(_checked(actions, policy.action_dim, active, playing, lengths), active)

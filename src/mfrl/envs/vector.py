@@ -15,21 +15,23 @@ NumPy's global one while that environment runs.
 
 from __future__ import annotations
 
+import mmap
 import os
-import signal
+import tempfile
+import time
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, reduction, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mfrl import signals
 from mfrl.envs.ogbench import EnvError, MazeLayout, maze_layout
 from mfrl.envs.rendering import choose_backend
 
@@ -261,8 +263,11 @@ class _Crew:
         self._memory: list[_SharedRecords] = []
         # Also runs when the crew is collected or Python ends, should nobody have called close.
         self.close = weakref.finalize(self, _dismiss, self._processes, self._pipes, self._memory)
+        resource_tracker.ensure_running()  # else starting a process would, and let signals through again
         # Without frames to render, OpenGL is not even looked for, which without a display would warn.
-        with _environment(_SINGLE_THREAD | ({} if render else {"MUJOCO_GL": "disabled"})):
+        variables = _SINGLE_THREAD | ({} if render else {"MUJOCO_GL": "disabled"})
+        # A signal to the whole group is for the parent, which then closes the pipes.
+        with _environment(variables), signals.withheld():
             for w in range(workers):
                 pipe, far_end = context.Pipe()
                 count = len(range(w, num_envs, workers))
@@ -275,7 +280,9 @@ class _Crew:
         self.signature: Signature = signatures[0]
         self._memory.append(_SharedRecords(num_envs, self.signature.record))
         for w in range(workers):
-            self._send(w, (self._memory[0].name, num_envs, slice(w, None, workers)))
+            self._hand_over(w)
+            self._send(w, (num_envs, slice(w, None, workers)))
+        self._memory[0].give_away()
 
     @property
     def records(self) -> np.ndarray:
@@ -315,6 +322,12 @@ class _Crew:
         except OSError as error:
             raise self._death(w) from error
 
+    def _hand_over(self, w: int) -> None:
+        try:
+            reduction.send_handle(self._pipes[w], self._memory[0].descriptor, self._processes[w].pid)
+        except OSError as error:
+            raise self._death(w) from error
+
     def _receive(self, w: int) -> Any:
         try:
             error, value = self._pipes[w].recv()
@@ -336,26 +349,49 @@ class _Crew:
 
 
 class _SharedRecords:
-    """An array of records in memory that processes share; whoever gives no name creates and removes it."""
+    """An array of records in memory that processes share.
 
-    def __init__(self, num_envs: int, record: np.dtype, name: str | None = None) -> None:
-        self._owner = name is None
-        self._memory = SharedMemory(name, create=self._owner, size=num_envs * record.itemsize)
-        self.name = self._memory.name
-        self.array: np.ndarray | None = np.ndarray(num_envs, record, self._memory.buf)
+    The memory has no name: the system frees it with the last process that uses it, however they end.
+
+    Args:
+        descriptor: of memory that another process made; None: make it.
+    """
+
+    def __init__(self, num_envs: int, record: np.dtype, descriptor: int | None = None) -> None:
+        size = num_envs * record.itemsize
+        self.descriptor: int | None = _nameless_file(size) if descriptor is None else descriptor
+        self._memory = mmap.mmap(self.descriptor, size)
+        self.array: np.ndarray | None = np.ndarray(num_envs, record, self._memory)
+
+    def give_away(self) -> None:
+        """Close the descriptor: everybody has mapped the memory, or has a descriptor of their own."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
     def close(self) -> None:
+        self.give_away()
         self.array = None
-        if self._owner:
-            self._memory.unlink()
         self._memory.close()
+
+
+def _nameless_file(size: int) -> int:
+    """A descriptor of so many zero bytes, in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("mfrl")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
 
 
 def _dismiss(processes: list[BaseProcess], pipes: list[Connection], memory: list[_SharedRecords]) -> None:
     for pipe in pipes:
         pipe.close()  # a worker leaves when its pipe closes
+    end = time.monotonic() + _GOODBYE_SECONDS
     for process in processes:
-        process.join(_GOODBYE_SECONDS)
+        process.join(max(0.0, end - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
@@ -365,12 +401,13 @@ def _dismiss(processes: list[BaseProcess], pipes: list[Connection], memory: list
 
 def _work(pipe: Connection, maker: Maker, count: int, render: bool) -> None:
     """Body of a worker: report the environment's signature, take a share of the memory, then obey."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
     try:
         group = EnvGroup(maker, count, render)
         pipe.send((None, group.signature))
-        name, num_envs, share = pipe.recv()
-        shared = _SharedRecords(num_envs, group.signature.record, name)
+        descriptor = reduction.recv_handle(pipe)
+        num_envs, share = pipe.recv()
+        shared = _SharedRecords(num_envs, group.signature.record, descriptor)
+        shared.give_away()
         group.attach(shared.array[share])
         while True:
             method, arguments = pipe.recv()

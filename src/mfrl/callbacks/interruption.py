@@ -1,0 +1,39 @@
+"""Training that stops when a signal asks it to."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import lightning as L
+
+from mfrl import signals
+
+
+class Interruption(L.Callback):
+    """Looks between two chunks whether a signal has come, and handles signals in place of Lightning.
+
+    Lightning installs its own handler of SIGTERM when training starts; until then, those installed by
+    :func:`mfrl.signals.handled_by` note what comes.
+
+    Raises:
+        Interrupted: a signal has come; :class:`Checkpoint` saves on that.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
+
+    def on_train_start(self, *_: Any) -> None:
+        for number, handler in self._handlers.items():
+            if handler is signals.note_once:
+                signal.signal(number, handler)
+        signals.leave_if_asked()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        signals.leave_if_asked()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        signals.leave_if_asked()

@@ -1,0 +1,112 @@
+"""Signals that ask a run to stop: noted when they come, obeyed where nothing that was trained is lost.
+
+A handler cannot save by itself: it may run in the middle of an update. It only notes the signal; training looks between
+two updates, an evaluation between two steps, and leaves with :class:`Interrupted`, on which a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+#: Ctrl-C, ``kill``, a closed terminal, and what Slurm can be told to send before the time is up.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# A terminal and a launcher both pass on the same Ctrl-C.
+_SAME_KEY_SECONDS = 0.3
+
+Handler = Callable[[int, FrameType | None], None]
+
+_received: signal.Signals | None = None
+_received_at = 0.0
+
+
+class Interrupted(BaseException):
+    """Raised between two updates, or inside an evaluation, once a signal has come."""
+
+
+def received() -> signal.Signals | None:
+    """The first signal that came since :func:`forget`."""
+    return _received
+
+
+def forget() -> None:
+    """A new run begins: what stopped an earlier one in this process is over."""
+    global _received
+    _received = None
+
+
+def leave_if_asked() -> None:
+    """Raise :class:`Interrupted` if a signal has come."""
+    if _received is not None:
+        raise Interrupted
+
+
+def note(number: int, frame: FrameType | None = None) -> None:
+    """Handler: remember the signal."""
+    global _received, _received_at
+    if _received is None:
+        _received, _received_at = signal.Signals(number), time.monotonic()
+
+
+def note_once(number: int, frame: FrameType | None = None) -> None:
+    """Handler: remember the signal; a Ctrl-C after it raises KeyboardInterrupt, whatever is lost."""
+    if number == signal.SIGINT and _received is not None and time.monotonic() - _received_at > _SAME_KEY_SECONDS:
+        raise KeyboardInterrupt
+    note(number, frame)
+
+
+def stop(number: int, frame: FrameType | None = None) -> None:
+    """Handler: remember the signal and raise KeyboardInterrupt, where nothing is being trained."""
+    note(number, frame)
+    raise KeyboardInterrupt
+
+
+def leave(number: int, frame: FrameType | None = None) -> None:
+    """Handler: end this process, which cleans up what is half done; Ctrl-C raises KeyboardInterrupt, as ever."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def install(handler: Handler) -> dict[signal.Signals, Handler | int | None]:
+    """Handle ``SIGNALS`` so, but those that are ignored, as ``nohup`` ignores SIGHUP.
+
+    Returns:
+        the handlers there were. Empty outside the main thread, where signals cannot be handled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    return before
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Handle ``SIGNALS`` so while the block lasts, as :func:`install` does."""
+    before = install(handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+
+
+@contextmanager
+def withheld() -> Iterator[None]:
+    """Keep ``SIGNALS`` from this thread, and for good from every process that is started in the block.
+
+    A signal to a whole process group then reaches the process that answers for the others, and no other one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
