@@ -5,24 +5,41 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
+from multiprocessing import active_children
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from mfrl.cli import check_overrides
+from mfrl import signals
+from mfrl.cli import check_overrides, run
+from mfrl.collect.minari import collect
 from mfrl.config import CONFIG_DIR
-from mfrl.errors import ConfigError
+from mfrl.data.minari_source import Source
+from mfrl.envs.evaluation import Evaluator
+from mfrl.envs.minari import change_spec, write_spec
+from mfrl.envs.spec import EnvError, EnvSpec
+from mfrl.envs.vector import VectorEnv, WorkerError
+from mfrl.envs.video import write_video
+from mfrl.errors import ConfigError, DataError, refused_by_system
 from mfrl.paths import pasted, take_as_they_are
+from mfrl.report.runs import FINISHED, read_run
+from mfrl.run import load_checkpoint
+from mfrl.sweep import FAILED, attempt
 from mfrl.train import train
 
 COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
@@ -51,10 +68,10 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", list(overrides))
 
 
-def train_toy(folder: Path, *overrides: str, console: Console | None = None) -> dict:
+def train_toy(folder: Path, *overrides: str) -> dict:
     """A toy run in ``folder``, which has to have an innocent name."""
     changes = [*TOY, f"run_dir={folder}", *overrides]
-    return train(compose(*changes), changes, console)
+    return train(compose(*changes), changes)
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +286,260 @@ def test_what_a_message_advises_to_take_out_can_be_taken_out(tmp_path: Path) -> 
     for needed in ("~algo.alpha", "~seed", "~eval.every"):
         with pytest.raises(ConfigError, match=f"{needed}: a setting cannot be taken away"):
             check_overrides("train", [needed])
+
+
+# ---- no room, no permission
+
+
+@dataclass
+class Disk:
+    """A small file system in memory."""
+
+    path: Path
+
+    def leave(self, room: int) -> None:
+        """Fill it but for so many KiB."""
+        free = os.statvfs(self.path)
+        (self.path / "filler").write_bytes(b"x" * (free.f_bavail * free.f_bsize - room * 1024))
+
+    def free(self) -> None:
+        (self.path / "filler").unlink()
+
+    def read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.path)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield Disk(folder)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status of a command and what it says, in this process: what it changes of it is put back."""
+    before, hook = sys.argv, threading.excepthook
+    capsys.readouterr()
+    try:
+        with signals.handled_by(signals.leave):
+            run(list(arguments))
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv, threading.excepthook = before, hook
+    return status, " ".join(capsys.readouterr().err.split())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+SOME = [0, 12, 24, 100, 400]
+#: KiB that are free: they suffice for one file more of a run each, and at last for all but its result.
+ROOMS = [pytest.param(k, marks=() if k in SOME else pytest.mark.slow) for k in sorted({*SOME, *range(4, 52, 4), *range(60, 700, 40)})]  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_run_that_filled_the_disk_says_so_and_goes_on_to_the_same_weights(
+    room: int, disk: Disk, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", *TOY, f"run_dir={disk.path}/run", "existing=continue"]
+    disk.leave(room)
+    status, text = told(capsys, *command)
+    assert status == 1
+    assert "Traceback" not in text
+    assert str(disk.path) in text
+    assert "No space left on device (0." in text
+    assert "free some room there, or choose a folder on another disk" in text
+    saved = (disk.path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert (f"mfrl train resume={disk.path}/run" in text) == saved
+    disk.free()
+    status, text = told(capsys, *(["train", f"resume={disk.path}/run"] if saved else command))
+    assert status == 0, text
+    assert read_run(disk.path / "run").status == FINISHED, read_run(disk.path / "run").reason
+    now, then = weights(disk.path / "run"), weights(trained)
+    assert all(torch.equal(now[name], then[name]) for name in now.keys() | then.keys())
+
+
+def test_a_program_on_a_full_disk_ends_with_a_sentence(disk: Disk) -> None:
+    disk.leave(24)
+    done = mfrl("train", *TOY, f"run_dir={disk.path}/run")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+def test_a_job_of_a_sweep_on_a_full_disk_fails_alone_and_in_one_line(disk: Disk) -> None:
+    disk.leave(4)
+    changes = [*TOY, f"run_dir={disk.path}/run", "existing=continue"]
+    outcome = attempt(compose(*changes), changes, aside=False)
+    assert outcome.status == FAILED
+    assert "No space left on device" in outcome.note
+    assert "see " not in outcome.note
+
+
+def test_nothing_can_be_written_where_all_is_read_only(
+    disk: Disk, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, disk.path / "run")
+    disk.read_only()
+    for command in (
+        ["train", f"resume={disk.path}/run", "updates=30"],
+        ["train", *TOY, f"run_dir={disk.path}/run", "existing=continue", "updates=30"],
+        ["train", *TOY, f"run_dir={disk.path}/other"],
+        ["train", *TOY, f"run_dir={disk.path}/other", "existing=continue"],
+        ["report", str(disk.path), "--out", f"{disk.path}/report"],
+        ["collect", "env=ogbench/pointmaze-medium-explore", f"data_dir={disk.path}/data", "episodes=1"],
+        ["collect", "env=minari/pointmaze-umaze", f"data_dir={disk.path}/data", "episodes=1"],
+        ["download", "env=ogbench/cube-single-play", f"data_dir={disk.path}/data"],
+        ["train", "experiment=quickstart", f"data_dir={disk.path}/data", f"run_dir={disk.path.parent}/run"],
+    ):
+        status, text = told(capsys, *command)
+        assert status == 1, (command, text)
+        assert "Traceback" not in text
+        assert "Read-only file system" in text
+    assert not (disk.path.parent / "run").exists()
+
+
+def test_a_film_does_not_fit_on_a_full_disk(disk: Disk) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
+    for name in ("film.mp4", "film.gif"):
+        disk.leave(8)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - which is told below
+            write_video(frames, disk.path / name)
+        assert "No space left on device" in str(refused_by_system(caught.value))
+        assert [path.name for path in disk.path.iterdir()] == ["filler"]
+        disk.free()
+
+
+# ---- files of a run that are not what was written
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00updates", b"\0" * 400, b"", b"[3]\n"], ids=["text", "nul", "empty", "other"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "eval.jsonl", "metrics.csv", "result.json"])
+def test_a_damaged_file_of_a_run_is_named(
+    name: str, content: bytes, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / name).write_bytes(content)
+    for command in (
+        ["report", str(folder), "--out", str(tmp_path / "report")],
+        ["train", f"resume={folder}", "updates=26"],
+        ["train", *TOY, "checkpoint.keep_all=true", f"run_dir={folder}", "existing=continue"],
+    ):
+        status, text = told(capsys, *command)
+        assert status == 0 or name in text, (command, text)
+        assert "Traceback" not in text
+
+
+# ---- what a setting asks for and the machine does not have
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "network.actor._target_=mfrl.networks.DTi",
+            "algo.actor._target_=mfrl.networks.DTi cannot be found (did you mean DiT",
+        ),
+        ("network.actor._target_=mfrl.netwroks.MLP", "algo.actor._target_=mfrl.netwroks.MLP cannot be found"),
+        ("network.actor._target_=no_such_package.MLP", "No module named 'no_such_package'"),
+        ("network.actor._target_=mfrl.networks.QEnsemble", "is no setting of mfrl.networks.QEnsemble"),
+        ("+network.actor.hiden=[3]", "algo.actor.hiden is no setting of mfrl.networks.MLP (did you mean hidden?)"),
+        ("algo._target_=mfrl.algorithms.MeanFlowB", "(did you mean MeanFlowBC"),
+    ],
+)
+def test_a_class_that_is_not_there_or_takes_other_settings_is_named(
+    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = told(capsys, "train", *TOY, override, f"run_dir={tmp_path}/run")
+    assert status == 1
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_needs_a_candidate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("0", "-1", "1.5", "many"):
+        status, text = told(capsys, "eval", f"ckpt={trained}", f"num_candidates={value}")
+        assert (status, text) == (1, f"error num_candidates={value} must be a whole number of at least 1")
+
+
+def test_compiling_needs_a_compiler_before_training_begins(tmp_path: Path) -> None:
+    done = mfrl("train", *TOY, "compile=true", f"run_dir={tmp_path}/run", env=ENVIRONMENT | {"CXX": "no-such-compiler"})
+    assert done.returncode == 1
+    assert "compile=true needs a C++ compiler" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# ---- environments and their processes
+
+
+def strange(name: str) -> EnvSpec:
+    return EnvSpec(name, "minari", gym_spec=write_spec(f"strange:{name}"), trust=("strange",))
+
+
+def test_episodes_without_an_end_are_refused_with_the_setting_that_helps() -> None:
+    with pytest.raises(EnvError, match=r"Endless-v0 has no time limit.*set one, e\.g\. env\.max_episode_steps=1000"):
+        strange("Endless-v0").check()
+    limited = change_spec(strange("Endless-v0").gym_spec, max_episode_steps=3)
+    replace(strange("Endless-v0"), gym_spec=limited).check()
+
+
+def test_an_environment_that_cannot_be_built_says_something() -> None:
+    with pytest.raises(EnvError, match=r"AssertionError without a word at .*strange\.py, line \d+: assert render_mode"):
+        strange("Silent-v0").make()
+
+
+def test_what_cannot_be_filmed_is_told_before_anything_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disabled")  # nothing here needs a renderer
+    with Evaluator(strange("Blind-v0"), num_envs=1, workers=1) as evaluator:
+        with pytest.raises(EnvError, match=r"cannot be filmed: its render\(\) gives None.*eval\.videos=0"):
+            evaluator.check_filming()
+
+
+def test_a_worker_that_was_stopped_is_not_waited_for_without_end() -> None:
+    with VectorEnv(strange("Blind-v0"), 1, 1, patience=2.0) as env:
+        env.reset([0], [0])
+        (worker,) = active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match=rf"\(process {worker.pid}\) gave no answer for 2 s: it was stopped"):
+            env.step(np.zeros((1, 2), np.float32))
+        assert not worker.is_alive()
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mfrl.envs.minari import write_spec\n"
+        "from mfrl.envs.spec import EnvSpec\n"
+        "from mfrl.envs.vector import VectorEnv\n"
+        "VectorEnv(EnvSpec('Pendulum-v1', 'minari', gym_spec=write_spec('Pendulum-v1')), 1, 1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count('has to stand under  if __name__ == "__main__":') == 2  # in the worker, and of it
+    assert "freeze_support" not in done.stderr
+    assert done.stderr.count("Traceback") == 1  # of the script itself
+
+
+def test_a_dataset_that_is_being_written_is_not_to_be_got_again(tmp_path: Path) -> None:
+    collect("my/pendulum-v0", tmp_path, policy="random", gym_id="Pendulum-v1", steps=5, progress=False)
+    (file,) = tmp_path.rglob("*.hdf5")
+    hold = f"import h5py; file = h5py.File({str(file)!r}, 'a'); print('open', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        with pytest.raises(DataError) as caught:
+            list(Source.open(tmp_path / "my" / "pendulum-v0", "my/pendulum-v0", None).episodes())
+        writer.communicate(b"\n")
+    assert "is open in a process that writes to it. Wait until that is done" in str(caught.value)
+    assert len(list(Source.open(tmp_path / "my" / "pendulum-v0", "my/pendulum-v0", None).episodes())) == 1

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from rich.markup import escape
 
 from mfrl import signals
 from mfrl.config import CONFIG_DIR, settings_of
-from mfrl.errors import ConfigError, MfrlError, did_you_mean, require
+from mfrl.errors import ConfigError, MfrlError, did_you_mean, refused_by_system, require
 from mfrl.paths import run_folder, take_as_they_are
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
@@ -54,6 +55,7 @@ def train(cfg: DictConfig) -> Any:
     from mfrl.train import train
 
     quiet_lightning()
+    quiet_threads()
     return train(cfg, list(HydraConfig.get().overrides.task))
 
 
@@ -114,6 +116,10 @@ def run(arguments: list[str]) -> None:
             read(arguments[1:])
         except MfrlError as error:
             fail(str(error), 1)
+        except OSError as error:
+            if (refusal := refused_by_system(error)) is None:
+                raise
+            fail(str(refusal), 1)
         return
     if name not in COMMANDS:
         known = [*COMMANDS, "report", "tasks"]
@@ -145,6 +151,7 @@ def run(arguments: list[str]) -> None:
     def task(cfg: DictConfig) -> Any:
         if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
             quiet_lightning()
+            quiet_threads()
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
@@ -152,6 +159,12 @@ def run(arguments: list[str]) -> None:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra reports the job and goes on with what it can
             fail(str(error), error.exit_status)
+        except Exception as error:
+            if (refusal := refused_by_system(error)) is None:
+                raise
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise refusal from error
+            fail(str(refusal), 1)
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
 
@@ -447,6 +460,17 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
+
+
+def quiet_threads() -> None:
+    """What the system refuses to TensorBoard's writing thread is raised in the main one as well, and is told there."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is None or refused_by_system(arguments.exc_value) is None:
+            before(arguments)
+
+    threading.excepthook = hook
 
 
 def fail(message: str, code: int) -> None:

@@ -61,6 +61,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     module, record = load_algorithm(path, tuple(cfg.trust))
     spec, policy = EnvSpec(**record["env"] | {"trust": tuple(cfg.trust)}), module.policy()
     if cfg.num_candidates is not None:
+        possible = type(cfg.num_candidates) is int and cfg.num_candidates >= 1
+        require("num_candidates", possible, cfg.num_candidates, "a whole number of at least 1")
         policy.num_candidates = cfg.num_candidates
     of_samples = spec.suite == "toy"
     names = ("samples", "seed") if of_samples else ("episodes", "num_envs", "workers", "seed")

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from mfrl import signals
 from mfrl.config import BOOKKEEPING, RESUMABLE, among
-from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun, refused_by_system
 from mfrl.files import write_text
 from mfrl.paths import literal, pasted, run_folder
 
@@ -103,11 +104,13 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     except RefusedRun as error:  # of the run that is there, nothing went wrong
         outcome = Outcome(FAILED, folder, str(error))
     except Exception as error:
+        error = refused_by_system(error) or error
         note = " ".join(str(error).split())
-        if not cfg.resume:
-            folder.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir():
-            write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
+        with suppress(OSError):  # on a full disk there is no room for this either
+            if not cfg.resume:
+                folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():
+                write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
         if not isinstance(error, MfrlError):
             note = f"{type(error).__name__}: {note} (see {RunFolder(folder).error})"
         outcome = Outcome(FAILED, folder, note)

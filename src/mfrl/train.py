@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
+from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.progress import format_score, score_name
 from mfrl.config import (
@@ -37,7 +39,8 @@ from mfrl.config import (
 )
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
-from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun
+from mfrl.envs.vector import WorkerError, refuse_unguarded_script
+from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun, refused_by_system
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, RunEvents, compared, layout, log_outcome
 from mfrl.paths import literal, pasted, run_folder
@@ -57,6 +60,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         overrides: what the user changed, for overrides.yaml.
         console: where to tell about it; None: on stderr.
     """
+    refuse_unguarded_script()
     signals.forget()
     console = console or Console(stderr=True)
     if cfg.existing not in EXISTING:
@@ -154,7 +158,7 @@ def fit(
     what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
     console.print(what, highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    with lock, signals.handled_by(signals.note_once):
+    with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, checkpoints):
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
@@ -184,11 +188,24 @@ def fit(
         for part in ("final", "mean_of_last_three")
         for name, value in result[part].items()
     }
-    log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
-    run.write_result(result)
+    with telling_how_to_go_on(run, module, checkpoints):
+        log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
+        run.write_result(result)
     if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
         summarise(console, run, result)
     return result
+
+
+@contextmanager
+def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: Checkpoint) -> Iterator[None]:
+    """Where the machine and not the training was the trouble, say as well what is left of the run."""
+    try:
+        yield
+    except Exception as error:
+        refusal = error if isinstance(error, WorkerError) else refused_by_system(error, run.path)
+        if refusal is None:
+            raise
+        raise type(refusal)(f"{refusal}. The run {how_to_go_on(run, module.updates, checkpoints)}") from error
 
 
 def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
@@ -214,6 +231,8 @@ def check_settings(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
     if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
+    if cfg.compile:
+        require_compiler()
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
@@ -223,6 +242,23 @@ def check_settings(cfg: DictConfig) -> None:
     here |= {"auto"} | ({"gpu"} if here & {"cuda", "mps"} else set())
     if cfg.accelerator not in here:
         raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
+
+
+def require_compiler() -> None:
+    """Refuse ``compile=true`` before training where PyTorch would look for a compiler in vain at its first update.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise ConfigError(
+            "compile=true needs a C++ compiler, and PyTorch finds none that works: install one (Debian's package g++), "
+            "name it in the environment variable CXX, or leave compile= out"
+        ) from error
 
 
 def processes(cfg: DictConfig) -> dict[str, int]:
