@@ -502,9 +502,9 @@ def test_an_environment_that_cannot_be_built_says_something() -> None:
 
 def test_what_cannot_be_filmed_is_told_before_anything_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "disabled")  # nothing here needs a renderer
-    with Evaluator(strange("Blind-v0"), num_envs=1, workers=1) as evaluator:
-        with pytest.raises(EnvError, match=r"cannot be filmed: its render\(\) gives None.*eval\.videos=0"):
-            evaluator.check_filming()
+    said = pytest.raises(EnvError, match=r"cannot be filmed: its render\(\) gives None.*eval\.videos=0")
+    with Evaluator(strange("Blind-v0"), num_envs=1, workers=1) as evaluator, said:
+        evaluator.check_filming()
 
 
 def test_a_worker_that_was_stopped_is_not_waited_for_without_end() -> None:
@@ -529,7 +529,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count('has to stand under  if __name__ == "__main__":') == 2  # in the worker, and of it
     assert "freeze_support" not in done.stderr
-    assert done.stderr.count("Traceback") == 1  # of the script itself
+    assert "bootstrapping" not in done.stderr
 
 
 def test_a_dataset_that_is_being_written_is_not_to_be_got_again(tmp_path: Path) -> None:
