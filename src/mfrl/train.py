@@ -150,8 +150,9 @@ def fit(
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
     tensorboard = RunEvents(run.path, purge_step=first_update + 1 if first_update else None)
     samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
-    tensorboard.experiment.add_custom_scalars(layout(samples, critic))
-    loggers = [tensorboard, MetricsCSV(run.path, first_update)]
+    with telling_how_to_go_on(run, module, checkpoints):
+        tensorboard.experiment.add_custom_scalars(layout(samples, critic))
+        loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
     alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
