@@ -16,7 +16,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	touch $(READY)
 
-train: $(READY)
+train:
+	@echo "The quickstart: collects 200,000 transitions of a point maze in the simulator, trains a one-step policy on them"
+	@echo "and evaluates it over 50 episodes. MINUTES on two CPU cores, and at first some minutes of installing."
+	@$(MAKE) --no-print-directory $(READY)
 	$(BIN)/mfrl train experiment=quickstart $(ARGS)
 
 test: $(READY)

@@ -331,7 +331,18 @@ def fresh(**settings: Any) -> FQL:
     return FQL(SPEC, tiny_field, tiny_critic, **{"updates": 12, "flow_steps": 3} | settings)
 
 
-def test_one_update_is_one_step_of_one_adam_without_clipping_and_then_the_target_s_average():
+def test_the_average_of_the_policy_acts_and_is_not_trained():
+    module, data = fresh(actor_average=0.5), Data(4, 2)
+    trainer().fit(module, datamodule=data)
+    assert module.policy().student is module.averaged_actor
+    assert not any(p.requires_grad for p in module.averaged_actor.parameters())
+    pairs = zip(module.averaged_actor.parameters(), module.actor.parameters(), strict=True)
+    assert all(not torch.equal(average, last) and (average - last).abs().max() < 0.1 for average, last in pairs)
+    plain = fresh()
+    assert plain.policy().student is plain.actor
+
+
+def test_one_update_is_the_target_s_average_and_one_step_of_one_adam_without_clipping():
     class Fixed(Data):
         def train_dataloader(self) -> ChunkLoader:
             b = batch(17, dtype=torch.float32)
@@ -348,10 +359,10 @@ def test_one_update_is_one_step_of_one_adam_without_clipping_and_then_the_target
     for k, b in enumerate(batches):
         optimizer.zero_grad()
         twin.loss(b, twin.noise(k, len(b.actions)))[0].backward()
-        optimizer.step()
-        with torch.no_grad():
+        with torch.no_grad():  # as FQL's code: of the critic before the step
             for t, p in zip(twin.target_critic.parameters(), twin.critic.parameters(), strict=True):
                 t.copy_(0.25 * p + 0.75 * t)
+        optimizer.step()
     for name in NETWORKS:
         torch.testing.assert_close(snapshot(getattr(module, name)), snapshot(getattr(twin, name)), rtol=1e-4, atol=1e-6)
     metrics = module.pop_metrics()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -259,6 +260,14 @@ def test_the_policy_acts_with_the_networks_in_training():
     torch.testing.assert_close(acting.normalizer.std, torch.tensor(SPEC.observation_std, dtype=torch.float64))
 
 
+def test_what_no_rewards_can_add_up_to_does_not_choose_where_candidates_are_clipped():
+    assert algorithm(discount=0.9).policy().ceiling == math.inf
+    assert algorithm(discount=0.9, clip_candidates=True).policy().ceiling == 0.0  # rewards from -1 to 0
+    spec = replace(SPEC, reward_min=-1.0, reward_max=2.0)
+    module = MeanFlowQL(spec, tiny_dit, tiny_critic, RESIDUAL, updates=10, discount=0.9, clip_candidates=True)
+    assert module.policy().ceiling == pytest.approx(20.0)
+
+
 # ---- normalised Q
 
 
@@ -320,6 +329,25 @@ def test_the_bound_loss_is_not_scaled_by_gradient_normalisation():
     torch.testing.assert_close(pull, torch.full_like(pull, 1.0 / pull.numel()))
 
 
+def test_one_action_at_a_cliff_does_not_take_the_pull_of_its_batch():
+    gradient = randn(64, ACTION_DIM)
+    gradient[3] *= 1e6 / gradient[3].norm()
+    gradient[:20:5] = 0.0  # clipped actions
+    a = torch.zeros_like(gradient).requires_grad_()
+    UnitPull.apply(a).backward(gradient)
+    length, before = 64 * a.grad.norm(dim=-1), gradient.norm(dim=-1)
+    torch.testing.assert_close(length.mean(), torch.tensor(1.0, dtype=torch.float64))
+    median = before[before > 0].median()
+    others = (before < UnitPull.LONGEST * median) & (before > 0)
+    assert others.sum() == 59
+    torch.testing.assert_close(length[3], UnitPull.LONGEST * (length[others] / before[others] * median).mean())
+    # Among the others relative lengths and directions stay, and nearly all of the pull is theirs.
+    torch.testing.assert_close(
+        a.grad[others] / gradient[others], a.grad[1, 0].div(gradient[1, 0]).expand(59, ACTION_DIM)
+    )
+    assert length[others].sum() > 0.8 * 64
+
+
 def test_unit_pull_survives_a_critic_without_slope():
     a = randn(SIZE, ACTION_DIM).requires_grad_()
     (UnitPull.apply(a) * 0.0).sum().backward()
@@ -334,6 +362,8 @@ def test_unit_pull_survives_a_critic_without_slope():
     [
         ({"q_aggregation": "men"}, r"algo\.q_aggregation=men .*did you mean mean"),
         ({"alpha_schedule": "dynamc"}, r"algo\.alpha_schedule=dynamc .*did you mean dynamic"),
+        ({"actor_average": 0.0}, r"algo\.actor_average=0\.0 must be in \(0, 1\], or null"),
+        ({"actor_average": math.nan}, r"algo\.actor_average=nan must be in \(0, 1\], or null"),
         ({"normalize_q": "grad"}, r"algo\.normalize_q=grad .*none, value, gradient.*did you mean gradient"),
         ({"discount": 1.0}, r"algo\.discount=1\.0 must be in \[0, 1\)"),
         ({"discount": math.nan}, r"algo\.discount=nan"),
@@ -509,6 +539,29 @@ def test_after_an_update_the_target_critic_is_the_average_and_nothing_else_moved
             torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
 
 
+def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): x.double() for key, x in state.items() if key.startswith(f"{name}.")}
+
+
+def test_the_averaged_actor_is_the_mean_of_the_first_weights_and_then_an_exponential_average():
+    module, recorder = fit(7, 1, actor_average=0.25, actor_warmup=0.0, actor_lr=1e-2)
+    actors = [part(state, "actor") for state in recorder.states[1:]]
+    averages = [part(state, "averaged_actor") for state in recorder.states[1:]]
+    for name, x in averages[-1].items():
+        mean_of_four = torch.stack([a[name] for a in actors[:4]]).mean(0)
+        torch.testing.assert_close(averages[3][name], mean_of_four, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(x, 0.75 * averages[5][name] + 0.25 * actors[6][name], rtol=1e-6, atol=1e-7)
+    assert not any(p.requires_grad for p in module.averaged_actor.parameters())
+    assert module.policy().actor is module.averaged_actor
+
+
+def test_averaging_what_acts_changes_nothing_of_the_training():
+    plain, averaged = fit(6, 3)[0], fit(6, 3, actor_average=0.1)[0]
+    left_out = {k: x for k, x in snapshot(averaged).items() if not k.startswith("averaged_actor.")}
+    assert same(snapshot(plain), left_out)
+    assert plain.policy().actor is plain.actor
+
+
 def test_rates_follow_their_schedules_by_update():
     _, recorder = fit(12, 1, updates=12, actor_warmup=0.25, actor_lr=1e-2, critic_lr=3e-3)
     for k, (actor, critic) in enumerate(recorder.rates):
@@ -539,7 +592,7 @@ def test_what_is_logged_are_means_over_the_updates_of_a_window():
 
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path: Any, chunk: int):
-    settings = {"alpha_schedule": "dynamic", "updates": 12}
+    settings = {"alpha_schedule": "dynamic", "updates": 12, "actor_average": 0.2}
     straight, _ = fit(12, chunk, **settings)
     half, first = fresh(**settings), trainer()
     first.fit(half, datamodule=Data(6, chunk))

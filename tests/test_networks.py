@@ -170,6 +170,23 @@ def test_time_features_are_cosines_and_sines_of_the_published_frequencies():
     torch.testing.assert_close(embedding(Time(t)).value[:, :4], F.silu(features), rtol=1e-6, atol=1e-9)
 
 
+def test_a_larger_offset_lets_a_dit_tell_states_on_one_ray_apart():
+    # Two states in one direction from the mean: to a network that sees directions alone they are the same.
+    near, far = torch.tensor([[0.6, 0.8]]), torch.tensor([[1.2, 1.6]])
+    still, one = torch.zeros(1, 2), Time(torch.ones(1, 1))
+
+    def difference(offset_std: float) -> float:
+        torch.manual_seed(0)
+        network = DiT(2, 2, width=64, depth=1, offset_std=offset_std)
+        torch.nn.init.normal_(network.head.weight)
+        with torch.no_grad():
+            g_near, g_far = network(near, still, one), network(far, still, one)
+        return ((g_near - g_far).norm() / g_near.norm()).item()
+
+    assert difference(0.005) < 0.05
+    assert difference(0.2) > 0.15
+
+
 def test_linear_maps_start_with_variance_of_a_hundredth_over_fan_in_cut_at_two_deviations():
     torch.manual_seed(0)
     network = DiT(28, 5)

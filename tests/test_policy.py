@@ -62,6 +62,24 @@ def test_best_of_n_goes_by_the_mean_of_the_ensemble():
     assert values[:, 0].tolist() == [8.0, 2.0]
 
 
+def test_best_of_n_draws_among_candidates_that_promise_more_than_there_can_be():
+    # Of values above the ceiling none is preferred, and the first of them is taken: candidates are drawn independently.
+    q = torch.tensor([[[-1.0, -9.0], [3.0, -4.0], [7.0, -2.0]]])
+    candidates = torch.arange(3.0)[:, None, None].expand(3, 2, 1)
+    actions, values = best_of_n(lambda *_: q, torch.zeros(2, 1), candidates, ceiling=0.0)
+    assert actions[:, 0].tolist() == [1.0, 2.0]
+    assert values.tolist() == [[3.0, -2.0]]
+    assert best_of_n(lambda *_: q, torch.zeros(2, 1), candidates)[0][:, 0].tolist() == [2.0, 2.0]
+
+
+def test_a_policy_with_a_ceiling_acts_as_its_actor_where_the_critic_is_beyond_it(actor: nn.Module, critic: nn.Module):
+    raw, e = MEAN + STD * randn(BATCH, OBSERVATION_DIM, seed=11), randn(N, BATCH, ACTION_DIM, seed=12)
+    free, bounded = policy(actor, critic, N), policy(actor, critic, N)
+    bounded.ceiling = -1e6
+    torch.testing.assert_close(bounded.act(raw, e), policy(actor, critic, 1).act(raw, e[:1]), rtol=0, atol=1e-12)
+    assert not torch.equal(bounded.act(raw, e), free.act(raw, e))
+
+
 @pytest.mark.parametrize("variant", [RESIDUAL, Reformulation(0.0, 1.0), Reformulation(0.5, [-0.5, -1.0], 0.25)])
 def test_one_step_removes_the_average_velocity_at_time_one(actor: nn.Module, variant: Reformulation):
     s, e = randn(BATCH, OBSERVATION_DIM, seed=3), randn(N, BATCH, ACTION_DIM, seed=4)

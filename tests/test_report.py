@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -433,6 +434,23 @@ def test_a_report_over_tasks_has_the_numbers_worked_out_by_hand(two_tasks: Path,
     assert r"meanflowql & residual & 2 (0-1) & 90.0 $\pm$ 14.1 & 90.0 [80.0, 100.0] & 60 (2x3x10)" in latex
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_runs_whose_score_depends_on_when_one_looks_are_told_with_both_numbers(tmp_path: Path):
+    for seed, scores in enumerate([(1.0, 1.0, 1.0), (1.0, 1.0, 0.0), (0.8, 0.9, 1.0), (0.1, 0.2, 0.6)]):
+        make_run(tmp_path / "runs" / str(seed), scores, seed=seed)
+    said = io.StringIO()
+    report([tmp_path / "runs"], out=tmp_path / "out", console=Console(file=said, width=150))
+    text = (tmp_path / "out" / "report.md").read_text()
+    wanted = [
+        "meanflowql residual, seed 1: success (%): 0.0 at the end, 66.7 in the mean of the last three evaluations",
+        "meanflowql residual, seed 3: success (%): 60.0 at the end, 30.0 in the mean of the last three evaluations",
+    ]
+    for place in (text, said.getvalue()):
+        assert "depends on when one looks" in place
+        assert [line for line in wanted if line in place] == wanted
+        assert "seed 0:" not in place
+        assert "seed 2:" not in place
 
 
 def test_no_deviation_over_tasks_where_their_seeds_differ(two_tasks: Path):

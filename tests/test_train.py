@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from mfrl.errors import CheckpointError, ConfigError, DivergedError, RefusedRun
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.files import one_at_a_time
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint
-from mfrl.train import fetch_missing, refuse_other_data, train
+from mfrl.train import fetch_missing, final_scores, refuse_other_data, summarise, train
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -84,6 +86,60 @@ def reference(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A finished run that the tests compare with."""
     path = tmp_path_factory.mktemp("runs") / "reference"
     return path, run(data_dir, path)
+
+
+def closing(data_dir: Path, run_dir: Path, *overrides: str) -> tuple[dict, str]:
+    """A run's result and what it said on the screen."""
+    changes = [*TINY, f"data_dir={data_dir}", f"run_dir={run_dir}", *overrides]
+    out = io.StringIO()
+    return train(compose("train", *changes), changes, Console(file=out, width=120)), out.getvalue()
+
+
+def test_evaluations_on_the_way_have_fewer_episodes_than_the_last(data_dir: Path, tmp_path: Path) -> None:
+    result, said = closing(data_dir, tmp_path / "run", "eval.interim_episodes=1", "eval.every=9")
+    lines = without_seconds(tmp_path / "run")
+    assert [(line["updates"], line["episodes"]) for line in lines] == [(9, 1), (18, 1), (24, 3)]
+    assert lines[0]["seeds"] == lines[2]["seeds"][:1]  # the first of the same episodes
+    assert result["episodes"] == 3
+    assert "24 updates of batch 8, evaluated every 9 over 1 episodes, 3 at the end" in said
+    resumed = resume(tmp_path / "run", "updates=30")
+    assert resumed["episodes"] == 3
+    assert [line["episodes"] for line in without_seconds(tmp_path / "run")] == [1, 1, 3, 1, 3]
+
+
+@pytest.mark.parametrize("episodes", ["0", "4", "1.5", "true"])
+def test_an_evaluation_on_the_way_is_no_longer_than_the_last(data_dir: Path, tmp_path: Path, episodes: str) -> None:
+    with pytest.raises(ConfigError, match=r"eval.interim_episodes=.* must be null or a whole number from 1 to .*=3"):
+        run(data_dir, tmp_path / "run", f"eval.interim_episodes={episodes}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_closing_table_has_the_last_the_mean_of_three_and_the_best(data_dir: Path, tmp_path: Path) -> None:
+    # Of lengths something is known here: an untrained policy reaches no goal.
+    result, said = closing(data_dir, tmp_path / "run", "eval.every=6")
+    assert result["best"] == {"eval/success": 0.0, "updates": 6, "episodes": 3}
+    rows = dict(re.findall(r"│ (.*?) +│ (.*?) +│", said))
+    assert rows["success, mean of last three"] == "0.00"
+    assert rows["success, best"] == "0.00 at update 6 (3 episodes)"
+    assert "depends on when one looks" not in said
+
+
+def test_a_score_that_depends_on_when_one_looks_is_told(tmp_path: Path) -> None:
+    path = RunFolder(tmp_path)
+    scores = [(1000, 0.0), (2000, 0.5), (3000, 1.0), (4000, 0.75), (5000, 0.0)]
+    lines = [{"updates": k, "eval/success": x, "eval/return": -9.0, "episodes": 4} for k, x in scores]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = final_scores(path)
+    assert found["final"]["eval/success"] == 0.0
+    assert found["mean_of_last_three"]["eval/success"] == pytest.approx(1.75 / 3)
+    assert found["best"] == {"eval/success": 1.0, "updates": 3000, "episodes": 4}
+    out = io.StringIO()
+    rest = {"env": "maze", "algo": "a", "variant": "v", "seed": 0, "updates": 5000, "seconds": 60.0}
+    rest |= {"updates_per_second": 40.0, "dataset": "d", "data": "collected"}
+    summarise(Console(file=out, width=200), path, found | rest)
+    said = "success (%): 0.0 at the end, 58.3 in the mean of the last three evaluations"
+    assert said in out.getvalue()
+    assert "depends on when one looks" in out.getvalue()
 
 
 def test_a_run_folder_holds_everything_that_was_promised(reference: tuple[Path, dict]) -> None:

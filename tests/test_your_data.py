@@ -94,6 +94,12 @@ def too_far() -> EpisodeBuffer:
     return made
 
 
+def two_logs() -> EpisodeBuffer:
+    made = episode()
+    made.truncations[2] = True
+    return made
+
+
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (3,), np.float32), Box(-2.0, 2.0, (1,), np.float32)
 REFUSED = {
     "a name mistyped": {"dataset": "my/pendulm-v0"},
@@ -103,6 +109,7 @@ REFUSED = {
     "an action out of bounds": {"episode": too_far},
     "actions without bounds": {"actions": Box(-np.inf, np.inf, (1,), np.float32)},
     "discrete actions": {"actions": Discrete(2)},
+    "an end inside an episode": {"episode": two_logs},
     "an environment that observes something else": {"overrides": ["env.gym_id=MountainCarContinuous-v0"]},
     "no environment, and evaluation in one": {"overrides": ["evaluation=simulator"]},
     "a class from a package not trusted": {"overrides": ["env.gym_id=my_robot:Reach-v0"]},

@@ -11,14 +11,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.errors import CheckpointError, ConfigError, MfrlError, did_you_mean, refused_by_system, require
+from mfrl.errors import ConfigError, MfrlError, did_you_mean, refused_by_system, require
 from mfrl.paths import literal
 
 CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
 
-# What may change when a run goes on with resume=: its length, how it is watched, and what leaves its numbers alone.
+# What may change when a run goes on with resume=: its length, how it is watched, what leaves its numbers alone but for
+# rounding, and the accelerator. On another kind of device the same seed draws other noise (not other batches): the run
+# goes on as well, but not with the numbers it would have had.
 RESUMABLE = (
     "resume",
     "updates",
@@ -35,7 +37,7 @@ RESUMABLE = (
     "checkpoint",
 )
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
-JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.samples", "eval.seed")
+JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
 BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
 
 
@@ -138,7 +140,10 @@ def _as_values(node: Any) -> Any:
 
 
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
-    """The LightningModule of a configuration, for data of the given spec."""
+    """The LightningModule of a configuration that the user composed, for data of the given spec.
+
+    One out of a checkpoint is built by :class:`mfrl.saved.Saved`.
+    """
     return build(cfg.algo)(spec=spec)
 
 
@@ -193,41 +198,3 @@ def settings_of(node: DictConfig) -> dict[str, str]:
 def _given_by(key: str, overrides: list[str]) -> str:
     given = [text for text in overrides if text.lstrip("+").startswith((f"{key}=", "experiment="))]
     return " or ".join(given) or "the configuration"
-
-
-def refuse_foreign_targets(cfg: DictConfig, trusted: tuple[str, ...] = ()) -> None:
-    """A configuration out of a checkpoint may build mfrl's own classes only.
-
-    Hydra calls whatever ``_target_`` names; from a file somebody else made, that must not be an arbitrary function.
-
-    Args:
-        trusted: further packages whose classes are allowed, e.g. the user's own networks.
-
-    Raises:
-        CheckpointError: naming the target.
-    """
-    allowed = ("mfrl", *trusted)
-
-    def visit(node: Any) -> None:
-        if isinstance(node, dict):
-            if "_target_" in node:
-                check(node["_target_"])
-            for value in node.values():
-                visit(value)
-        elif isinstance(node, list):
-            for value in node:
-                visit(value)
-
-    def check(name: Any) -> None:
-        # The name must lie in an allowed package, and so must the class found there: mfrl.x.os.system does not.
-        if isinstance(name, str) and name.split(".")[0] in allowed:
-            found = get_object(name)
-            if inspect.isclass(found) and found.__module__.split(".")[0] in allowed:
-                return
-        raise CheckpointError(
-            f"the checkpoint asks to build {name!r}, which is not a class of mfrl. If you trust the file and the "
-            f"package, say so: trust=[{str(name).split('.')[0]}]"
-        )
-
-    # Resolved: ${network.actor} would hide the node it stands for.
-    visit(OmegaConf.to_container(cfg, resolve=True))

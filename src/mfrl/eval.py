@@ -1,10 +1,15 @@
-"""`mfrl eval`: a policy, its normalisation and its environment out of a checkpoint alone."""
+"""`mfrl eval`: a policy, its normalisation and its environment out of a checkpoint alone, or in another one."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
@@ -14,20 +19,31 @@ from rich.table import Table
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.evaluation import FPS
 from mfrl.callbacks.progress import format_score, score_name
-from mfrl.config import build_algorithm, refuse_foreign_targets
+from mfrl.data.minari import two_numbers
+from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
 from mfrl.data.transitions import DataSpec
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
+from mfrl.envs.minari import action_bounds, write_spec
+from mfrl.envs.spec import EnvError
 from mfrl.envs.video import write_video
-from mfrl.errors import CheckpointError, ConfigError, require
+from mfrl.errors import CheckpointError, ConfigError, MfrlError, require
 from mfrl.files import write_json
 from mfrl.policy import Policy
 from mfrl.run import find_checkpoint, load_checkpoint
 from mfrl.samples import SampleEvaluator
+from mfrl.saved import Saved
+
+
+class EvaluationError(MfrlError):
+    """An evaluation whose numbers are known and could not be written."""
 
 
 def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     """The trained module of a checkpoint, and the plain record it carries (config, spec, env, provenance).
+
+    The record's configuration is as the file has it: what it describes is built by :class:`mfrl.saved.Saved` alone
+    (see :func:`load_data`), never by Hydra.
 
     Raises:
         CheckpointError: for a file that is missing, damaged, not ours, or asks to build foreign classes.
@@ -35,16 +51,154 @@ def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Off
     path = find_checkpoint(path)
     checkpoint = load_checkpoint(path)
     record = checkpoint["mfrl"]
-    cfg = OmegaConf.create(record["config"])
-    refuse_foreign_targets(cfg.algo, trusted)
-    cfg.compile = False
-    module = build_algorithm(cfg, DataSpec(**record["spec"]))
+    build = Saved(record["config"] | {"compile": False}, trusted).check("algo")
+    try:
+        spec = DataSpec(**record["spec"])
+    except TypeError as error:
+        raise CheckpointError(f"{path} does not describe its data as mfrl does: {error}") from error
+    module = build(spec=spec)
+    if not isinstance(module, OfflineAlgorithm):
+        raise CheckpointError(f"{path} describes a {type(module).__name__} as algo, which is no algorithm")
     try:
         module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
+    except Exception as error:  # torch raises other kinds for what are no tensors
         raise CheckpointError(f"{path}: the weights do not fit the networks it describes: {error}") from error
     module.updates = checkpoint["updates"]
     return module.eval().requires_grad_(False), record
+
+
+def load_data(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> OfflineData:
+    """The data that a run was trained on; their ``setup`` reads them where the run did and writes nothing there.
+
+    Args:
+        record: from :func:`load_algorithm`.
+
+    Raises:
+        CheckpointError: it asks to build foreign classes.
+    """
+    data = Saved(record["config"], trusted).check("data")()
+    data.writes_apart = True
+    return data
+
+
+def recorded_env(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> EnvSpec:
+    """The environment that a checkpoint names; whom to trust is the user's to say.
+
+    Raises:
+        CheckpointError: it is no description of an environment.
+    """
+    try:
+        spec = EnvSpec(**record["env"] | {"trust": trusted})
+    except TypeError as error:
+        raise CheckpointError(f"the checkpoint does not describe its environment as mfrl does: {error}") from error
+    keys, returns = spec.observation_keys or (), spec.reference_returns
+    holds = {
+        "env_id": isinstance(spec.env_id, str),
+        "suite": isinstance(spec.suite, str),
+        "gym_spec": isinstance(spec.gym_spec, str | None),
+        "frames": type(spec.frames) is int,
+        "observation_keys": isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys),
+        "reference_returns": returns is None or (isinstance(returns, list | tuple) and two_floats(returns)),
+    }
+    if wrong := [name for name, held in holds.items() if not held]:
+        value = getattr(spec, wrong[0])
+        raise CheckpointError(f"the checkpoint does not describe its environment as mfrl does: {wrong[0]}={value!r}")
+    return spec
+
+
+def two_floats(numbers: Sequence[Any]) -> bool:
+    """Whether these are two different, finite numbers."""
+    return [type(x) for x in numbers] == [float, float] and np.isfinite(numbers).all() and numbers[0] != numbers[1]
+
+
+def other_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data: DataSpec) -> EnvSpec:
+    """The environment that the user names to evaluate in, if it shows and takes what the policy sees and does.
+
+    Args:
+        cfg: the node ``env`` of conf/eval.yaml and ``trust``.
+        recorded: the run's own.
+        record: from :func:`load_algorithm`.
+        data: what the policy was trained on.
+
+    Raises:
+        ConfigError: settings of an environment without its name, or of one that has none.
+        EnvError: it cannot be built, or has other observations or actions.
+    """
+    changes = OmegaConf.to_container(cfg.env, resolve=True)
+    gym_id = changes.pop("gym_id")
+    given = [f"env.{name}" for name, value in changes.items() if value not in (None, {}, [])]
+    if gym_id is None:
+        raise ConfigError(f"{', '.join(given)}: of which environment? Name it: env.gym_id=NAME-v0")
+    if recorded.suite == "toy":
+        raise ConfigError(
+            f"env.gym_id={gym_id}: a run on {recorded.env_id} is judged by its samples, in no environment"
+        )
+    if of_ogbench(gym_id):
+        if given:
+            raise ConfigError(f"{given[0]} is no setting of {gym_id}, which OGBench defines")
+        spec = replace(recorded, env_id=gym_id, suite="ogbench", gym_spec=None, reference_returns=None)
+    else:
+        gym_spec = write_spec(gym_id, changes["gym_kwargs"], changes["max_episode_steps"])
+        keys, returns = changes["observation_keys"] or recorded.observation_keys, changes["reference_returns"]
+        spec = replace(
+            recorded,
+            env_id=gym_id,
+            suite="minari",
+            gym_spec=gym_spec,
+            observation_keys=keys and tuple(keys),
+            reference_returns=two_numbers("env.reference_returns", returns),
+            trust=tuple(cfg.trust),
+        )
+    refuse_other_shapes(spec, data, record.get("action_bounds"))
+    return spec
+
+
+def of_ogbench(gym_id: str) -> bool:
+    """Whether it is a name of OGBench, whose environments are built with more care (:func:`mfrl.envs.ogbench.make`)."""
+    import gymnasium
+    import ogbench  # noqa: F401 - registers the environments
+
+    return gym_id in gymnasium.registry and str(gymnasium.registry[gym_id].entry_point).startswith("ogbench.")
+
+
+def refuse_other_shapes(spec: EnvSpec, data: DataSpec, bounds: list[list[float]] | None) -> None:
+    """An environment that shows or takes something else than the data cannot judge a policy trained on them.
+
+    Args:
+        spec: the environment, which is built once.
+        data: what the policy was trained on.
+        bounds: lowest and highest actions ``(2, action_dim)`` of the data, which the policy has as -1 and 1; None where
+            the checkpoint does not say.
+
+    Raises:
+        EnvError: naming what differs.
+    """
+    env = spec.make()
+    try:
+        shown, wanted = env.observation_space.shape, tuple(data.image_shape or (data.observation_dim,))
+        taken = env.action_space.shape
+        low, high = action_bounds(env.unwrapped.action_space)
+    finally:
+        env.close()
+    if shown != wanted:
+        keys = f" with observation_keys={list(spec.observation_keys)}" if spec.observation_keys else ""
+        raise EnvError(
+            f"{spec.env_id} shows observations of shape {shown}{keys}, and the policy was trained on {wanted}"
+        )
+    if taken != (data.action_dim,):
+        raise EnvError(
+            f"{spec.env_id} takes actions of shape {taken}, and the policy was trained on {(data.action_dim,)}"
+        )
+    if bounds is None:
+        return
+    if np.shape(bounds) != (2, data.action_dim):
+        raise CheckpointError(f"the checkpoint does not describe its actions as mfrl does: bounds {bounds!r}")
+    for there, here, what in zip((low, high), bounds, ("low", "high"), strict=True):
+        if not np.allclose(there, here):
+            raise EnvError(
+                f"actions of {spec.env_id} are bounded ({what}) by {there.tolist()}, those the policy was trained on "
+                f"by {list(here)}: what it does would mean something else there"
+            )
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
@@ -54,16 +208,20 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         CheckpointError: from :func:`load_algorithm`.
         ConfigError: for a setting that the run's kind of evaluation does not have, or that is no such number, or that
             neither the run nor the user gives.
-        EnvError: the run's data have no environment.
+        EnvError: the run's data have no environment, or the one that is named is not for this policy.
+        EvaluationError: the numbers are on the screen, and could not be written.
     """
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
-    spec, policy = EnvSpec(**record["env"] | {"trust": tuple(cfg.trust)}), module.policy()
+    spec, policy = recorded_env(record, tuple(cfg.trust)), module.policy()
+    elsewhere = any(value not in (None, {}, []) for value in OmegaConf.to_container(cfg.env, resolve=True).values())
+    if elsewhere:
+        spec = other_env(cfg, spec, record, module.spec)
     if cfg.num_candidates is not None:
-        possible = type(cfg.num_candidates) is int and cfg.num_candidates >= 1
-        require("num_candidates", possible, cfg.num_candidates, "a whole number of at least 1")
-        policy.num_candidates = cfg.num_candidates
+        n = cfg.num_candidates
+        require("num_candidates", type(n) is int and n >= 1, n, "a whole number of at least 1, or null: as trained")
+        policy.num_candidates = n
     of_samples = spec.suite == "toy"
     names = ("samples", "seed") if of_samples else ("episodes", "num_envs", "workers", "seed")
     foreign = [name for name in ("episodes", "num_envs", "workers", "samples") if name not in names]
@@ -72,7 +230,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
     if not of_samples:
         spec.check()
-    settings = {name: record["config"]["eval"].get(name) if cfg[name] is None else cfg[name] for name in names}
+    evaluated = Saved(record["config"]).group("eval")
+    settings = {name: evaluated.get(name) if cfg[name] is None else cfg[name] for name in names}
     if missing := [name for name, value in settings.items() if value is None and name != "workers"]:
         raise ConfigError(
             f"{path} is of a run that was not evaluated in {spec.env_id}, so say how: "
@@ -82,28 +241,43 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         least = 0 if name in ("workers", "seed") else 1
         holds = (name == "workers" and value is None) or (type(value) is int and value >= least)
         require(name, holds, value, f"a whole number of at least {least}")
+    if elsewhere and "action_bounds" not in record:
+        console.print(
+            escape(
+                f"{path} does not say in which bounds the actions of its data were: those of {spec.env_id} are taken"
+            ),
+            highlight=False,
+        )
     if of_samples:
         result, frames = SampleEvaluator(find_toy(spec.env_id), **settings).run(policy), []
     else:
         result = run_episodes(spec, policy, console, videos=cfg.videos if cfg.video else 0, **settings)
         frames = result.frames
 
-    out = Path(cfg.out).expanduser() if cfg.out else path.parent
-    out.mkdir(parents=True, exist_ok=True)
     report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
     report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()
-    file = out / f"evaluation-{path.stem}-seed={settings['seed']}-episodes={report['episodes']}.json"
-    write_json(file, report)
-    videos = [out / f"{path.stem}-episode={k}.mp4" for k in range(len(frames))]
-    for video, film in zip(videos, frames, strict=True):
-        write_video(film, video, FPS)
-
-    table = Table(title=f"{spec.env_id} · update {module.updates:,}", show_header=False)
+    table = Table(title=escape(f"{spec.env_id} · update {module.updates:,}"), show_header=False)
     for key, value in result.summary().items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
     table.add_row("evaluated over", f"{report['episodes']} {names[0]}")
-    table.add_row("data", f"{record['provenance']['dataset']} ({record['provenance']['source']})")
+    table.add_row("data", escape(f"{record['provenance']['dataset']} ({record['provenance'].get('source')})"))
     console.print(table, highlight=False)
+
+    out = Path(cfg.out).expanduser() if cfg.out else path.parent
+    where = f"-env={re.sub(r'[^A-Za-z0-9._-]', '_', spec.env_id)}" if elsewhere else ""
+    file = out / f"evaluation-{path.stem}{where}-seed={settings['seed']}-episodes={report['episodes']}.json"
+    videos = [out / f"{path.stem}{where}-episode={k}.mp4" for k in range(len(frames))]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, report)
+        for video, film in zip(videos, frames, strict=True):
+            write_video(film, video, FPS)
+    except OSError as error:
+        print(json.dumps(report))  # so that nothing of what was measured is lost
+        raise EvaluationError(
+            f"the numbers above could not be written to {out}: {error.strerror or error}. Name a folder that can be "
+            "written to: out=FOLDER"
+        ) from error
     for what in (f"every number   {file}", *(f"video          {video}" for video in videos)):
         console.print(escape(what), highlight=False, soft_wrap=True)
     return report
@@ -119,7 +293,7 @@ def run_episodes(
             policy,
             episodes,
             progress=lambda done, total, success: bar.update(
-                task, completed=done, description=f"success {success:.2f}"
+                task, completed=done, description="evaluate" if success is None else f"success {success:.2f}"
             ),
             video_episodes=videos,
         )

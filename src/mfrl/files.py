@@ -7,8 +7,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
 
     It keeps the suffix, by which encoders choose the format. No two writers share it, whatever machine, container or
-    thread they are in.
+    thread they are in. What takes the place is on the disk by then, and the new name soon after, so that a power cut
+    leaves the old file or the new one.
     """
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        with suppress(OSError):  # some network file systems do not sync folders
+            _sync(path.parent)
     except OSError as error:
         if error.errno is None:
             raise
@@ -40,6 +45,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_abandoned(folder: Path, stems: str) -> None:
@@ -90,10 +103,54 @@ def one_at_a_time(path: Path, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in ``parent`` whose name begins with ``prefix``; gone after the block.
+
+    Where a process was killed in the block, the next one removes what it left.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(Locked), _in_use(left):
+            shutil.rmtree(left)
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    with _in_use(folder):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Hold a lock beside ``folder``, from before it is there until it is gone; `Locked` where somebody else does."""
+    path = folder.with_name(f".in-use-{folder.name}")
+    with one_at_a_time(path, wait=False):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, nan: bool = False) -> None:
+    """Write plain data.
+
+    Args:
+        nan: let numbers pass that are not finite. JSON has no word for them; Python reads what Python writes.
+
+    Raises:
+        MfrlError: it holds such a number, and they may not pass.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=nan)
+    except ValueError as error:
+        raise MfrlError(f"{path} is not written: it would hold a number that is not finite ({error})") from error
+    write_text(path, text + "\n")

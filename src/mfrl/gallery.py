@@ -16,6 +16,7 @@ from mfrl.errors import ConfigError
 from mfrl.eval import load_algorithm
 from mfrl.policy import Policy
 from mfrl.samples import SampleEvaluator, displaced_lines, noise_lines
+from mfrl.saved import Saved
 
 
 def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int | None = None, columns: int = 5) -> Figure:
@@ -32,7 +33,7 @@ def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int | None = 
         ConfigError: the runs were evaluated with different seeds, or numbers of samples where none is given.
     """
     toy, loaded = _load(checkpoints)
-    evaluations = [record["config"]["eval"] for _, record in loaded.values()]
+    evaluations = [Saved(record["config"]).group("eval") for _, record in loaded.values()]
     settings = {(samples or evaluation["samples"], evaluation["seed"]) for evaluation in evaluations}
     if len(settings) > 1:
         found = ", ".join(f"samples={n} seed={seed}" for n, seed in sorted(settings))

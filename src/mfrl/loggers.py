@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,6 @@ COMPARED = (
     "algo.critic_lr",
 )
 _NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
-
-
-class RunEvents(TensorBoardLogger):
-    """TensorBoard's events in the run folder itself, whatever its name: Lightning reads ``$NAME`` and ``~`` in it."""
-
-    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
-        super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
-        self.run_dir = run_dir
-
-    @property
-    def log_dir(self) -> str:
-        return str(self.run_dir)
 
 
 class MetricsCSV(Logger):
@@ -150,28 +139,52 @@ def log_outcome(run_dir: Path, settings: dict[str, Any], metrics: dict[str, floa
             writer.add_scalar(name, value, updates)
 
 
-def layout(samples: bool, critic: bool) -> dict[str, dict[str, list[Any]]]:
+class RunEvents(TensorBoardLogger):
+    """TensorBoard's events in the run folder, whatever its name, with a Custom Scalars tab.
+
+    The tab is laid out at the first evaluation, which shows what scores there are.
+
+    Args:
+        critic: the algorithm has one.
+    """
+
+    def __init__(self, run_dir: Path, critic: bool, purge_step: int | None = None) -> None:
+        super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
+        self.run_dir, self._critic, self._laid_out = run_dir, critic, False
+
+    @property
+    def log_dir(self) -> str:
+        """As it is: Lightning reads ``$NAME`` and ``~`` in it."""
+        return str(self.run_dir)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        if not self._laid_out and any(name.startswith("eval/") for name in metrics):
+            self.experiment.add_custom_scalars(layout(metrics, self._critic))
+            self._laid_out = True
+
+
+def layout(scores: Collection[str], critic: bool) -> dict[str, dict[str, list[Any]]]:
     """The Custom Scalars tab: the curves that a run is judged by, grouped. Tags are regular expressions.
 
     Args:
-        samples: actions are compared with a known distribution, and not tried in a simulator.
+        scores: names of what an evaluation measured; others get no chart.
         critic: the algorithm has one.
     """
 
     def chart(*tags: str) -> list[Any]:
         return ["Multiline", [f"^{tag}$" for tag in tags]]
 
-    in_simulator = {
-        "success": chart("eval/success"),
-        "return": chart("eval/return"),
-        "episode length": chart("eval/length"),
-        "normalized score": chart("eval/normalized_score"),
+    of_scores = {
+        "success": ("eval/success",),
+        "return": ("eval/return",),
+        "episode length": ("eval/length",),
+        "normalized score": ("eval/normalized_score",),
+        "Wasserstein distance": ("eval/w2", "eval/w2_floor"),
+        "maximum mean discrepancy": ("eval/mmd",),
+        "mode coverage": ("eval/mode_coverage",),
     }
-    against_samples = {
-        "Wasserstein distance": chart("eval/w2", "eval/w2_floor"),
-        "maximum mean discrepancy": chart("eval/mmd"),
-        "mode coverage": chart("eval/mode_coverage"),
-    }
+    known = {name: chart(*tags) for name, tags in of_scores.items() if tags[0] in scores}
     of_critic = {
         "Q statistics": {
             "Q of the data and target": chart("train/q", "train/target"),
@@ -181,7 +194,7 @@ def layout(samples: bool, critic: bool) -> dict[str, dict[str, list[Any]]]:
         }
     }
     return {
-        "scores": against_samples if samples else in_simulator,
+        **({"scores": known} if known else {}),
         "losses": {
             "flow": chart("(train|val)/flow_loss"),
             "flow error": chart("(train|val)/flow_error"),

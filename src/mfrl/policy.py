@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,19 +21,22 @@ def one_step(actor: nn.Module, reformulation: Reformulation, observations: Tenso
     return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
 
-def best_of_n(critic: Critic, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+def best_of_n(
+    critic: Critic, observations: Tensor, candidates: Tensor, ceiling: float = math.inf
+) -> tuple[Tensor, Tensor]:
     """The candidate with the largest mean Q of the ensemble, for each observation.
 
     Args:
         critic: (observations, actions) -> ``(ensemble, candidate, batch)``.
         candidates: ``(candidate, batch, action_dim)``.
+        ceiling: no candidate counts for more. Of several that reach it the first is taken, which is to draw one.
 
     Returns:
         actions ``(batch, action_dim)`` and the ensemble's values of every candidate's best: ``(ensemble, batch)``,
         read off the values just computed.
     """
     q = critic(observations, candidates)
-    best = q.mean(0).argmax(0)
+    best = q.mean(0).clamp(max=ceiling).argmax(0)
     batch = torch.arange(candidates.shape[1], device=candidates.device)
     return candidates[best, batch], q[:, best, batch]
 
@@ -58,6 +62,7 @@ class Policy(nn.Module):
         sigma: standard deviation of the noise.
         critic: picks among candidates; None where nothing but the data is imitated.
         num_candidates: N actions are drawn and the best by the critic is taken; 1 needs no critic.
+        ceiling: no candidate counts for more than this value, see :func:`best_of_n`.
     """
 
     def __init__(
@@ -67,10 +72,11 @@ class Policy(nn.Module):
         sigma: float = 1.0,
         critic: nn.Module | None = None,
         num_candidates: int = 1,
+        ceiling: float = math.inf,
     ) -> None:
         super().__init__()
         self.normalizer, self.critic = normalizer, critic
-        self.action_dim, self.sigma, self.num_candidates = action_dim, sigma, num_candidates
+        self.action_dim, self.sigma, self.num_candidates, self.ceiling = action_dim, sigma, num_candidates, ceiling
 
     def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """e ~ N(0, sigma^2 I) on the generator's device."""
@@ -102,14 +108,14 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, encode(self.critic, observations), candidates)[0]
+        return best_of_n(self.critic, encode(self.critic, observations), candidates, self.ceiling)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
-        return best_of_n(self.critic, encode(self.critic, observations), candidates)[1].mean(0)
+        return best_of_n(self.critic, encode(self.critic, observations), candidates, self.ceiling)[1].mean(0)
 
 
 class OneStepPolicy(Policy):
@@ -118,7 +124,7 @@ class OneStepPolicy(Policy):
     Args:
         actor: network of the algorithm.
         reformulation: what its output stands for.
-        critic, sigma, num_candidates: see :class:`Policy`.
+        critic, sigma, num_candidates, ceiling: see :class:`Policy`.
     """
 
     def __init__(
@@ -130,8 +136,9 @@ class OneStepPolicy(Policy):
         action_dim: int,
         sigma: float,
         num_candidates: int,
+        ceiling: float = math.inf,
     ) -> None:
-        super().__init__(normalizer, action_dim, sigma, critic, num_candidates)
+        super().__init__(normalizer, action_dim, sigma, critic, num_candidates, ceiling)
         self.actor, self.reformulation = actor, reformulation
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def q_loss(critic: nn.Module, observations: Tensor, a: Tensor, normalize: str = 
         observations: what the critic takes for them; without gradient.
         a: ``(batch, action_dim)`` before clipping; what is clipped is not pulled.
         normalize: "value" divides the loss by mean |Q|; "gradient" gives the critic's pull on the actions a mean length
-            of 1; "none" leaves it.
+            of 1, see :class:`UnitPull`; "none" leaves it.
 
     Returns:
         the loss and the mean Q.
@@ -47,8 +47,11 @@ class UnitPull(torch.autograd.Function):
     """Identity; backward, the gradients of a batch of actions are scaled to mean length 1 / batch.
 
     In front of -mean Q(s, a): the pull dQ/da of the critic on the actions then has mean length 1, whatever the
-    scale of the rewards.
+    scale of the rewards. Before that, no gradient counts as longer than ``LONGEST`` times the median of those that
+    are not zero, so that one action at a cliff of the critic does not take the pull of its whole batch.
     """
+
+    LONGEST = 10.0
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
@@ -56,4 +59,8 @@ class UnitPull(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient / gradient.norm(dim=-1).sum().clamp_min(torch.finfo(gradient.dtype).tiny)
+        tiny = torch.finfo(gradient.dtype).tiny
+        length = gradient.norm(dim=-1, keepdim=True)
+        median = length.where(length > 0, torch.nan).nanmedian()  # of what is clipped, nothing is pulled
+        kept = length.minimum(UnitPull.LONGEST * median.nan_to_num(0.0))
+        return gradient * (kept / length.clamp_min(tiny)) / kept.sum().clamp_min(tiny)

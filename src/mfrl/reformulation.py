@@ -12,8 +12,7 @@ Shapes: a_t, u, v, g, e are ``(..., action_dim)``; t and b are ``(..., 1)``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -28,16 +27,19 @@ class Polynomial:
     """``c[0] + c[1] t + c[2] t^2 + ...``. A constant evaluates to a float, so that its terms cost nothing."""
 
     coefficients: tuple[float, ...]
+    # Known from the start: what is worked out when first asked for splits a compiled graph in pieces.
+    _slope: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        slope = tuple(k * c for k, c in enumerate(self.coefficients))[1:] or (0.0,)
+        object.__setattr__(self, "_slope", slope)
 
     def __call__(self, t: Coefficient) -> Coefficient:
-        *lower, value = self.coefficients
-        for c in reversed(lower):
-            value = value * t + c
-        return value
+        return _horner(self.coefficients, t)
 
-    @cached_property
-    def derivative(self) -> Polynomial:
-        return Polynomial(tuple(k * c for k, c in enumerate(self.coefficients))[1:] or (0.0,))
+    def derivative(self, t: Coefficient) -> Coefficient:
+        """The derivative's value at t."""
+        return _horner(self._slope, t)
 
     @property
     def at_one(self) -> float:
@@ -189,6 +191,13 @@ def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
     while len(values) > 1 and values[-1] == 0:
         values.pop()
     return Polynomial(tuple(float(c) for c in values))
+
+
+def _horner(coefficients: Sequence[float], t: Coefficient) -> Coefficient:
+    *lower, value = coefficients
+    for c in reversed(lower):
+        value = value * t + c
+    return value
 
 
 def _zeros_at_0(c: Polynomial) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
+import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -20,6 +23,7 @@ from mfrl.files import Locked, one_at_a_time, remove_abandoned, write_json, writ
 from mfrl.paths import run_folder
 from mfrl.report.runs import ERROR_FILE
 
+RECORD = ("config", "spec", "env", "provenance")  # what the key "mfrl" of a checkpoint holds, each a dictionary
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
 
 # Files that training alone writes; an evaluation or a report may be writing others.
@@ -45,6 +49,23 @@ class RunFolder:
                 number += 1
             except OSError as error:
                 raise ConfigError(f"run_dir={wanted} cannot be made: {error.strerror or error}") from error
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> RunFolder:
+        """The folder that a checkpoint lies in, by the way it was named or, of links, by where they lead.
+
+        ``checkpoints`` or ``last.ckpt`` may be a link to another disk, and a checkpoint a link into a run folder.
+
+        Raises:
+            CheckpointError: it lies in none.
+        """
+        for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve()):
+            if (path.parents[1] / "config.yaml").is_file():
+                return cls(path.parents[1].resolve())
+        folder = Path(os.path.abspath(checkpoint)).parents[1]
+        raise CheckpointError(
+            f"{checkpoint} lies in no run folder, so there is no run to resume (no {folder}/config.yaml)"
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -123,9 +144,19 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, the packages that shape a result, and the processor or GPU."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    """Versions of Python, the packages that shape a result, and the processor or GPU: their roundings differ."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {processor()}"
     return provenance.versions(PACKAGES) | {"device": device}
+
+
+def processor() -> str:
+    """The processor's name and the instructions that PyTorch's kernels use of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or "unknown"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -146,19 +177,64 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours as plain data; nothing in it is executed.
+    """A checkpoint of ours as plain data; nothing in it is executed, and every byte of it is checked.
+
+    The file is a zip archive that carries a checksum of each of its records, which `torch.load` does not look at: with
+    a flipped bit it loads other weights.
 
     Raises:
         CheckpointError: for a damaged file, one that is more than plain data, or one that mfrl did not write.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+        with path.open("rb") as file:  # opened once: what was checked is what is loaded
+            if damage := _damage(file):
+                raise CheckpointError(f"{path} cannot be read, it is damaged: {damage}{_older(path)}")
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint of plain data: {reason}") from error
     if not isinstance(checkpoint, dict) or "mfrl" not in checkpoint:
         raise CheckpointError(f"{path} was not written by mfrl: it has no 'mfrl' record")
+    record = checkpoint["mfrl"]
+    holds = {f"mfrl.{name}": isinstance(record, dict) and isinstance(record.get(name), dict) for name in RECORD}
+    holds["state_dict"] = isinstance(checkpoint.get("state_dict"), dict)
+    holds["updates"] = type(checkpoint.get("updates")) is int and checkpoint["updates"] >= 0
+    if holds["mfrl.provenance"]:
+        holds["mfrl.provenance.dataset"] = isinstance(record["provenance"].get("dataset"), str)
+        holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)
+    if wrong := [name for name, held in holds.items() if not held]:
+        raise CheckpointError(f"{path} is not as mfrl wrote it: its {wrong[0]} is missing or of another kind")
     return checkpoint
+
+
+def _damage(file: BinaryIO) -> str:
+    """What is wrong with the bytes of a checkpoint; empty where they are as written. Leaves the file at its start."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # No checksum covers the table of contents; with this one bit in it torch leaves a record's memory unset.
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+            record = archive.testzip()
+    except Exception as error:  # zipfile, too, raises many kinds: of a bad offset, a method or a name it does not know
+        return f"it is no whole zip archive ({error})"
+    file.seek(0)
+    if record:
+        return f"the checksum of its record {record} is wrong"
+    return f"its table of contents has the record {folders[0]} as a folder" if folders else ""
+
+
+def _older(path: Path) -> str:
+    """Advice for where a checkpoint is damaged: the latest whole one beside it."""
+    kept = [other for other in path.parent.glob("update=*.ckpt") if re.fullmatch(r"update=\d+", other.stem)]
+    for other in sorted(kept, key=lambda file: int(file.stem.partition("=")[2]), reverse=True):
+        with suppress(OSError), other.open("rb") as file:
+            if other.name != path.name and not _damage(file):
+                return (
+                    f". {other} is whole: name it instead, or copy it to {path} and go on from there as if {path.name} "
+                    "had never been written"
+                )
+    return f". No older one that is whole lies beside it (checkpoint.keep_all=true keeps them): remove {path.name}"
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rich.table import Table
 from mfrl import signals
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
-from mfrl.callbacks.progress import format_score, score_name
+from mfrl.callbacks.progress import format_score, format_seconds, score_name
 from mfrl.config import (
     BOOKKEEPING,
     JUDGED_BY,
@@ -33,23 +33,33 @@ from mfrl.config import (
     among,
     build,
     build_algorithm,
-    refuse_foreign_targets,
     refuse_settings_of_another_algorithm,
     refuse_settings_of_another_evaluation,
 )
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
 from mfrl.envs.vector import WorkerError, refuse_unguarded_script
-from mfrl.errors import CheckpointError, ConfigError, InterruptedRun, RefusedRun, refused_by_system
+from mfrl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InterruptedRun,
+    MfrlError,
+    RefusedRun,
+    refused_by_system,
+)
 from mfrl.files import one_at_a_time
-from mfrl.loggers import MetricsCSV, RunEvents, compared, layout, log_outcome
+from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.paths import literal, pasted, run_folder
+from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
+from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
+from mfrl.saved import WHOLE, Saved, settle
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
-FINAL_EVALUATIONS = 3  # OGBench's protocol reports the mean of the last three
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def train(cfg: DictConfig, overrides: list[str], console: Console | None = None) -> dict[str, Any]:
@@ -66,18 +76,22 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
     if resumed := cfg.resume:
-        checkpoint = find_checkpoint(cfg.resume).resolve()
+        checkpoint = find_checkpoint(cfg.resume)
+        run = RunFolder.of(checkpoint)
         saved = load_checkpoint(checkpoint)
-        cfg = continued(checkpoint, saved, cfg, overrides)
-    check_settings(cfg)
-    refuse_settings_of_another_algorithm(cfg, overrides)
-    refuse_settings_of_another_evaluation(cfg, overrides)
+        cfg, trusted = continued(run, checkpoint, saved, cfg, overrides), tuple(cfg.trust)
+        check_settings(cfg)
+    else:
+        settle(cfg)
+        check_settings(cfg)
+        refuse_settings_of_another_algorithm(cfg, overrides)
+        refuse_settings_of_another_evaluation(cfg, overrides)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if resumed:
-        run = RunFolder(checkpoint.parents[1])
+        parts = restored(cfg, trusted, overrides, console)
         with run.locked():
-            return fit(cfg, overrides, console, run, checkpoint, saved)
+            return fit(cfg, overrides, console, run, checkpoint, saved, parts)
     if cfg.existing == "new":
         return fit(cfg, overrides, console)
     run = RunFolder(run_folder(cfg.run_dir))
@@ -99,6 +113,7 @@ def fit(
     run: RunFolder | None = None,
     checkpoint: Path | None = None,
     saved: dict[str, Any] | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Build everything, train and evaluate.
 
@@ -106,12 +121,17 @@ def fit(
         cfg, overrides, console: as for :func:`train`.
         run: the folder to train in, locked; None: a new one.
         checkpoint, saved: to go on from: the file and what is in it.
+        parts: what builds data, algorithm and evaluation of a configuration that is not the user's own but the
+            checkpoint's; None: Hydra, from ``cfg``.
     """
     first_update = saved["updates"] if saved else 0
 
     L.seed_everything(cfg.seed, verbose=False)
-    data = build(cfg.data)
-    fetch_missing(cfg, data, console)
+    if parts is None:
+        data = build(cfg.data)
+        fetch_missing(cfg, data, console)
+    else:
+        data = parts["data"]()  # and what is not there is not fetched: where from and where to, the user has to say
     data.setup()
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
@@ -125,7 +145,8 @@ def fit(
     provenance = data.provenance()
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
-    module = build_algorithm(cfg, data.spec)
+    L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
+    module = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
@@ -139,25 +160,29 @@ def fit(
         "config": plain,
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
+        "action_bounds": data.action_bounds,
         "provenance": provenance,
         "versions": versions(),
     }
-    progress, monitor = Progress(console), Monitor(cfg.log.every)
-    evaluate = build(cfg.eval)(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
+    interim = cfg.eval.get("interim_episodes")
+    final_share = cfg.eval.episodes / interim if interim else 1.0
+    progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every, console)
+    evaluation = parts["eval"] if parts else build(cfg.eval)
+    evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    tensorboard = RunEvents(run.path, purge_step=first_update + 1 if first_update else None)
-    samples, critic = "samples" in cfg.eval, "critic" in module.optimizer_names
+    critic = "critic" in module.optimizer_names
     with telling_how_to_go_on(run, module, checkpoints):
-        tensorboard.experiment.add_custom_scalars(layout(samples, critic))
+        tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
         loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
     alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
-    what = f"[bold]{cfg.env.name}[/] · {cfg.algo_name} · {cfg.variant.name} → {escape(str(run.path))}"
-    console.print(what, highlight=False, soft_wrap=True)
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {run.path}"))
+    console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
+    console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, checkpoints):
         try:
@@ -182,6 +207,7 @@ def fit(
         **final_scores(run),
         "seconds": round(time.perf_counter() - started, 2),
         "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
+        "warnings": [*data.warnings, *monitor.explosions.warnings],
         "versions": versions(),
     }
     scores = {
@@ -209,6 +235,16 @@ def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: 
         raise type(refusal)(f"{refusal}. The run {how_to_go_on(run, module.updates, checkpoints)}") from error
 
 
+def plan(cfg: DictConfig, first_update: int) -> str:
+    """What a run is going to do, in a line."""
+    updates = f"{cfg.updates - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
+    over = ""
+    if "episodes" in cfg.eval:
+        interim = cfg.eval.get("interim_episodes") or cfg.eval.episodes
+        over = f" over {interim} episodes" + (f", {cfg.eval.episodes} at the end" * (interim != cfg.eval.episodes))
+    return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
+
+
 def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
     """Where a run was stopped, what of it is saved, and the command that goes on."""
     where = f"stopped at update {update:,}"
@@ -230,12 +266,21 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    interim = cfg.eval.get("interim_episodes")
+    if interim is not None and not (type(interim) is int and 1 <= interim <= cfg.eval.episodes):
+        most = f"eval.episodes={cfg.eval.episodes}"
+        raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number from 1 to {most}")
     if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
     if cfg.compile:
         require_compiler()
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
+    if (precision := cfg.trainer.precision) not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
+            "they are clipped, which then keeps next to nothing of them, and nothing else was tried"
+        )
     # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
     if not isinstance(cfg.accelerator, str):
         raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
@@ -283,6 +328,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     run = read_run(path)
     if not run.config:
         raise RefusedRun(f"{path}: {run.reason}; move the folder away to begin anew")
+    settle(cfg)
     now, before = flatten(OmegaConf.to_container(cfg, resolve=False)), run.config
     for key in now | before:
         if among(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
@@ -296,19 +342,29 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     return run.result if run.status == FINISHED else None
 
 
-def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that is resumed, with what is overridden now.
+def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that is resumed, with what is overridden now; nothing in it is built or evaluated.
+
+    Args:
+        run, path, saved: the run's folder, the checkpoint and what is in it.
+        cfg, overrides: what is composed and given now.
 
     Raises:
         RefusedRun: for overrides that would make it another run or that it has no use for, or where there is nothing
             left to do.
-        CheckpointError: for a checkpoint outside a run folder, or one that asks for foreign classes.
+        CheckpointError: for a configuration that is more than settings and references among them.
     """
-    if not (path.parents[1] / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{path} lies in no run folder, so there is no run to resume (no {path.parents[1]}/config.yaml)"
-        )
+    Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
     old = OmegaConf.create(saved["mfrl"]["config"])
+    for part in ("algo", "data", "eval", "log", "checkpoint"):
+        if not isinstance(old.get(part), DictConfig):
+            raise CheckpointError(
+                f"{path} does not hold the configuration of a run: its {part} is no group of settings"
+            )
+    for part in ("log", "checkpoint"):
+        if unknown := old[part].keys() - cfg[part].keys():
+            raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
+        old[part] = OmegaConf.merge(cfg[part], old[part])  # with what came later, as it is by default
     if "_target_" not in old.eval:  # a run from before there was a choice
         old.eval = {"_target_": "mfrl.callbacks.Evaluate", "_partial_": True, **old.eval}
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
@@ -325,15 +381,51 @@ def continued(path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: lis
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
             raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
-    old.trainer = cfg.trainer  # of this installation, not out of the file
-    if "trust" in old.data:
-        old.data.trust = cfg.trust  # said now, not by the file
-    for part in (old.algo, old.data, old.eval):
-        refuse_foreign_targets(part, tuple(cfg.trust))
-    complete = read_run(path.parents[1]).status == FINISHED
+    # Of this installation and of the user, not out of the file.
+    old.trainer, old.trust = cfg.trainer, cfg.trust
+    complete = read_run(run.path).status == FINISHED
     if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
         raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
+
+
+Parts = dict[str, Callable[..., Any]]
+
+
+def restored(cfg: DictConfig, trusted: tuple[str, ...], overrides: list[str], console: Console) -> Parts:
+    """What builds the parts of a resumed run, each of them checked.
+
+    The data are looked for where the run had them, unless ``data_dir=`` is given now, so that a run goes on without
+    being told again. But that place is named by a file: it is read and not written to. Prepared data that are not there
+    are kept below ``$XDG_CACHE_HOME``, unless the user names another place with ``data.cache=``.
+
+    Args:
+        cfg: from :func:`continued`.
+        trusted: packages of the user.
+        overrides: what is given now.
+
+    Raises:
+        CheckpointError: for an interpolation that is no reference, or a class that a checkpoint may not build.
+    """
+    saved = Saved(OmegaConf.to_container(cfg, resolve=False), trusted)
+    parts = {part: saved.check(part) for part in WHOLE}
+    named = {text.lstrip("+").partition("=")[0] for text in overrides}
+    build_data, cache = parts["data"], saved.plain("data").get("cache")
+    if "data.cache" in named or ("data_dir" in named and not isinstance(cache, str)):
+        return parts
+    if isinstance(cache, str):
+        console.print(
+            escape(f"what is prepared in {cache} is read; to write there as well, say data.cache={cache}"),
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def read_only() -> OfflineData:
+        data = build_data()
+        data.writes_apart = True
+        return data
+
+    return parts | {"data": read_only}
 
 
 def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -359,7 +451,16 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
 
     if there() or (cfg.collect is None and not cfg.download):
         return
-    with one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"))
+        except OSError as error:
+            if isinstance(error, MfrlError):  # it says what to do already
+                raise
+            raise DataError(
+                f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): "
+                "choose another folder with data_dir=, or have it put there by somebody who may"
+            ) from error
         if there():
             return
         how = "downloading it" if cfg.collect is None else "collecting it in the simulator"
@@ -372,13 +473,22 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
 
 
 def final_scores(run: RunFolder) -> dict[str, Any]:
-    """The last evaluation, the mean of the last three, and over how much each was."""
+    """The last evaluation and over how much it was, the mean of the last three, and the best with its update.
+
+    The best is that of the evaluation's first number, the earliest where several are. It is there to be compared with
+    the others, not to be quoted: picked among noisy evaluations, it flatters.
+    """
     evaluations = read_evaluations(run)
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
-    recent = {key: float(np.mean([e[key] for e in evaluations[-FINAL_EVALUATIONS:]])) for key in keys}
+    recent = evaluations[-SCORES["last3"] :]
+    # Some environments tell of a success only where there is one: then not every evaluation has the key.
+    means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
     over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
-    return {"final": last, "mean_of_last_three": recent, **over}
+    choose = min if known_metric(keys[0]).lower_is_better else max
+    best = choose((e for e in evaluations if keys[0] in e), key=lambda e: e[keys[0]])
+    best = {name: best[name] for name in (keys[0], "updates", "episodes") if name in best}
+    return {"final": last, "mean_of_last_three": means, "best": best, **over}
 
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
@@ -386,6 +496,12 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table = Table(title=result["env"], show_header=False)
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
+    key = next(iter(result["final"]))
+    if key in result["mean_of_last_three"]:
+        table.add_row(f"{score_name(key)}, mean of last three", format_score(key, result["mean_of_last_three"][key]))
+    best = result["best"]
+    over = f" ({best['episodes']} episodes)" if "eval/return" in result["final"] else ""
+    table.add_row(f"{score_name(key)}, best", f"{format_score(key, best[key])} at update {best['updates']:,}{over}")
     kind = "episodes" if "eval/return" in result["final"] else "samples"
     over = f"{result['transitions']:,} transitions" if "transitions" in result else f"{result['episodes']} {kind}"
     table.add_row("evaluated over", over)
@@ -394,9 +510,13 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
         table.add_row("alpha", f"{result['alpha']:g}")
     table.add_row("seed", f"{result['seed']}")
     table.add_row("updates", f"{result['updates']:,} at {result['updates_per_second']:.1f} per second")
-    table.add_row("time", f"{result['seconds']:.0f} s, evaluations included")
+    table.add_row("time", f"{format_seconds(result['seconds'])}, evaluations included")
     table.add_row("data", f"{result['dataset']} ({result['data']})")
     console.print(table, highlight=False)
+    if found := unsteady(read_evaluations(run)):
+        console.print(f"[bold yellow]{found}[/]. {DEPENDS_ON_WHEN}", highlight=False)
+    for warning in result["warnings"]:
+        console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     # Below the table and unwrapped: these lines are there to be copied.
     for what in (
         f"run folder  {run.path}",

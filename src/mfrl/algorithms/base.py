@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,13 +95,26 @@ class OfflineAlgorithm(L.LightningModule):
                 f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
             )
 
+    @torch.no_grad()
+    def nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity."""
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
+        return [name for name, holds in zip(names, finite, strict=True) if not holds]
+
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time."""
-        start = time.perf_counter()
+        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
+
+        Meanwhile networks are in evaluation mode (no dropout); afterwards each is in the mode it was in.
+        """
+        start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
+        self.eval()
         try:
             yield
         finally:
+            for module, training in modes:
+                module.training = training
             self.seconds_aside += time.perf_counter() - start
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
@@ -143,3 +157,29 @@ class OfflineAlgorithm(L.LightningModule):
             self._names, self._sums, self._count = list(window["names"]), window["sums"], window["count"]
         # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
         checkpoint.pop("loops", None)
+
+
+def averaged(actor: nn.Module, rate: float | None) -> nn.Module | None:
+    """A copy of the actor that acts in its place and follows its weights by :func:`follow_`, outside the gradient.
+
+    The last iterate at a constant learning rate keeps moving, and a policy that drives into a wall one update later
+    fails all of its episodes at once; its average over some 1 / rate updates does not move (Polyak and Juditsky 1992).
+
+    Args:
+        rate: of the average, in (0, 1]; None: the actor acts itself, and there is no copy.
+    """
+    return None if rate is None else copy.deepcopy(actor).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow_(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- target + rate (source - target), parameter by parameter and in place."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def averaging_rate(k: int, rate: float) -> float:
+    """Rate of the average at update k: of all weights so far until that is ``rate``, so that none lags behind a start.
+
+    The initial weights are thus left out altogether: the rate of update 0 is 1.
+    """
+    return max(rate, 1.0 / (k + 1))

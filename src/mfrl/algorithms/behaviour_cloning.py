@@ -12,8 +12,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import require
 from mfrl.meanflow import Time, draw_time
 from mfrl.policy import Normalizer
 from mfrl.randomness import generator
@@ -56,13 +56,9 @@ class BehaviourCloning(OfflineAlgorithm):
         compile: bool = False,
         variant: Mapping[str, Any] | None = None,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, encoder)
         self.refuse_variant(variant)
-        require("updates", updates >= 1, updates, "at least 1")
-        require("algo.actor_lr", actor_lr > 0.0, actor_lr, "positive")
-        require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
-        require("algo.actor_lr_floor", 0.0 <= actor_lr_floor <= 1.0, actor_lr_floor, "in [0, 1]")
-        require("algo.max_grad_norm", max_grad_norm > 0.0, max_grad_norm, "positive")
         self.actor_lr, self.actor_warmup, self.actor_lr_floor = actor_lr, actor_warmup, actor_lr_floor
         self.max_grad_norm = max_grad_norm
         self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
@@ -126,9 +122,8 @@ class PathCloning(BehaviourCloning):
     def __init__(
         self, spec: DataSpec, updates: int, seed: int, time_steps: int | None, sigma: float, **training: Any
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, **training)
-        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
         self.time_steps, self.sigma = time_steps, sigma
 
     def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[Tensor, Time]:

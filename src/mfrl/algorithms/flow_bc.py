@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.behaviour_cloning import PathCloning
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import require
 from mfrl.meanflow import Network, Time, interpolate
 from mfrl.networks import encode
 from mfrl.policy import Normalizer, Policy
@@ -73,8 +73,8 @@ class FlowBC(PathCloning):
         sigma: float = 1.0,
         **training: Any,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, time_steps, sigma, **training)
-        require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
         self.actor = self.network(actor)
         self.flow_steps = flow_steps
 

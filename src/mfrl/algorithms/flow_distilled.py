@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.algorithms.flow_bc import FlowPolicy, euler, flow_matching_loss
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Time, end_time
@@ -77,11 +78,10 @@ class FlowDistilled(PathCloning):
         sigma: float = 1.0,
         **training: Any,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, time_steps, sigma, **training)
-        require("algo.flow_share", 0.0 < flow_share < 1.0, flow_share, "between 0 and 1")
         self.flow_updates = round(flow_share * updates)
         require("updates", 0 < self.flow_updates < updates, updates, "enough to leave one for each of the two stages")
-        require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
         self.flow = self.network(actor)
         self.student = self.network(actor)
         self.flow_steps = flow_steps

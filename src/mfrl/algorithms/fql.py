@@ -8,13 +8,17 @@ r"""Flow Q-learning (arXiv 2502.02538): Q-learning for a one-step policy that st
     L_critic        E (Q_i(s, a) - y)^2,  y = r + discount mask agg_i Q_target,i(s', clip(mu(s', e')))
 
 Each network learns from its own terms alone: v from L_flow, mu from L_distillation and L_q, Q from L_critic. Here t = 1
-is noise; FQL's paper and code count time the other way. As in its code (agents/fql.py), no gradient is clipped and
-no learning rate changes; there one Adam holds all networks, which for Adam is the same as one for each.
+is noise; FQL's paper and code count time the other way. As in its code (agents/fql.py), no gradient is clipped, no
+learning rate changes, and the target critic's average takes in the critic as it was before the update's step; there one
+Adam holds all networks, which for Adam is the same as one for each.
+
+One thing departs from its code: there mu takes no time. Here it is built as v is, with t held at 1, so that the first
+layer's weights of t are a second bias. It starts at Xavier uniform values and not at zero, and as Adam moves both
+biases alike, their sum moves at twice the rate; the layer's Xavier range counts one input more.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Time, draw_time
@@ -74,6 +79,8 @@ class FQL(OfflineAlgorithm):
             normalize_q_loss; "gradient" is ours, see :class:`MeanFlowQL`; "none" is the published setting.
         sigma: standard deviation of the noise.
         actor_lr, critic_lr: of Adam; the flow's and the policy's, and the critic's.
+        actor_average: act with an average of the policy's weights, see :class:`MeanFlowQL`; None is the published
+            setting.
         compile: compile the loss with torch.compile.
         variant: the chosen reformulation: ``{name: none}`` is all it may be.
 
@@ -101,24 +108,19 @@ class FQL(OfflineAlgorithm):
         sigma: float = 1.0,
         actor_lr: float = 3e-4,
         critic_lr: float = 3e-4,
+        actor_average: float | None = None,
         compile: bool = False,
         variant: Mapping[str, Any] | None = None,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, encoder)
         self.refuse_variant(variant)
-        require("updates", updates >= 1, updates, "at least 1")
-        require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
-        require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
-        require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "at least 0 and finite")
-        require("algo.flow_steps", flow_steps >= 1, flow_steps, "at least 1")
         require("algo.q_aggregation", q_aggregation in Q_AGGREGATION, q_aggregation, " or ".join(Q_AGGREGATION))
         require("algo.normalize_q", normalize_q in NORMALIZE_Q, normalize_q, " or ".join(NORMALIZE_Q))
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
-        require("algo.actor_lr", actor_lr > 0.0, actor_lr, "positive")
-        require("algo.critic_lr", critic_lr > 0.0, critic_lr, "positive")
 
         self.flow = self.network(actor)
         self.actor = self.network(actor)
+        self.actor_average, self.averaged_actor = actor_average, averaged(self.actor, actor_average)
         self.critic = self.network(critic)
         self.target_critic = self.network(critic).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -134,7 +136,8 @@ class FQL(OfflineAlgorithm):
 
     def policy(self) -> StudentPolicy:
         """What acts in an environment; shares the networks being trained. One action is drawn, and taken."""
-        return StudentPolicy(self.actor, self.normalizer, self.spec.action_dim, self.sigma, self.target_critic)
+        actor = self.averaged_actor or self.actor
+        return StudentPolicy(actor, self.normalizer, self.spec.action_dim, self.sigma, self.target_critic)
 
     # ---- losses: pure functions of the parameters, a batch and random numbers
 
@@ -197,18 +200,22 @@ class FQL(OfflineAlgorithm):
         return self.loss(batch, self.noise(0, len(batch.actions), "held out"))[1]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the three optimisers, then the target critic's average."""
+        """The target critic's average, with the critic as it is, then one step of the three optimisers.
+
+        The average of the policy, where there is one, comes last.
+        """
         loss, metrics = self._loss(batch, self.noise(self.updates, len(batch.actions)))
         optimizers = dict(zip(self.optimizer_names, self.optimizers(), strict=True))
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         self.manual_backward(loss)
+        follow_(self.target_critic, self.critic, self.tau)
         for name, optimizer in optimizers.items():
             gradients = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
             metrics[f"{name}_grad_norm"] = get_total_norm(gradients)
             optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        if self.averaged_actor is not None:
+            follow_(self.averaged_actor, self.actor, averaging_rate(self.updates, self.actor_average))
         metrics["alpha"] = loss.new_full((), self.alpha)
         return metrics
 

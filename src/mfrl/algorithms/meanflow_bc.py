@@ -7,15 +7,14 @@ One forward pass from noise to action; what a reformulation can express, without
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from mfrl.algorithms.behaviour_cloning import PathCloning
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import require
 from mfrl.meanflow import Time, flow_loss
 from mfrl.networks import encode
 from mfrl.policy import OneStepPolicy
@@ -49,10 +48,8 @@ class MeanFlowBC(PathCloning):
         sigma: float = 1.0,
         **training: Any,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, time_steps, sigma, **training)
-        require("algo.gamma_adaptive", math.isfinite(gamma_adaptive), gamma_adaptive, "finite")
-        require("algo.c_adaptive", c_adaptive > 0.0, c_adaptive, "positive")
-        require("algo.target_clip", target_clip > 0.0, target_clip, "positive")
         second = {"two_times": True} if reformulation.two_times else {}
         self.actor = self.network(actor, **second)
         self.reformulation, self.instant_share = reformulation, reformulation.instant_share

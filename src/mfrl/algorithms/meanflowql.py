@@ -18,9 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
+from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
-from mfrl.errors import ConfigError, did_you_mean, require
+from mfrl.errors import ConfigError, did_you_mean
 from mfrl.meanflow import (
     Time,
     bound_loss,
@@ -73,6 +74,8 @@ class MeanFlowQL(OfflineAlgorithm):
         time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
         q_aggregation: of the ensemble in the Bellman target: "mean" or "min".
         clip_targets: keep Bellman targets within what the data's rewards can add up to.
+        clip_candidates: when acting, let no candidate count for more than that: where the critic promises the
+            impossible, it does not choose, and the policy acts as its actor does.
         normalize_q: makes alpha independent of the reward scale: "value" divides L_q by mean |Q|, "gradient" gives
             the critic's pull on the actions a mean length of 1, "none" is the published default.
         bound_weight: weight of the bound loss.
@@ -80,6 +83,8 @@ class MeanFlowQL(OfflineAlgorithm):
         sigma: standard deviation of the noise.
         actor_lr, critic_lr, actor_warmup, actor_lr_floor, max_grad_norm: of the two Adam optimisers; the actor's rate
             warms up over a share of the updates and falls to a share of itself.
+        actor_average: act with an average of the actor's weights over some 1 / actor_average updates; None, the
+            published setting, acts with the weights themselves. Training is the same either way.
         compile: compile the loss with torch.compile.
 
     Raises:
@@ -106,6 +111,7 @@ class MeanFlowQL(OfflineAlgorithm):
         time_steps: int | None = 50,
         q_aggregation: str = "mean",
         clip_targets: bool = False,
+        clip_candidates: bool = False,
         normalize_q: str = "none",
         bound_weight: float = 1.0,
         gamma_adaptive: float = 0.8,
@@ -117,33 +123,19 @@ class MeanFlowQL(OfflineAlgorithm):
         actor_warmup: float = 0.05,
         actor_lr_floor: float = 0.1,
         max_grad_norm: float = 1.0,
+        actor_average: float | None = None,
         compile: bool = False,
     ) -> None:
+        check_ranges(locals())
         super().__init__(spec, updates, seed, encoder)
         _one_of("algo.q_aggregation", q_aggregation, Q_AGGREGATION)
         _one_of("algo.alpha_schedule", alpha_schedule, ALPHA_SCHEDULE)
         _one_of("algo.normalize_q", normalize_q, NORMALIZE_Q)
-        require("algo.discount", 0.0 <= discount < 1.0, discount, "in [0, 1)")
-        require("algo.tau", 0.0 < tau <= 1.0, tau, "in (0, 1]")
-        require("updates", updates >= 1, updates, "at least 1")
-        require("algo.alpha", 0.0 <= alpha < math.inf, alpha, "at least 0 and finite")
-        for name, value in {
-            "actor_lr": actor_lr,
-            "critic_lr": critic_lr,
-            "max_grad_norm": max_grad_norm,
-            "target_clip": target_clip,
-            "c_adaptive": c_adaptive,
-        }.items():
-            require(f"algo.{name}", value > 0.0, value, "positive")
-        require("algo.actor_warmup", 0.0 <= actor_warmup < 1.0, actor_warmup, "in [0, 1)")
-        require("algo.num_candidates", num_candidates >= 1, num_candidates, "at least 1")
-        require("algo.time_steps", time_steps is None or time_steps >= 1, time_steps, "at least 1, or null")
-        require("algo.sigma", sigma > 0.0, sigma, "positive")
         self.target_candidates = num_candidates if target_candidates is None else target_candidates
-        require("algo.target_candidates", self.target_candidates >= 1, target_candidates, "at least 1")
 
         second = {"two_times": True} if reformulation.two_times else {}
         self.actor = self.network(actor, **second)
+        self.actor_average, self.averaged_actor = actor_average, averaged(self.actor, actor_average)
         self.critic = self.network(critic)
         self.target_critic = self.network(critic).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -154,6 +146,7 @@ class MeanFlowQL(OfflineAlgorithm):
         self.num_candidates = num_candidates
         self.discount, self.tau = discount, tau
         self.value_range = spec.value_range(discount) if clip_targets else None
+        self.ceiling = spec.value_range(discount)[1] if clip_candidates else math.inf
         self.aggregate = Q_AGGREGATION[q_aggregation]
         self.normalize_q = normalize_q
         self.bound_weight, self.sigma, self.time_steps = bound_weight, sigma, time_steps
@@ -169,13 +162,14 @@ class MeanFlowQL(OfflineAlgorithm):
     def policy(self) -> OneStepPolicy:
         """What acts in an environment; shares the networks being trained."""
         return OneStepPolicy(
-            self.actor,
+            self.averaged_actor or self.actor,
             self.target_critic,
             self.reformulation,
             self.normalizer,
             self.spec.action_dim,
             self.sigma,
             self.num_candidates,
+            self.ceiling,
         )
 
     # ---- losses: pure functions of the parameters, a batch and random numbers
@@ -260,7 +254,7 @@ class MeanFlowQL(OfflineAlgorithm):
         return self.loss(batch, self.noise(0, len(batch.actions), "held out"), self.alpha.alpha)[1]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of both optimisers, then the target critic's average and the schedules."""
+        """One step of both optimisers, then the averages and the schedules."""
         actor_optimizer, critic_optimizer = self.optimizers()
         actor_schedule = self.lr_schedulers()
 
@@ -272,8 +266,9 @@ class MeanFlowQL(OfflineAlgorithm):
         metrics["critic_grad_norm"] = clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
         actor_optimizer.step()
         critic_optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        follow_(self.target_critic, self.critic, self.tau)
+        if self.averaged_actor is not None:
+            follow_(self.averaged_actor, self.actor, averaging_rate(self.updates, self.actor_average))
         metrics["alpha"] = self.alpha.alpha.clone()
         self.alpha.step(self.updates, metrics["flow_loss"].detach())
         actor_schedule.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
@@ -10,10 +11,28 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.errors import DivergedError
 from mfrl.files import replacing
+from mfrl.run import load_checkpoint
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint where it is asked to, and reads none that is damaged.
+
+    Lightning's own writes to the system's folder for temporary files first, which may be full, small or missing while
+    the run's disk has room.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch hides why a write failed; from here it is an OSError
+        torch.save(checkpoint, buffer)
+        Path(path).write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
 
 
 class Checkpoint(L.Callback):
@@ -42,6 +61,9 @@ class Checkpoint(L.Callback):
         self.saved: int | None = None
         self.problem = ""
         self._saved_at = time.monotonic()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = InPlace()
 
     @property
     def last(self) -> Path:
@@ -91,13 +113,8 @@ class Checkpoint(L.Callback):
             shutil.copyfile(self.last, path)
 
     def _refuse_nonfinite(self, pl_module: OfflineAlgorithm) -> None:
-        with torch.no_grad():
-            finite = torch.stack([p.isfinite().all() for p in pl_module.parameters()])
-        if not bool(finite.all()):
-            names = [
-                name for (name, _), ok in zip(pl_module.named_parameters(), finite.tolist(), strict=True) if not ok
-            ]
+        if names := pl_module.nonfinite_parameters():
+            left = f"{self.last} stays at the last good update" if self.last.is_file() else "no checkpoint is written"
             raise DivergedError(
-                f"update {pl_module.updates}: parameters are not finite ({names[0]} and {len(names) - 1} more); "
-                f"{self.last} stays at the last good update"
+                f"update {pl_module.updates}: parameters are not finite ({names[0]} and {len(names) - 1} more); {left}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mfrl.data.transitions import Batch, Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
+from mfrl.errors import DivergedError
 from mfrl.files import write_text
 from mfrl.policy import Policy
 from mfrl.run import RunFolder, read_evaluations
@@ -29,14 +31,18 @@ FPS = 15
 class Evaluate(L.Callback):
     """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
 
+    On the way the first ``interim_episodes`` of these may do: while the policy still fails, every episode lasts as
+    long as the environment lets it.
+
     Losses on the validation split, if there is one, are logged as ``val/...`` at the same updates. Each evaluation is
-    one line of ``eval.jsonl`` with every episode's seed, return, success and length. The figures (action samples; for
-    mazes, paths and values) go to TensorBoard.
+    one line of ``eval.jsonl`` with every episode's seed, return, length and, where the environment tells it, success.
+    The figures (action samples; for mazes, paths and values) go to TensorBoard.
 
     Args:
         spec: the environment.
         run_dir: where ``eval.jsonl`` and ``videos/`` lie.
         every, episodes, num_envs, workers, seed: of the evaluation.
+        interim_episodes: of every evaluation but that of the last update; None: ``episodes`` too.
         videos: how many episodes to film each time; 0 needs no renderer.
         progress: the bar to report to.
     """
@@ -52,9 +58,11 @@ class Evaluate(L.Callback):
         seed: int,
         videos: int,
         progress: Progress,
+        interim_episodes: int | None = None,
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
+        self.interim_episodes = episodes if interim_episodes is None else interim_episodes
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
         self._evaluator: Evaluator | None = None
@@ -86,15 +94,16 @@ class Evaluate(L.Callback):
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
 
     def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        task = self.progress.bar.add_task("evaluate", total=self.episodes, note="")
+        episodes = self.episodes if pl_module.updates == pl_module.total_updates else self.interim_episodes
+        task = self.progress.bar.add_task("evaluate", total=episodes, note="")
         policy = pl_module.policy()
         result = self._evaluator.run(
             policy,
-            self.episodes,
+            episodes,
             progress=lambda done, total, success: self.progress.bar.update(
-                task, completed=done, total=total, note=f"success {success:.2f}"
+                task, completed=done, total=total, note="" if success is None else f"success {success:.2f}"
             ),
-            record_paths=self.episodes if self._layout else 0,
+            record_paths=episodes if self._layout else 0,
             video_episodes=self.videos,
         )
         self.progress.bar.remove_task(task)
@@ -110,7 +119,7 @@ class Evaluate(L.Callback):
         k = pl_module.updates
         layout, policy, data = self._layout, pl_module.policy(), trainer.datamodule.train
         writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
-        if layout is not None:
+        if layout is not None and result.successes is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
@@ -131,8 +140,19 @@ def record(
     """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
 
     In this order: the line says that nothing is missing, and a run that was killed before it evaluates again.
+
+    Raises:
+        DivergedError: a parameter, or what was measured, is not finite; nothing is recorded.
     """
     k, summary = pl_module.updates, result.summary()
+    # A critic that is no number still chooses among candidates, and the actions look like any others.
+    if names := pl_module.nonfinite_parameters():
+        raise DivergedError(
+            f"update {k}: parameters are not finite ({names[0]} and {len(names) - 1} more), so this evaluation says "
+            "nothing and is not recorded. Try a smaller learning rate"
+        )
+    if bad := [name for name, value in summary.items() if not math.isfinite(value)]:
+        raise DivergedError(f"update {k}: {', '.join(bad)} not finite, so this evaluation is not recorded")
     progress.report(k, summary, result.seconds)
     losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
@@ -140,7 +160,7 @@ def record(
         logger.log_metrics(metrics, step=k)
         logger.save()
     with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"updates": k} | result.to_json_dict()) + "\n")
+        file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
 
 
 def due(pl_module: OfflineAlgorithm, every: int) -> bool:

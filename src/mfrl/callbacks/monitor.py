@@ -1,4 +1,4 @@
-"""Training metrics to the loggers, throughput, and a stop where a number is no longer finite."""
+"""Training metrics to the loggers, throughput, a warning where a number cannot be right, a stop where it is none."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import time
 from typing import Any
 
 import lightning as L
+from rich.console import Console
+from rich.markup import escape
 
 from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.callbacks.checkpoint import Checkpoint
+from mfrl.callbacks.explosions import Explosions
 from mfrl.errors import DivergedError
 
 
@@ -18,12 +22,16 @@ class Monitor(L.Callback):
     ``perf/updates_per_second`` counts the time between chunks too, but not evaluations and checkpoints;
     ``perf/loop_share`` is the share of that time spent outside the updates: Lightning's loop and sampling.
 
+    Attributes:
+        explosions: of the whole run, earlier attempts included.
+
     Raises:
         DivergedError: where a mean is not finite; the checkpoint written last is untouched.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, every: int, console: Console | None = None) -> None:
+        self.every, self.console = every, console or Console(stderr=True)
+        self.explosions = Explosions()
         # Of this process's training, evaluations and checkpoints left out.
         self.seconds = 0.0
         self.seconds_inside = 0.0
@@ -34,6 +42,12 @@ class Monitor(L.Callback):
         """Share of the training time spent outside the updates."""
         return 1.0 - self.seconds_inside / self.seconds
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.explosions.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.explosions.load_state_dict(state_dict)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
         self._open_window(pl_module)
 
@@ -43,7 +57,8 @@ class Monitor(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
         due = pl_module.updates % self.every == 0 or pl_module.updates == pl_module.total_updates
         # Waits for the device, so that the time of its work counts as inside.
-        metrics = {f"train/{name}": value for name, value in pl_module.pop_metrics().items()} if due else {}
+        means = pl_module.pop_metrics() if due else {}
+        metrics = {f"train/{name}": value for name, value in means.items()}
         self._inside += time.perf_counter() - self._entered
         if not due:
             return
@@ -51,9 +66,13 @@ class Monitor(L.Callback):
             has_critic = "critic" in pl_module.optimizer_names
             further = ", a larger algo.alpha or algo.clip_targets=true" if has_critic else ""
             raise DivergedError(
-                f"diverged between updates {self._first} and {pl_module.updates}: {', '.join(bad)} not finite. The "
-                f"last good checkpoint is kept. Try a smaller learning rate{further}."
+                f"diverged between updates {self._first} and {pl_module.updates}: {', '.join(bad)} not finite. "
+                f"{_what_is_left(trainer)} Try a smaller learning rate{further}."
             )
+        discount = getattr(pl_module, "discount", None)
+        value_range = None if discount is None else pl_module.spec.value_range(discount)
+        for sentence in self.explosions.look(pl_module.updates, means, value_range):
+            self.console.print(f"[bold red]warning[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         seconds = time.perf_counter() - self._since - (pl_module.seconds_aside - self._aside)
         updates = pl_module.updates - self._first
         self.seconds += seconds
@@ -70,3 +89,10 @@ class Monitor(L.Callback):
     def _open_window(self, pl_module: OfflineAlgorithm) -> None:
         self._first, self._since, self._inside = pl_module.updates, time.perf_counter(), 0.0
         self._aside = pl_module.seconds_aside
+
+
+def _what_is_left(trainer: L.Trainer) -> str:
+    last = next((callback.last for callback in trainer.callbacks if isinstance(callback, Checkpoint)), None)
+    if last is not None and last.is_file():
+        return f"The last good checkpoint is kept: {last}."
+    return "No checkpoint had been written yet."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from mfrl.algorithms.base import OfflineAlgorithm
@@ -19,6 +21,8 @@ SCORE_FORMATS = {
     "eval/w2_floor": ".3f",
 }
 
+_FIRST_ESTIMATE_SECONDS = 2.0  # of training, after which the line on what is left is worth believing
+
 
 def score_name(key: str) -> str:
     """How a score is called on the screen: ``eval/mode_coverage`` is "mode coverage"."""
@@ -30,10 +34,27 @@ def format_score(key: str, value: float) -> str:
     return format(value, SCORE_FORMATS.get(key, ".2f"))
 
 
-class Progress(L.Callback):
-    """A bar over all updates; :class:`Evaluate` adds one of its own while it runs, and reports its result here."""
+def format_seconds(seconds: float) -> str:
+    """``2:10`` or ``3:02:10``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
-    def __init__(self, console: Console | None = None) -> None:
+
+class Progress(L.Callback):
+    """A bar over all updates; :class:`Evaluate` adds one of its own while it runs, and reports its result here.
+
+    The rate is that of training: evaluations and checkpoints are left out of it. What is left includes the evaluations
+    still due, each taken to last as long as the latest one; before the first one their number is told instead.
+
+    Args:
+        every: updates between evaluations.
+        final_share: how much longer the last evaluation takes than one on the way, as it has more episodes.
+        console: where to; None: stderr.
+    """
+
+    def __init__(self, every: int, final_share: float = 1.0, console: Console | None = None) -> None:
+        self.every, self.final_share = every, final_share
         self.console = console or Console(stderr=True)
         self.bar = Bar(
             TextColumn("{task.description:<9}"),
@@ -41,32 +62,58 @@ class Progress(L.Callback):
             TaskProgressColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
             console=self.console,
             refresh_per_second=2,
             transient=not self.console.is_terminal,
         )
-        self._note = ""
+        self._score = ""
+        self._evaluation_seconds: float | None = None  # of the latest evaluation on the way
+        self._window: deque[tuple[int, float]] = deque(maxlen=200)  # updates and seconds of training, chunk by chunk
+        self._estimated = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.start()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        self._first = pl_module.updates
         self._task = self.bar.add_task(
-            "train", total=pl_module.total_updates, completed=pl_module.updates, note=self._note
+            "train", total=pl_module.total_updates, completed=pl_module.updates, note=self._score
         )
+        self._total = pl_module.total_updates
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
-        speed = next(task.speed for task in self.bar.tasks if task.id == self._task)
-        rate = f"{speed:,.1f} updates/s" if speed else ""
-        note = f"{rate}  {self._note}" if self._note else rate
-        self.bar.update(self._task, completed=pl_module.updates, note=note)
+        k = pl_module.updates
+        # The first chunk, which may have compiled, opens the window.
+        self._window.append((k, time.perf_counter() - pl_module.seconds_aside))
+        rate = self.rate
+        if rate is None:
+            return
+        left = self.left(k)
+        note = f"{rate:,.1f} updates/s  left {left}"
+        self.bar.update(self._task, completed=k, note=f"{note}  {self._score}" if self._score else note)
+        if not self._estimated and self._window[-1][1] - self._window[0][1] >= _FIRST_ESTIMATE_SECONDS:
+            self._estimated = True
+            self.bar.console.print(f"{rate:,.1f} updates/s, left about {left}", highlight=False, soft_wrap=True)
+
+    @property
+    def rate(self) -> float | None:
+        """Updates per second of training over the latest chunks; None before the second."""
+        (first, since), (last, now) = self._window[0], self._window[-1]
+        return (last - first) / (now - since) if now > since else None
+
+    def left(self, k: int) -> str:
+        """What is left at update ``k``: training at the present rate, and the evaluations that are due."""
+        training = (self._total - k) / self.rate
+        on_the_way = (self._total - 1) // self.every - k // self.every
+        due = max(on_the_way, 0) + (k < self._total)
+        if self._evaluation_seconds is None and due:
+            return f"{format_seconds(training)} and {due} evaluation{'s' * (due > 1)}"
+        evaluations = (due - 1 + self.final_share) * (self._evaluation_seconds or 0.0) if due else 0.0
+        return format_seconds(training + evaluations)
 
     def report(self, updates: int, summary: dict[str, float], seconds: float) -> None:
         """One line of an evaluation, above the bar, and its first score on the bar."""
         scores = [f"{score_name(key)} [bold]{format_score(key, value)}[/]" for key, value in summary.items()]
-        self._note = scores[0]
+        self._score, self._evaluation_seconds = scores[0], seconds
         self.bar.console.print(
             f"update {updates:>9,}   {'   '.join(scores)}   ({seconds:.1f} s)", highlight=False, soft_wrap=True
         )

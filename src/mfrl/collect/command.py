@@ -87,10 +87,11 @@ def has_own_id(cfg: DictConfig) -> bool:
 def trained_id(policy: str) -> str:
     """A Minari id that tells what a checkpoint was trained on and how."""
     from mfrl.run import find_checkpoint, load_checkpoint
+    from mfrl.saved import Saved
 
     record = load_checkpoint(find_checkpoint(policy.removeprefix("ckpt:")))["mfrl"]
     bare = re.sub(r"-v\d+$", "", record["provenance"]["dataset"]).removeprefix("D4RL/").removeprefix("mfrl/")
-    return f"mfrl/{bare.replace('/', '-')}-{record['config']['algo_name']}-v0"
+    return f"mfrl/{bare.replace('/', '-')}-{Saved(record['config']).plain('algo_name')}-v0"
 
 
 def untrained_id(cfg: DictConfig) -> str:

@@ -1,6 +1,7 @@
 """Files of a collected dataset: never over someone else's, never half-written, always with a record."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -11,6 +12,10 @@ import mfrl
 from mfrl.collect.episode import SPLITS
 from mfrl.collect.settings import CollectError, Settings
 from mfrl.data import provenance
+from mfrl.files import temporary_folder
+
+UNFINISHED = ".collect-"
+"""How the names of hidden folders begin in which a dataset is being written."""
 
 
 def check_free_to_write(folder: Path, dataset: str, overwrite: bool) -> None:
@@ -55,16 +60,12 @@ def friendly_os_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary(folder: Path, dataset: str) -> Iterator[dict[str, Path]]:
-    """Names to write to, by split, in the folder itself so that renaming is atomic; gone after the block."""
-    paths = dict(zip(SPLITS, provenance.data_paths(folder, dataset), strict=True))
-    paths = {split: _beside(path, "tmp") for split, path in paths.items()}
+    """Names to write to, by split, in a folder inside `folder` so that renaming is atomic; gone after the block."""
     with ExitStack() as stack:
-        with friendly_os_errors(folder):
+        with friendly_os_errors(folder):  # Tells before the simulation, not after it, that the folder is not writable.
             folder.mkdir(parents=True, exist_ok=True)
-            for path in paths.values():
-                path.touch()  # Tells before the simulation, not after it, that the folder is not writable.
-                stack.callback(path.unlink, missing_ok=True)
-        yield paths
+            unfinished = stack.enter_context(temporary_folder(folder, UNFINISHED))
+        yield dict(zip(SPLITS, provenance.data_paths(unfinished, dataset), strict=True))
 
 
 def publish(folder: Path, dataset: str, paths: dict[str, Path], record: dict[str, Any]) -> tuple[Path, Path]:
@@ -115,5 +116,5 @@ def make_record(
 
 
 def _beside(path: Path, label: str) -> Path:
-    # The process id keeps two collections of the same dataset from writing to one file.
-    return path.with_name(f"{path.name}.{label}-{os.getpid()}")
+    # Random, so that two collections of the same dataset never take one name.
+    return path.with_name(f"{path.name}.{label}-{secrets.token_hex(8)}")

@@ -9,13 +9,13 @@ direction, with Gaussian noise on the action:
 `explore` draws a new direction d every ten steps.
 """
 
-import os
 from collections import defaultdict
 
 import numpy as np
 
 from mfrl.collect.episode import Episode, Rows, environment_seed, pack
 from mfrl.collect.settings import Settings
+from mfrl.envs.ogbench import remove_description
 
 STITCH_CELLS = 4
 EXPLORE_STEPS = 10
@@ -42,7 +42,7 @@ class MazeCollector:
             disable_env_checker=True,
         )
         self._maze = self._env.unwrapped
-        os.unlink(self._maze.fullpath)  # The maze's XML, loaded by now; OGBench leaves one per environment.
+        remove_description(self._env)
         self._free_cells = list(map(tuple, np.argwhere(self._maze.maze_map == 0).tolist()))
         self._goal_cells = [cell for cell in self._free_cells if not self._is_corridor(cell)]
         self._subgoals: dict[tuple[Cell, Cell], np.ndarray] = {}

@@ -6,16 +6,14 @@ hidden folder beside their place and renamed into it when they are complete.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mfrl
-from mfrl.collect.files import friendly_os_errors
+from mfrl.collect.files import UNFINISHED, friendly_os_errors
 from mfrl.collect.policies import Behaviour, Trained, Uniform, Waypoints
 from mfrl.collect.runner import progress_bar
 from mfrl.collect.settings import CollectError
@@ -32,9 +30,11 @@ from mfrl.data import provenance
 from mfrl.data.minari_files import checked_id, data_root, describe, root_of_minari, write_record
 from mfrl.envs import minari as minari_envs
 from mfrl.envs import ogbench as ogbench_envs
+from mfrl.envs import outcome
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import global_state_kept
 from mfrl.errors import did_you_mean
+from mfrl.files import temporary_folder
 from mfrl.randomness import derived_seed
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 PUBLISHED_NAMESPACES = ("D4RL", "mujoco", "atari")  # of Minari's server: what is made here must not pass for theirs
 EPISODES = 100
-IN_USE = ".in-use"  # a file in a hidden folder, locked while a collection is at work there
 HEADROOM = 64 << 20  # bytes that must stay free: HDF5 crashes on a full disk, which no clean-up survives
 
 
@@ -297,18 +296,19 @@ def _random(
 
 
 def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tuple[str, ...]) -> Plan:
-    from mfrl.eval import load_algorithm
+    from mfrl.eval import load_algorithm, recorded_env
     from mfrl.run import find_checkpoint
+    from mfrl.saved import Saved
 
     file = find_checkpoint(path)
     module, record = load_algorithm(file, trust)
-    spec = EnvSpec(**record["env"] | {"trust": trust})
+    spec = recorded_env(record, trust)
     if spec.suite == "toy":
         raise CollectError(f"{file} was trained on {spec.env_id}, which has no environment to collect in")
     made = _recorded_env(spec, sizes[2])
     noise = noise or 0.0
     episodes, steps = _default(sizes)
-    algorithm = record["config"]["algo_name"]
+    algorithm = str(Saved(record["config"]).plain("algo_name"))
     return Plan(
         env=made,
         eval_spec=_recorded_spec(spec),
@@ -422,23 +422,42 @@ def run_episode(
     """One episode, of at most ``room`` steps; its rewards. Its random numbers come from (seed, episode) alone.
 
     Raises:
-        CollectError: an action or an observation is not finite.
+        CollectError: an action, an observation or a reward is not finite.
+        EnvError: a reward is not one number, or a flag no truth value.
     """
+    name = outcome.name_of(env)
     own = derived_seed(seed, "collection episode", episode) % 2**31
     np.random.seed(own)  # noqa: NPY002 - OGBench draws from the global generator
     env.action_space.seed(own)
     behaviour.begin(episode)
     observation, _ = env.reset(seed=own)
     rewards: list[float] = []
+
+    def check(what: str, value: Any) -> None:
+        if not _is_finite(value):
+            where = f"in episode {episode} after {len(rewards)} steps"
+            raise CollectError(f"{name} gave {what} that is not finite, {where}")
+
+    check("an observation", observation)
     while len(rewards) < room:
         action = behaviour.action(observation).astype(env.action_space.dtype)
         if not np.isfinite(action).all():
             raise CollectError(f"The action of episode {episode}, step {len(rewards)} is not finite: {action}")
         observation, reward, terminated, truncated, _ = env.step(action)
-        rewards.append(float(reward))
-        if terminated or truncated:
+        rewards.append(outcome.number(reward, f"the reward of {name}"))
+        check("an observation", observation)
+        check("a reward", rewards[-1])
+        flags = {"terminated": terminated, "truncated": truncated}
+        if any(outcome.truth(value, f"{flag!r} of {name}") for flag, value in flags.items()):
             break
     return rewards
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether every number of an observation, a dictionary perhaps, is finite."""
+    if isinstance(tree, dict | tuple):
+        return all(map(_is_finite, tree.values() if isinstance(tree, dict) else tree))
+    return bool(np.isfinite(tree).all())
 
 
 def reference_scores(eval_spec: str, episodes: int, seed: int) -> dict[str, Any]:
@@ -530,32 +549,9 @@ def temporary_root(root: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with friendly_os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            with locked(root):  # so that nobody finds the new folder before it is marked as in use
-                remove_abandoned(root)
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".collect-", dir=root))
-                held = stack.enter_context((Path(folder) / IN_USE).open("w"))
-                fcntl.flock(held, fcntl.LOCK_EX)  # until this process ends, however it ends
+            folder = stack.enter_context(temporary_folder(root, UNFINISHED))
         stack.enter_context(root_of_minari(folder))
-        yield Path(folder)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in a block of the same folder; the lock leaves no file in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def remove_abandoned(root: Path) -> None:
-    """Remove what collections that were killed left behind: their folders are held by no process any more."""
-    for folder in root.glob(".collect-*"):
-        with suppress(OSError), (folder / IN_USE).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
+        yield folder
 
 
 def publish(building: Path, root: Path, dataset: str) -> Path:

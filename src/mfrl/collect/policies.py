@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mfrl.collect.waypoint import WaypointController
-from mfrl.envs.minari import to_vector
+from mfrl.envs.minari import to_bounds, to_vector
 from mfrl.randomness import derived_seed, generator
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Trained:
         seed: int,
     ) -> None:
         self._policy, self._keys, self._noise, self._seed = policy, observation_keys, noise, seed
-        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self._space = space
 
     def begin(self, episode: int) -> None:
         self._rng = action_rng(self._seed, episode)
@@ -105,7 +105,7 @@ class Trained:
         action = policy.act(torch.from_numpy(to_vector(observation, self._keys))[None], e)[0].double().cpu().numpy()
         if self._noise:
             action += self._noise * self._rng.standard_normal(action.shape)
-        return self._low + 0.5 * (np.clip(action, -1.0, 1.0) + 1.0) * (self._high - self._low)
+        return to_bounds(np.clip(action, -1.0, 1.0), self._space)
 
 
 def action_rng(seed: int, episode: int) -> np.random.Generator:

@@ -12,6 +12,8 @@ import numpy as np
 from minari import DataCollector, StepDataCallback
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
+from mfrl.envs import outcome
+
 Tree = dict[str, Any] | tuple[Any, ...] | list[np.ndarray]
 """The rows of an observation or of what is recorded with it: a list of arrays at every leaf."""
 
@@ -59,6 +61,8 @@ class Rows(EpisodeBuffer):
 class TrueState(StepDataCallback):
     """Records beside each observation: ``success`` and, where there are such, the simulator's state and the goal.
 
+    Rewards and flags are recorded as plain numbers, whatever the environment wraps them in.
+
     A maze that draws a new goal when one is reached returns one more observation with the old goal, while its next
     reward is already that of the new one (gymnasium-robotics, envs/maze/point_maze.py: ``update_goal`` comes last).
     What is recorded is the goal that the next step is rewarded for. ``success`` is of the step that led to the row.
@@ -66,7 +70,8 @@ class TrueState(StepDataCallback):
 
     def __call__(self, env: gymnasium.Env, obs: Any, info: dict[str, Any], **step: Any) -> dict[str, Any]:
         core = env.unwrapped
-        recorded: dict[str, Any] = {"success": bool(info.get("success", False))}
+        name = outcome.name_of(env)
+        recorded: dict[str, Any] = {"success": bool(outcome.success(info, name))}
         if hasattr(getattr(core, "data", None), "qpos"):
             recorded |= {"qpos": core.data.qpos.copy(), "qvel": core.data.qvel.copy()}
         if hasattr(core, "get_env_state"):  # Adroit's has more than the joints: where the target or the board is
@@ -80,7 +85,12 @@ class TrueState(StepDataCallback):
         if isinstance(obs, dict) and "desired_goal" in obs and hasattr(core, "goal"):
             recorded["goal"] = np.array(core.goal)
             obs = obs | {"desired_goal": recorded["goal"]}
-        return super().__call__(env=env, obs=obs, info=recorded, **step)
+        data = super().__call__(env=env, obs=obs, info=recorded, **step)
+        if step:  # not a reset
+            data["reward"] = outcome.number(data["reward"], f"the reward of {name}")
+            for flag in ("terminated", "truncated"):
+                data[flag] = outcome.truth(data[flag], f"{flag!r} of {name}")
+        return data
 
 
 def rows(first: Any) -> Tree:

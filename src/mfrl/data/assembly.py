@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -93,6 +93,41 @@ def statistics(observations: Tensor, starts: Tensor, pages: Pages | None = None)
     std = (square / n - (total / n).square()).clamp_min(0.0).sqrt()
     std[std < 1e-6] = 1.0  # a coordinate that never varies is only centred
     return mean.tolist(), std.tolist()
+
+
+def absurd_features(
+    transitions: Transitions, known: Statistics | None = None, name: Callable[[int], str] = "feature {}".format
+) -> list[str]:
+    """A warning for each number of the states whose deviation a few absurd entries have made.
+
+    The deviation then says nothing of the others: normalised with it they are all alike, and without it the absurd ones
+    drown what a network sees. That is so where it is above 1000 and above 100 times what the entries span without the
+    lowest and the highest hundredth of them, which is looked up in a sample.
+
+    Args:
+        transitions: observations as they are.
+        known: mean and deviation of the states that they start from, computed earlier.
+        name: of a number of an observation, for the message.
+    """
+    observations, starts = transitions.observations, transitions.starts
+    if observations.ndim > 2 or observations.shape[1] == 0:
+        return []
+    _, std = known or statistics(observations, starts, transitions.pages)
+    found = []
+    for k in (k for k, deviation in enumerate(std) if deviation > 1e3):
+        if transitions.pages is not None:
+            transitions.pages.give_back()
+        column = observations[:, k].index_select(0, starts)
+        sample = column[:: max(1, len(column) // _SLICE)].double().sort().values
+        cut = min(max(1, len(sample) // 100), (len(sample) - 1) // 2)
+        span = float(sample[len(sample) - 1 - cut] - sample[cut])
+        if std[k] > 100.0 * span:
+            found.append(
+                f"{name(k)} of the observations has deviation {std[k]:.3g}, though nearly all of its entries lie "
+                f"within {span:.3g} of each other: one is {float(column[column.abs().argmax()]):.3g}. To a network all "
+                "others will look alike. Take such entries out of the data"
+            )
+    return found
 
 
 def normalize_(spec: DataSpec, *parts: Transitions) -> None:

@@ -81,20 +81,25 @@ class Cache:
             that is read-only, below ``$XDG_CACHE_HOME`` (``~/.cache``). None is True with a way out: where
             there is no room and the data fit into memory, they are prepared there, at every start.
         memory_gib: how much data may lie in memory.
+        read_only: entries are looked for where they would be, and new ones kept below ``$XDG_CACHE_HOME`` alone.
 
     Attributes:
         checksums: of the sources, remembered beside the entries.
         warnings: what a user should know before training.
     """
 
-    def __init__(self, data_dir: Path, where: bool | str | None = None, memory_gib: float = 4.0) -> None:
+    def __init__(
+        self, data_dir: Path, where: bool | str | None = None, memory_gib: float = 4.0, read_only: bool = False
+    ) -> None:
         require("data.memory_gib", memory_gib >= 0.0, memory_gib, "at least 0")
         if isinstance(where, str) and not ("/" in where or Path(where).is_dir()):
             require("data.cache", False, where, "null, true, false or a folder, with a / in it if it is to be made")
         self.allowed, self.required = where is not False, where not in (None, False)
         self.budget = int(memory_gib * GIB)
-        self.roots = _roots(data_dir, where)
-        self.checksums = Checksums(self.roots)
+        self.read, self.roots = [], _roots(data_dir, where)
+        if read_only and self.roots:
+            self.read, self.roots = self.roots, _roots(data_dir, None)[1:]
+        self.checksums = Checksums(self.roots, self.read)
         self.warnings: list[str] = []
 
     def prepared(self, name: str, key: dict[str, Any], build: Build) -> Prepared:
@@ -110,7 +115,7 @@ class Cache:
             DataError: what ``build`` raises.
         """
         key = json.loads(json.dumps({"format": FORMAT, **key}))  # as it comes back from a file
-        for root in self.roots:
+        for root in (*self.read, *self.roots):
             if (entry := self._opened(root / name, key)) is not None:
                 return entry
         problem = ""
@@ -167,7 +172,7 @@ class Cache:
             store = _Files(temporary)
             facts = json.loads(json.dumps(build(store)))
             meta = {"key": key, "facts": facts, "files": store.files, "mfrl": mfrl.__version__}
-            write_json(temporary / "meta.json", meta)
+            write_json(temporary / "meta.json", meta, nan=True)  # a dataset's own description may hold it
             _sync(temporary / "meta.json", temporary)
             if folder.exists():
                 os.replace(folder, old)

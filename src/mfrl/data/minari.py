@@ -15,7 +15,7 @@ import torch
 
 from mfrl.config import CONFIG_DIR
 from mfrl.data import provenance
-from mfrl.data.assembly import keep_trajectories, loaded, normalize_, summarise
+from mfrl.data.assembly import absurd_features, keep_trajectories, loaded, normalize_, statistics, summarise
 from mfrl.data.cache import Cache, Prepared, Store
 from mfrl.data.minari_files import (
     DEFAULT_ROOT,
@@ -35,7 +35,7 @@ from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
 from mfrl.paths import pasted
 
-PREPARATION = 1  #: of the code that makes arrays of files; entries made by another are made again
+PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
 _HELD_OUT_SEED = 0  # the same episodes for every training seed
 
@@ -165,17 +165,21 @@ class MinariData(OfflineData):
             return
         if not self.folder.is_dir():
             raise DataError(self._how_to_get())
-        cache = Cache(self.data_dir, self.cache, self.memory_gib)
+        cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         prepared = self._prepared(cache)
         description = Description(**prepared.facts["description"])
         self.env = self._environment(description)
+        self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
         (everything,) = loaded(cache, [prepared])
         everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
             train = replace(train, starts=keep_trajectories(train.starts, self.fraction, self.seed))
-        self.spec = summarise(train, self.normalize)
+        known = statistics(train.observations, train.starts, train.pages)
+        self.spec = summarise(train, self.normalize, known)
+        absurd = absurd_features(train, known, description.name_of)
+        self.warnings += [f"{self.dataset}: {text}" for text in absurd]
         normalize_(self.spec, train, *([] if val is None else [val]))  # which share their rows
         self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
         if self.spec.reward_min == self.spec.reward_max:

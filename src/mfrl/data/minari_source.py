@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,14 @@ class Description:
     low: Sequence[float]
     high: Sequence[float]
 
+    def name_of(self, number: int) -> str:
+        """What a number of the vector of an observation is called, by the entry it comes from."""
+        for key, shape in zip(self.keys or (None,), self.shapes, strict=True):
+            if number < (size := math.prod(shape)):
+                return f"feature {number}" if key is None else f"feature {number} of the entry {key!r}"
+            number -= size
+        raise IndexError(number)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -148,10 +157,19 @@ class Source:
         if (outside := np.abs(actions) > 1.0 + _ACTION_SLACK).any():
             step = int(outside.any(axis=1).argmax())
             raise DataError(f"{where}, field 'actions' leaves its bounds {low} to {high} at step {step}")
-        terminated, _ = (
+        terminated, truncated = (
             _array(getattr(raw, name), (steps,), f"{where}, field '{name}'").astype(bool)
             for name in ("terminations", "truncations")
         )
+        # The one observation after an end inside is the last of what ended or the first of what follows, and nothing
+        # tells which: one of the two transitions it takes part in never happened.
+        for name, ends in (("terminations", terminated), ("truncations", truncated)):
+            if ends[:-1].any():
+                raise DataError(
+                    f"{where}, field '{name}' is true at step {int(ends.argmax())} of {steps}, where an episode ends: "
+                    "make an episode of each part, with the observation after its last action (docs/your_data.md). A "
+                    "task that went on was not terminated: then it is false there"
+                )
         return Episode(
             observations=self._observations(raw.observations, steps + 1, where),
             actions=actions.astype(np.float32),

@@ -26,6 +26,9 @@ class OfflineData(L.LightningDataModule):
         paths: the files that must be there before ``setup``.
         warnings: what ``setup`` found that a user should know before training.
         augment: changes each batch before it is trained on; None leaves them as they are.
+        action_bounds: after ``setup``, lowest and highest actions in the files, each ``(action_dim,)``, which became -1
+            and 1; None where they are of no environment.
+        writes_apart: nothing is written beside the files or into ``cache``: a checkpoint named them, and not the user.
 
     Args:
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
@@ -36,6 +39,8 @@ class OfflineData(L.LightningDataModule):
     spec: DataSpec
     data_dir: Path | None
     paths: tuple[Path, ...]
+    action_bounds: tuple[list[float], list[float]] | None = None
+    writes_apart: bool = False
 
     def __init__(self, batch_size: int, chunk: int, seed: int, updates: int, marks: tuple[int, ...]) -> None:
         super().__init__()

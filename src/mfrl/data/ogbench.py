@@ -13,7 +13,7 @@ import numpy as np
 
 from mfrl.collect.settings import DEFAULT_DATA_DIR, how_to_get
 from mfrl.data import provenance
-from mfrl.data.assembly import keep_trajectories, loaded, normalize_, statistics, summarise
+from mfrl.data.assembly import absurd_features, keep_trajectories, loaded, normalize_, statistics, summarise
 from mfrl.data.augment import RandomCrop
 from mfrl.data.cache import Cache, Pages, Prepared, Store, as_tensor
 from mfrl.data.module import OfflineData
@@ -22,7 +22,9 @@ from mfrl.data.transitions import ACTION_CLIP, DataError
 from mfrl.envs import ogbench
 from mfrl.envs.spec import EnvSpec
 
-PREPARATION = 1  #: of the code below that makes arrays of files; entries made by another are made again
+PREPARATION = 2  #: of the code below that makes arrays of files; entries made by another are made again
+#: Fields that mark the last row of a trajectory: OGBench's, and what other tools write beside it.
+_ENDS = ("terminals", "timeouts", "truncations", "terminations")
 _LABEL_SLICE = 1 << 17  # rows labelled together; each call resets the environment
 
 
@@ -116,7 +118,7 @@ class OGBenchData(OfflineData):
         for path in (*train_paths, *val_paths):
             if not path.is_file():
                 raise DataError(self._how_to_get(path))
-        cache = Cache(self.data_dir, self.cache, self.memory_gib)
+        cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         simulator = Simulator(self.env.env_id)
         try:
@@ -132,7 +134,9 @@ class OGBenchData(OfflineData):
         if self.fraction < 1.0:
             self.train.starts, known = keep_trajectories(self.train.starts, self.fraction, self.seed), None
         self.spec = summarise(self.train, self.normalize, known)
+        self.warnings += [f"{self.dataset}: {text}" for text in absurd_features(self.train, known)]
         normalize_(self.spec, self.train, self.val)
+        self.action_bounds = self.spec.action_dim * [-1.0], self.spec.action_dim * [1.0]  # of every OGBench environment
         self.warnings += cache.warnings
         if not bool((self.train.masks[self.train.starts] == 0).any()):
             self.warnings.append(
@@ -295,8 +299,10 @@ def _opened(path: Path) -> Npz:
     for field in ("observations", "actions", "terminals", "qpos"):
         if field not in file:
             raise DataError(f"{path}: field '{field}' is missing (found {', '.join(sorted(file.fields))})")
-    if len(file.shape("terminals")) != 1:
-        raise DataError(f"{path}: field 'terminals' has shape {file.shape('terminals')}, expected (rows,)")
+    rows = file.shape("terminals")
+    for field in _ENDS:
+        if field in file and (len(rows) != 1 or file.shape(field) != rows):
+            raise DataError(f"{path}: field '{field}' has shape {file.shape(field)}, expected (rows,)")
     return file
 
 
@@ -305,15 +311,20 @@ def _rows(file: Npz) -> int:
 
 
 def _terminals(file: Npz) -> np.ndarray:
-    """Bool ``(rows,)``: the last state of each trajectory."""
-    terminals, name = file.read("terminals"), f"{file.path}: field 'terminals'"
-    if len(terminals) < 2:
-        raise DataError(f"{name} has {len(terminals)} rows, expected at least 2")
-    if not np.isin(terminals, (0, 1)).all():
-        raise DataError(f"{name} holds values other than 0 and 1")
-    if terminals[-1] != 1:
-        raise DataError(f"{name} does not end its last trajectory: the file is cut off")
-    return terminals.astype(bool)
+    """Bool ``(rows,)``: the last state of each trajectory, whichever field says so."""
+    rows = _rows(file)
+    if rows < 2:
+        raise DataError(f"{file.path}: field 'terminals' has {rows} rows, expected at least 2")
+    ends = np.zeros(rows, bool)
+    for field in _ENDS:
+        if field in file:
+            flags = file.read(field)
+            if not np.isin(flags, (0, 1)).all():
+                raise DataError(f"{file.path}: field '{field}' holds values other than 0 and 1")
+            ends |= flags.astype(bool)
+    if not ends[-1]:
+        raise DataError(f"{file.path}: field 'terminals' does not end its last trajectory: the file is cut off")
+    return ends
 
 
 def _starts(file: Npz) -> np.ndarray:

@@ -92,21 +92,26 @@ class Checksums:
     Args:
         folders: where ``checksums.json`` may lie. Each is read, and the first that can be written to is kept up to
             date. Without any, nothing is remembered.
+        read_only: folders whose checksums are used and neither changed nor written elsewhere.
     """
 
-    def __init__(self, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, folders: Sequence[Path] = (), read_only: Sequence[Path] = ()) -> None:
         self.files = [folder / "checksums.json" for folder in folders]
         self.known: dict[str, list[Any]] = {}
         for file in self.files:
             self.known |= self._read(file)
+        self.used: dict[str, list[Any]] = {}
+        for folder in read_only:
+            self.used |= self._read(folder / "checksums.json")
 
     def of(self, path: Path) -> dict[str, Any]:
         """What :func:`fingerprint` says of it."""
         state = self._state(path)
-        known = self.known.get(str(path.resolve()))
-        if not (isinstance(known, list) and len(known) == 4 and known[:3] == state):
-            self.remember(path, sha256(path), state)
-        return {"sha256": self.known[str(path.resolve())][3], "bytes": state[0]}
+        for known in (self.known.get(str(path.resolve())), self.used.get(str(path.resolve()))):
+            if isinstance(known, list) and len(known) == 4 and known[:3] == state:
+                return {"sha256": known[3], "bytes": state[0]}
+        self.remember(path, digest := sha256(path), state)
+        return {"sha256": digest, "bytes": state[0]}
 
     def remember(self, path: Path, sha256: str, state: list[int] | None = None) -> None:
         """Take a checksum as that of a file, in the ``state`` it was computed in, or the present one."""

@@ -137,7 +137,7 @@ class Transitions:
     def to(self, device: torch.device) -> Transitions:
         """Move everything to ``device``; what is mapped from files stays and sends its batches there.
 
-        Mapped files move as well where they take at most half of a GPU's memory.
+        Mapped files move as well where they take at most half of a GPU's free memory.
         """
         if self.ships_to is not None and self.nbytes() > _room(device):
             statistics = None if self.statistics is None else self.statistics.to(device)
@@ -162,8 +162,8 @@ class Transitions:
 
 
 def _room(device: torch.device) -> int:
-    """How many bytes of mapped files may move to a device."""
-    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 0
+    """How many bytes of mapped files may move to a device: half of what is free there now, beside other programs."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ side changes nothing but floating-point rounding in the batched call.
 
 An episode is a success if any of its steps reports one. In OGBench's single-task environments, which
 terminate at success, that is the ``info["success"]`` of the last step, which OGBench's own evaluation
-reports. In environments that go on after a success, a task once solved stays solved.
+reports. In environments that go on after a success, a task once solved stays solved. Where no step of any episode tells
+of a success or a failure (``info["success"]`` or ``info["is_success"]``), nothing is known, and nothing is reported.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ import torch
 from torch import Tensor
 
 from mfrl import signals
-from mfrl.envs.spec import EnvSpec
+from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import DivergedError
 from mfrl.randomness import derived_seed
 
 _NOISE_BLOCK = 64  # steps of noise drawn at a time: long episodes need not hold all of theirs
 
-Progress = Callable[[int, int, float], None]
+Progress = Callable[[int, int, float | None], None]
 
 
 class Actor(Protocol):
@@ -65,7 +66,7 @@ class Evaluation:
     Attributes:
         seeds: environment seeds.
         returns: undiscounted sums of rewards.
-        successes: bool.
+        successes: bool; None where the environment told of none, good or bad.
         lengths: steps.
         seconds: wall time.
         paths: ``(length + 1, 2)`` positions of the recorded episodes, where the environment has positions.
@@ -76,7 +77,7 @@ class Evaluation:
 
     seeds: np.ndarray
     returns: np.ndarray
-    successes: np.ndarray
+    successes: np.ndarray | None
     lengths: np.ndarray
     seconds: float
     paths: list[np.ndarray] = field(default_factory=list)
@@ -85,12 +86,9 @@ class Evaluation:
     reference_returns: tuple[float, float] | None = None
 
     def summary(self) -> dict[str, float]:
-        """Means over episodes by their logged names; the normalised score only where it is defined."""
-        means = {
-            "eval/success": float(self.successes.mean()),
-            "eval/return": float(self.returns.mean()),
-            "eval/length": float(self.lengths.mean()),
-        }
+        """Means over episodes by their logged names; success and normalised score only where they are defined."""
+        means = {} if self.successes is None else {"eval/success": float(self.successes.mean())}
+        means |= {"eval/return": float(self.returns.mean()), "eval/length": float(self.lengths.mean())}
         if self.reference_returns is not None:
             low, high = self.reference_returns
             means["eval/normalized_score"] = 100.0 * (means["eval/return"] - low) / (high - low)
@@ -104,7 +102,7 @@ class Evaluation:
             "seconds": self.seconds,
             "seeds": self.seeds.tolist(),
             "returns": self.returns.tolist(),
-            "successes": self.successes.tolist(),
+            **({} if self.successes is None else {"successes": self.successes.tolist()}),
             "lengths": self.lengths.tolist(),
         }
 
@@ -162,7 +160,7 @@ class Evaluator:
         """Run episodes 0 to ``episodes - 1``.
 
         Args:
-            progress: called whenever episodes have finished with (finished, episodes, success rate so far).
+            progress: called whenever episodes have finished with (finished, episodes, success rate so far or None).
             record_paths: keep the positions of this many first episodes.
             video_episodes: film this many first episodes, if need be in workers restarted for rendering.
             max_frames: frames are taken every so many steps that a full-length episode has about this many.
@@ -170,7 +168,8 @@ class Evaluator:
         Raises:
             DivergedError: the policy gave an action that is not finite.
             ValueError: the policy's actions have the wrong shape.
-            EnvError, WorkerError: from the environments.
+            EnvError, WorkerError: from the environments, one that gives an observation or a reward that is not
+                finite among them.
             Interrupted: a signal has come, where signals are noted.
 
         Whatever the error, Ctrl-C included, the environments are closed and a later call starts them afresh.
@@ -200,7 +199,7 @@ class Evaluator:
         noise = _NoiseStreams(policy, env.num_envs, self.seed)
         recorder = _Recorder(env, record_paths, video_episodes, max_frames)
         returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
-        successes, finished = np.zeros(episodes, np.bool_), np.zeros(episodes, np.bool_)
+        successes, told, finished = np.zeros((3, episodes), np.bool_)
         waiting = deque(range(episodes))
         playing = np.full(env.num_envs, -1)  # the episode in each slot; -1 in those that have run out of work
 
@@ -209,6 +208,7 @@ class Evaluator:
             playing[slots] = [waiting.popleft() for _ in slots]
             noise.restart(slots, playing[slots])
             observations = env.reset(slots.tolist(), seeds[playing[slots]].tolist())
+            self._refuse_nonfinite(observations, slots, playing, lengths)
             recorder.start(slots, playing[slots])
             return observations
 
@@ -221,7 +221,10 @@ class Evaluator:
             now = playing[active]
             returns[now] += step.rewards[active]
             lengths[now] += 1
+            slots = np.flatnonzero(active)
+            self._refuse_nonfinite(step.observations, slots, playing, lengths, returns)
             successes[now] |= step.success[active]
+            told[now] |= step.told[active]
             done = active & (step.terminated | step.truncated)
             recorder.add(playing, lengths, done)
             observations = step.observations
@@ -229,13 +232,14 @@ class Evaluator:
                 finished[playing[done]] = True
                 playing[done] = -1
                 if progress is not None:
-                    progress(int(finished.sum()), episodes, float(successes[finished].mean()))
+                    success = float(successes[finished].mean()) if told.any() else None
+                    progress(int(finished.sum()), episodes, success)
                 if waiting:
                     observations = start_episodes(np.flatnonzero(done))
         return Evaluation(
             seeds=seeds,
             returns=returns,
-            successes=successes,
+            successes=successes if told.any() else None,
             lengths=lengths,
             seconds=time.perf_counter() - started,
             paths=[np.stack(path) for path in recorder.paths.values()],
@@ -243,6 +247,27 @@ class Evaluator:
             frame_stride=recorder.stride,
             reference_returns=self.spec.reference_returns,
         )
+
+    def _refuse_nonfinite(
+        self,
+        observations: np.ndarray,
+        slots: np.ndarray,
+        playing: np.ndarray,
+        lengths: np.ndarray,
+        returns: np.ndarray | None = None,
+    ) -> None:
+        """Say that it was the environment, before the policy is shown what no policy can act on."""
+        good = np.isfinite(observations[slots]).reshape(len(slots), -1).all(axis=1)
+        what = "an observation"
+        if good.all() and returns is not None:
+            good, what = np.isfinite(returns[playing[slots]]), "a reward"
+        if not good.all():
+            episode = playing[slots[good.argmin()]]
+            raise EnvError(
+                f"{self.spec.env_id} gave {what} that is not finite, in evaluation episode {episode} after "
+                f"{lengths[episode]} steps. The policy's actions were finite until then: look for the fault in the "
+                "environment, e.g. in a simulation that blew up"
+            )
 
     def close(self) -> None:
         """Stop the environments; a later ``run`` starts them again."""

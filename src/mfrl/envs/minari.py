@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mfrl.envs.ogbench import EnvError
+from mfrl.envs.ogbench import EnvError, remove_description
 from mfrl.errors import did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec as GymSpec
-    from gymnasium.spaces import Space
+    from gymnasium.spaces import Box, Space
 
 #: Packages whose environments and wrappers a dataset may name; ``trust=[...]`` adds others.
 KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "ogbench")
@@ -57,10 +57,13 @@ def make(
     low, high = action_bounds(env.action_space)
     keys = vector_keys(env.observation_space, observation_keys)
     env = _as_vector(env, keys)
-    if (low != -1.0).any() or (high != 1.0).any():
-        from gymnasium.wrappers import RescaleAction
+    space = env.action_space
+    if (low != -1.0).any() or (high != 1.0).any() or not np.can_cast(np.float32, space.dtype):
+        from gymnasium.spaces import Box
+        from gymnasium.wrappers import TransformAction
 
-        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        scaled = Box(-1.0, 1.0, space.shape, np.float32)
+        env = TransformAction(env, lambda action: to_bounds(action, space), scaled)
     return env
 
 
@@ -74,6 +77,7 @@ def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool
         env = gymnasium.make(spec, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
     except Exception as error:  # a constructor of any environment, with arguments out of a file
         raise EnvError(f"environment {spec.id} cannot be built: {_reason(error)}") from error
+    remove_description(env)
     if left := getattr(env.unwrapped, "tmp_xml_file_path", None):  # a maze's, loaded by now and never removed
         Path(left).unlink(missing_ok=True)
     return env
@@ -268,6 +272,17 @@ def action_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise EnvError(f"actions are {space}, but need finite bounds, which become -1 and 1")
     return low, high
+
+
+def to_bounds(actions: np.ndarray, space: Box) -> np.ndarray:
+    """Actions ``(..., action_dim)`` from [-1, 1] to the bounds of a space, in its type.
+
+    -1 becomes the lower bound exactly, 1 the upper one, and no rounding leads out of them.
+    """
+    low, high = space.low, space.high
+    a = np.asarray(actions, np.result_type(space.dtype, np.float64))
+    scaled = 0.5 * (1.0 - a) * low + 0.5 * (1.0 + a) * high
+    return np.clip(scaled.astype(space.dtype), low, high)
 
 
 def vector_keys(space: Space, wanted: Sequence[str] | None) -> tuple[str, ...] | None:

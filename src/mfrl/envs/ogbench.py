@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +79,7 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
         # dm_control looks for a display when imported; nothing here draws on one.
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable")
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        remove_description(env)
         _keep_one_action_space(env.unwrapped)
     if for_video:
         env.reset()  # the manipulation scenes compile their model at the first reset
@@ -86,6 +89,13 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
         env.observation_space = env.observation_space
         env = gymnasium.wrappers.FrameStackObservation(env, frames, padding_type="reset")
     return env
+
+
+def remove_description(env: gymnasium.Env) -> None:
+    """Delete the XML that a maze is described in, loaded by now: each one that is built leaves a file in /tmp."""
+    path = getattr(env.unwrapped, "fullpath", None)
+    if hasattr(env.unwrapped, "maze_map") and path is not None and Path(path).parent == Path(tempfile.gettempdir()):
+        Path(path).unlink(missing_ok=True)
 
 
 def observes_pixels(env_id: str) -> bool:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from mfrl import signals
+from mfrl.envs import outcome
 from mfrl.envs.ogbench import EnvError, MazeLayout, maze_layout
 from mfrl.envs.rendering import choose_backend
 from mfrl.errors import MfrlError
@@ -105,18 +106,24 @@ class Signature:
             ("terminated", np.bool_),
             ("truncated", np.bool_),
             ("success", np.bool_),
+            ("told", np.bool_),
         ]
         return np.dtype(fields, align=True)
 
 
 class Step(NamedTuple):
-    """One step of all environments, leading axis ``num_envs``; an inactive one repeats its last row."""
+    """One step of all environments, leading axis ``num_envs``; an inactive one repeats its last row.
+
+    ``told`` says whether the environment spoke of a success or a failure at all; where it did not, ``success`` is False
+    and means nothing.
+    """
 
     observations: np.ndarray
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
     success: np.ndarray
+    told: np.ndarray
 
 
 class EnvGroup:
@@ -132,6 +139,7 @@ class EnvGroup:
         self._generators: list[np.random.BitGenerator] = [np.random.MT19937(0) for _ in range(count)]
         self._envs = [maker.make(render=render) for _ in range(count)]
         self.signature = Signature.of(self._envs[0])
+        self._name = outcome.name_of(self._envs[0])
 
     def attach(self, records: np.ndarray) -> None:
         """Use ``records`` (count,) of the signature's record type for actions in and results out."""
@@ -144,15 +152,22 @@ class EnvGroup:
             self._envs[i].action_space.seed(seed)
             with _as_global(self._generators[i]):
                 observation, _ = self._envs[i].reset(seed=seed)
-            self._write(i, observation, reward=0.0, terminated=False, truncated=False, success=False)
+            self._write(i, observation, reward=0.0, terminated=False, truncated=False, success=None)
 
     def step(self) -> None:
         """Step the environments whose record is active with the action in it."""
         views = self._views
         for i in np.flatnonzero(views["active"]):
             with _as_global(self._generators[i]):
-                *outcome, info = self._envs[i].step(views["action"][i].copy())
-            self._write(i, *outcome, success=bool(info.get("success", False)))
+                observation, reward, terminated, truncated, info = self._envs[i].step(views["action"][i].copy())
+            self._write(
+                i,
+                observation,
+                reward=outcome.number(reward, f"the reward of {self._name}"),
+                terminated=outcome.truth(terminated, f"'terminated' of {self._name}"),
+                truncated=outcome.truth(truncated, f"'truncated' of {self._name}"),
+                success=outcome.success(info, self._name),
+            )
 
     def render(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Frames, uint8 ``(height, width, 3)``."""
@@ -173,14 +188,15 @@ class EnvGroup:
             env.close()
 
     def _write(
-        self, i: int, observation: np.ndarray, reward: float, terminated: bool, truncated: bool, success: bool
+        self, i: int, observation: np.ndarray, reward: float, terminated: bool, truncated: bool, success: bool | None
     ) -> None:
         views = self._views
         views["observation"][i] = observation
         views["reward"][i] = reward
         views["terminated"][i] = terminated
         views["truncated"][i] = truncated
-        views["success"][i] = success
+        views["success"][i] = bool(success)
+        views["told"][i] = success is not None
         if self.signature.has_position:
             views["position"][i] = self._envs[i].unwrapped.get_xy()
 
@@ -229,7 +245,7 @@ class VectorEnv:
         self._crew.records["action"] = actions
         self._crew.records["active"] = True if active is None else active
         self._crew.step()
-        names = ("observation", "reward", "terminated", "truncated", "success")
+        names = ("observation", "reward", "terminated", "truncated", "success", "told")
         return Step(*(self._crew.records[name].copy() for name in names))
 
     @property

@@ -74,6 +74,9 @@ class DiT(DualNetwork):
         observation_dim, action_dim: sizes of the flat inputs.
         width, depth, mlp_ratio: published: 256, 3, 4.
         residual_scale: weight of each block's whole change, x + residual_scale (block(x) - x).
+        offset_std: spread of the token's learned offset at the start; published: 0.005. Every layer sees the token
+            RMS-normalised: beside a small offset only the direction of W [s, a_t] is seen, and two states on one ray
+            from the data's mean look alike. Observations of few numbers (the x and y of a maze) need a larger one.
         two_times: whether the network takes the start b of the interval too: g(s, a_t, b, t).
     """
 
@@ -85,13 +88,14 @@ class DiT(DualNetwork):
         depth: int = 3,
         mlp_ratio: float = 4.0,
         residual_scale: float = 0.1,
+        offset_std: float = 0.005,
         two_times: bool = False,
     ) -> None:
         super().__init__()
         self.observation_dim = observation_dim
         self.residual_scale = residual_scale
         self.embed = Linear(observation_dim + action_dim, width)
-        self.offset = nn.Parameter(torch.randn(width) * 0.005)
+        self.offset = nn.Parameter(torch.randn(width) * offset_std)
         self.time = TimeEmbedding(width, two_times)
         self.blocks = nn.ModuleList(Block(width, mlp_ratio) for _ in range(depth))
         self.final_norm = RMSNorm(width)

@@ -39,8 +39,8 @@ def report(
 
     Args:
         folders: run folders, or folders they lie below.
-        metric: of the evaluations; None for the normalised score where there is one, else the success, and for a
-            toy study the distance W2.
+        metric: of the evaluations; None for the normalised score where there is one, else the success, for a toy
+            study the distance W2, and where no environment tells of a success the return.
         score: ``final``, ``last3``, or None for the protocol of each suite.
         lower_is_better: of the metric; turns the probability of improvement around. None: as known of the metric.
         resamples, confidence: of the bootstrap intervals.
@@ -121,10 +121,15 @@ def show(made: Report, out: Path, console: Console) -> None:
             f"[bold]{escape(task.name)}[/]\n{escape(provenance)}",
             "\n".join(notes),
         )
+        if unsteady := tables.unsteady_lines(rows):
+            console.print(f"[bold yellow]{tables.DEPENDS_ON_WHEN}[/]", highlight=False, soft_wrap=True)
+            console.print(*map(escape, unsteady), sep="\n", highlight=False, soft_wrap=True)
     if made.overall:
         _print(console, tables.overall_table(made, narrow=True), "[bold]over tasks[/]")
     if not made.rows:
         console.print("[bold]no run is finished, so there is nothing to average[/]")
+    for line in tables.warning_lines(made.grouping):
+        console.print(f"[bold red]warning[/] {escape(line)}", highlight=False, soft_wrap=True)
     for run in made.grouping.excluded:
         line = f"[yellow]{run.status}[/] {escape(f'{run.path} (seed {run.seed}): {run.reason}')}"
         console.print(line, highlight=False, soft_wrap=True)
@@ -153,7 +158,7 @@ def main(argv: Sequence[str]) -> Report:
     parser = argparse.ArgumentParser("mfrl report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders they lie below")
     parser.add_argument("--out", default="report", help="folder for tables and figures (default: report)")
-    parser.add_argument("--metric", help="e.g. eval/return (default: normalized_score, success or w2)")
+    parser.add_argument("--metric", help="e.g. eval/return (default: normalized_score, success, w2 or return)")
     parser.add_argument("--score", choices=list(SCORES), help="evaluations a score is made of (default: the protocol)")
     parser.add_argument(
         "--lower-is-better", action="store_true", default=None, help="of the metric (default: as known of it)"

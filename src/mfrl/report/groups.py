@@ -22,7 +22,8 @@ import numpy as np
 
 from mfrl.report.runs import DUPLICATE, FAILED, FINISHED, ReportError, Run
 
-# What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind.
+# What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Another
+# accelerator draws other noise from one seed, which makes it a run like one of another seed.
 _NO_SETTING = {"seed", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
 _NO_SETTING |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing"}
 _NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
@@ -68,9 +69,17 @@ _KNOWN = {
         Metric("eval/length", lower_is_better=True),
     )
 }
-_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name)
+_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name, "eval/return")
+_OUT_OF_A_HUNDRED = (NORMALIZED.name, SUCCESS.name)
 
 SCORES = {"final": 1, "last3": 3}  # evaluations averaged
+UNSTEADY = 20.0  # of 100: a final evaluation so far from the mean of the last three is no score to quote alone
+
+
+def known_metric(name: str) -> Metric:
+    """How a number of an evaluation is shown and which way it is better; of an unknown one, a loss or error is better
+    lower."""
+    return _KNOWN.get(name, Metric(name, lower_is_better=name.endswith(("_loss", "_error"))))
 
 
 @dataclass(frozen=True)
@@ -187,8 +196,8 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
     """Sort runs into groups; what cannot be counted is set aside with its reason.
 
     Args:
-        metric: e.g. ``eval/return``; None for the normalised score where there is one, else the success, and for a
-            toy study the distance W2.
+        metric: e.g. ``eval/length``; None for the normalised score where all runs on the same environment and data
+            have one, else the success, for a toy study the distance W2, and where none is told the return.
         score: ``final``, ``last3``, or None for the protocol of each suite.
 
     Raises:
@@ -246,20 +255,59 @@ def score_of(run: Run, metric: str | None = None, score: str | None = None) -> S
     Raises:
         KeyError: the run was not evaluated by this metric; names those it has.
     """
-    last = run.evaluations[-1]
+    last, recent = run.evaluations[-1], _recent(run, score)
     if metric is None:
-        metric = next((name for name in _PREFERRED if name in last), SUCCESS.name)
-    if score is None:
-        pixels = run.result["dataset"].startswith("visual-")
-        score = "last3" if run.suite == "ogbench" and not pixels else "final"
-    shown = _KNOWN.get(metric, Metric(metric))
-    recent = run.evaluations[-SCORES[score] :]
+        metric = _default_metric([run], score)
+    shown = known_metric(metric)
     values = [evaluation.get(metric) for evaluation in recent]
     if not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
         known = ", ".join(key for key in last if key.startswith("eval/"))
         raise KeyError(f"no finite {metric} in its last evaluations (eval.jsonl has {known})")
     episodes = sum(int(e.get("episodes", len(e.get("returns", [])))) for e in recent)
     return Score(shown, shown.factor * float(np.mean(values)), len(recent), episodes)
+
+
+@dataclass(frozen=True)
+class Unsteady:
+    """A success or normalised score that depends on when one looks, in the metric's unit."""
+
+    metric: Metric
+    final: float
+    last_three: float
+
+    def __str__(self) -> str:
+        final, mean = self.metric.format(self.final), self.metric.format(self.last_three)
+        return f"{self.metric.label}: {final} at the end, {mean} in the mean of the last three evaluations"
+
+
+def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
+    """Whether a run's final evaluation differs by more than ``UNSTEADY`` from the mean of its last three."""
+    for name in _OUT_OF_A_HUNDRED:
+        metric = known_metric(name)
+        values = [e[name] for e in evaluations[-SCORES["last3"] :] if isinstance(e.get(name), int | float)]
+        if values:
+            final, mean = metric.factor * values[-1], metric.factor * float(np.mean(values))
+            if abs(final - mean) > UNSTEADY:
+                return Unsteady(metric, final, mean)
+    return None
+
+
+def _recent(run: Run, score: str | None) -> list[dict[str, Any]]:
+    """The evaluations that a score is made of."""
+    if score is None:
+        pixels = run.result["dataset"].startswith("visual-")
+        score = "last3" if run.suite == "ogbench" and not pixels else "final"
+    return run.evaluations[-SCORES[score] :]
+
+
+def _default_metric(runs: Sequence[Run], score: str | None) -> str:
+    """The preferred metric that all of the runs have; one without any of them has no say.
+
+    One for all: an environment may tell of a success only where there is one, and others may be known by returns alone.
+    """
+    known = [set.intersection(*map(set, _recent(run, score))) & set(_PREFERRED) for run in runs]
+    shared = set.intersection(*([names for names in known if names] or [set()]))
+    return next((name for name in _PREFERRED if name in shared), SUCCESS.name)
 
 
 def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
@@ -340,12 +388,18 @@ def checksum(run: Run) -> str | None:
 
 def _score_all(runs: Sequence[Run], metric: str | None, score: str | None) -> tuple[list[tuple[Run, Score]], list[Run]]:
     scored, excluded, problem = [], [], ""
+    alike: dict[Hashable, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.status == FINISHED:
+            alike[run.result["env"], run.result["dataset"]].append(run)
+    defaults = {task: _default_metric(members, score) for task, members in alike.items()}
     for run in runs:
         if run.status != FINISHED:
             excluded.append(run)
             continue
         try:
-            scored.append((run, score_of(run, metric, score)))
+            chosen = metric or defaults[run.result["env"], run.result["dataset"]]
+            scored.append((run, score_of(run, chosen, score)))
         except KeyError as error:
             problem = error.args[0]
             excluded.append(replace(run, status=FAILED, reason=problem))

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from mfrl.report.groups import Group, Grouping, Method, Task, checksum, labels, method_labels, short_names, text
+from mfrl.report.groups import (
+    Group,
+    Grouping,
+    Method,
+    Task,
+    checksum,
+    labels,
+    method_labels,
+    short_names,
+    text,
+    unsteady,
+)
 from mfrl.report.runs import DUPLICATE, FAILED, UNFINISHED
 from mfrl.report.statistics import Interval
 from mfrl.report.summary import Bootstrap, Improvement, Row
@@ -23,6 +34,7 @@ RULE = {
     "final": "the final evaluation",
     "last3": "the mean of the last three evaluations",
 }
+DEPENDS_ON_WHEN = "The score of these runs depends on when one looks: quote neither number alone."
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,8 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
             *(f"- {line}" for line in provenance_lines([g for r in rows for g in r.groups])),
         ]
         lines += ["", *_markdown_table(score_table(report, rows)), "", *_footnotes(rows)]
+        if notes := unsteady_lines(rows):
+            lines += [f"**{DEPENDS_ON_WHEN}**", "", *(f"- {note}" for note in notes), ""]
         if task in curves:
             lines += [f"![Learning curves on {task.name}]({curves[task]})", ""]
     if report.overall:
@@ -197,6 +211,8 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
             lines += [f"{title}", "", *_markdown_table(cells), ""]
     if published := _published_lines(report):
         lines += ["## Published scores", "", *published, ""]
+    if warned := warning_lines(grouping):
+        lines += ["## Warnings of runs that are counted", "", *(f"- {line}" for line in warned), ""]
     lines += ["## Runs that are not counted", ""]
     lines += [*_markdown_table(excluded_table(report)), ""] if grouping.excluded else ["None.", ""]
     if report.rows:
@@ -205,6 +221,17 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
         lines += ["## Versions", "", *(f"- {line}" for line in version_lines(grouping.groups)), ""]
         lines += ["## How to read it", "", *(f"- {line}" for line in _reading(report)), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def unsteady_lines(rows: Sequence[Row]) -> list[str]:
+    """The runs whose final evaluation is far from the mean of their last three, each with both."""
+    groups = [group for row in rows for group in row.groups]
+    return [
+        f"{label}, seed {run.seed}: {found}"
+        for label, group in zip(labels(groups), groups, strict=True)
+        for run in group.runs
+        if (found := unsteady(run.evaluations))
+    ]
 
 
 def report_csv(report: Report) -> str:
@@ -274,6 +301,7 @@ def runs_csv(report: Report) -> str:
                 "data_source": run.provenance.get("source", ""),
                 "data_sha256": checksum(run) or "",
                 "reason": run.reason,
+                "warnings": "; ".join(run.result.get("warnings", ())),
             }
         )
     return _csv(lines)
@@ -392,6 +420,12 @@ def provenance_lines(groups: Sequence[Group], brief: bool = False) -> list[str]:
             lines.append(f"note: {record['note']}")
         lines.append(f"environment: {run.result['env']}")
     return lines
+
+
+def warning_lines(grouping: Grouping) -> list[str]:
+    """What counted runs were warned about, of their data or of their training."""
+    runs = [run for group in grouping.groups for run in group.runs]
+    return [f"{run.path} (seed {run.seed}): {warning}" for run in runs for warning in run.result.get("warnings", ())]
 
 
 def version_lines(groups: Sequence[Group]) -> list[str]:

@@ -1,0 +1,67 @@
+"""What each numeric setting of an algorithm may be: one rule for its name, whichever algorithms have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from mfrl.errors import require
+
+
+class Range(NamedTuple):
+    """What a number must be, in words and as a test; NaN passes none of the tests."""
+
+    words: str
+    holds: Callable[[float], bool]
+    whole: bool = False
+    optional: bool = False  #: may be null
+
+
+_POSITIVE = Range("positive and finite", lambda x: 0.0 < x < math.inf)
+_NOT_NEGATIVE = Range("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
+_LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
+_COUNT = Range("at least 1, and a whole number", lambda x: x >= 1, whole=True)
+_COUNT_OR_NULL = Range("at least 1 and a whole number, or null", lambda x: x >= 1, whole=True, optional=True)
+
+#: By the name of the setting. A new numeric setting of an algorithm needs a line here.
+RANGES = {
+    "updates": _COUNT,
+    "seed": Range("at least 0, and a whole number", lambda x: x >= 0, whole=True),
+    "discount": Range("in [0, 1)", lambda x: 0.0 <= x < 1.0),
+    "tau": Range("in (0, 1]", lambda x: 0.0 < x <= 1.0),
+    "alpha": _NOT_NEGATIVE,
+    "bound_weight": _NOT_NEGATIVE,
+    "gamma_adaptive": _NOT_NEGATIVE,
+    "c_adaptive": _POSITIVE,
+    "target_clip": _LIMIT,
+    "sigma": _POSITIVE,
+    "num_candidates": _COUNT,
+    "target_candidates": _COUNT_OR_NULL,
+    "time_steps": _COUNT_OR_NULL,
+    "flow_steps": _COUNT,
+    "flow_share": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
+    "actor_lr": _POSITIVE,
+    "critic_lr": _POSITIVE,
+    "actor_warmup": Range("in [0, 1)", lambda x: 0.0 <= x < 1.0),
+    "actor_average": Range("in (0, 1], or null", lambda x: 0.0 < x <= 1.0, optional=True),
+    "actor_lr_floor": Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0),
+    "max_grad_norm": _LIMIT,
+}
+
+
+def check_ranges(settings: Mapping[str, Any]) -> None:
+    """Refuse a number out of its range, NaN among them.
+
+    Args:
+        settings: by name, e.g. ``locals()`` at the top of a constructor; what has no range is not looked at.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for name, value in settings.items():
+        if (allowed := RANGES.get(name)) is None or (value is None and allowed.optional):
+            continue
+        number = type(value) is int or (type(value) is float and not allowed.whole)  # True is no number
+        key = name if name in ("updates", "seed") else f"algo.{name}"
+        require(key, number and allowed.holds(value), value, allowed.words)

@@ -1,0 +1,96 @@
+"""Processes that tests kill and signal, forked from one that has imported everything: each starts in a moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["mfrl.train", "mfrl.cli", "mfrl.callbacks.samples", "tensorboard", "fault_process"])
+
+
+class Command:
+    """``mfrl ARGUMENTS`` in a process, and a process group, of its own.
+
+    Args:
+        arguments: of the command line.
+        cwd: the folder it is started in.
+        prepare: called in the process first, to plant a fault.
+        cfg: what the arguments compose to, to train so without the command line around it, which takes longer.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        prepare: Callable[[], None] | None = None,
+        cfg: DictConfig | None = None,
+    ) -> None:
+        self.output = cwd / f"output-{time.monotonic_ns()}.txt"
+        self.process = _server.Process(target=_run, args=(list(arguments), cwd, self.output, prepare, cfg))
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def said(self) -> str:
+        """What it wrote, on one line."""
+        return " ".join(self.output.read_text().split()) if self.output.exists() else ""
+
+    def wait_until(self, happened: Callable[[], object], seconds: float = 120.0) -> None:
+        """Until something has happened while it runs."""
+        end = time.monotonic() + seconds
+        while not happened():
+            assert self.process.is_alive(), self.said
+            assert time.monotonic() < end, f"nothing happened; it said: {self.said}"
+            time.sleep(0.002)
+
+    def signal(self, number: int, group: bool = False) -> None:
+        (os.killpg if group else os.kill)(self.pid, number)
+
+    def end(self, seconds: float = 120.0) -> int:
+        """Its exit status, negative where a signal killed it."""
+        self.process.join(seconds)
+        assert not self.process.is_alive(), f"it goes on; it said: {self.said}"
+        return self.process.exitcode
+
+
+def _run(
+    arguments: list[str], cwd: Path, output: Path, prepare: Callable[[], None] | None, cfg: DictConfig | None
+) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    from mfrl.cli import main
+    from mfrl.train import train
+
+    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
+    if cfg is not None:
+        train(cfg, arguments)
+        return
+    sys.argv = ["mfrl", *arguments]
+    main()
+
+
+def processes_of_group(group: int) -> list[int]:
+    """Who is left of a process group; a process that has ended and that nobody has asked about does not count."""
+    left = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            left.append(int(stat.parent.name))
+    return left

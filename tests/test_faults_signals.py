@@ -1,0 +1,560 @@
+"""Kills, signals and what they leave behind: nothing trained is lost, and a run that goes on ends as if undisturbed."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import active_children
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from conftest import DATASET
+from fault_process import Command, processes_of_group
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mfrl import signals
+from mfrl.config import CONFIG_DIR
+from mfrl.data.toy import ToyData
+from mfrl.envs import ogbench
+from mfrl.errors import ConfigError, DivergedError
+from mfrl.files import NoLocks, one_at_a_time, replacing, temporary_folder, write_text
+from mfrl.loggers import MetricsCSV
+from mfrl.run import RunFolder, load_checkpoint
+from mfrl.train import check_settings, train
+
+# What is logged is no divisor of what is saved, so that windows of logging are cut by checkpoints.
+TOY = [
+    "experiment=toy",
+    "network.actor.hidden=[16]",
+    "batch_size=8",
+    "updates=60",
+    "log.every=7",
+    "checkpoint.every=10",
+    "eval.every=15",
+    "eval.samples=16",
+    "accelerator=cpu",
+]
+ENDLESS = [*TOY, "updates=1000000", "eval.every=1000000", "checkpoint.every=1000000"]
+SIMULATED = [
+    f"env=ogbench/{DATASET}",
+    "experiment=quickstart",
+    "collect=null",
+    "network.actor.width=16",
+    "network.critic.hidden=[16]",
+    "batch_size=8",
+    "updates=12",
+    "log.every=6",
+    "checkpoint.every=1000",
+    "eval.every=6",
+    "eval.episodes=200",
+    "eval.num_envs=2",
+    "eval.workers=2",
+    "accelerator=cpu",
+]
+COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
+ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def compose(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def run(folder: Path, *overrides: str) -> dict:
+    changes = [*TOY, f"run_dir={folder}", "existing=continue", *overrides]
+    return train(compose(*changes), changes)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "reference"
+    run(path)
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with (path / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
+
+
+def evaluations(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def saved_updates(path: Path) -> int:
+    return load_checkpoint(path / "checkpoints" / "last.ckpt")["updates"]
+
+
+def steps(path: Path, tag: str) -> set[int]:
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return {event.step for event in events.Scalars(tag)}
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights byte for byte, every evaluation, every logged number, and nothing half-written."""
+    ours, theirs = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (a, b))
+    assert {name: t.numpy().tobytes() for name, t in ours.items()} == {
+        name: t.numpy().tobytes() for name, t in theirs.items()
+    }
+    assert evaluations(a) == evaluations(b)
+    assert rows(a) == rows(b)
+    for tag in ("eval/w2", "val/flow_loss", "train/flow_loss"):
+        assert steps(a, tag) == steps(b, tag)
+    assert not list(b.rglob(".*.tmp*"))
+
+
+def logged(path: Path, least: int = 1) -> Callable[[], bool]:
+    """Whether so many rows of metrics are there."""
+    return lambda: (path / "metrics.csv").exists() and len((path / "metrics.csv").read_text().splitlines()) > least
+
+
+# ---- kills
+
+
+def state(path: Path) -> tuple:
+    """What changes while a run goes on, to kill it at one of the moments when files are written."""
+
+    def of(file: Path) -> tuple[int, int]:
+        try:
+            return file.stat().st_mtime_ns, file.stat().st_size
+        except OSError:
+            return 0, 0
+
+    temporary = sorted(p.name for folder in (path, path / "checkpoints") for p in folder.glob(".*.tmp*"))
+    return temporary, *(of(path / name) for name in ("metrics.csv", "eval.jsonl", "checkpoints/last.ckpt"))
+
+
+def kill_until_finished(path: Path, kills: int, overrides: list[str], seed: int = 0) -> int:
+    """Start a run again and again, killed so many times at moments near a write; then let it finish.
+
+    Returns:
+        how often it was killed: less than asked for where it finished before.
+    """
+    draw = random.Random(seed)
+    done = 0
+    changes = [*overrides, f"run_dir={path}", "existing=continue"]
+    cfg = compose(*changes)
+    while True:
+        command = Command(changes, path.parent, cfg=cfg)
+        if done == kills:
+            assert command.end() == 0, command.said
+            return done
+        for _ in range(draw.randint(1, 8)):
+            before = state(path)
+            while command.process.is_alive() and state(path) == before:
+                time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, 0.02))
+        command.signal(signal.SIGKILL, group=True)
+        if command.end() == 0:
+            return done
+        done += 1
+
+
+def test_a_run_that_is_killed_four_times_ends_as_if_it_had_not_been(reference: Path, tmp_path: Path) -> None:
+    assert kill_until_finished(tmp_path / "run", 4, TOY) > 0
+    assert_same_run(reference, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_lose_nothing(reference: Path, tmp_path: Path) -> None:
+    tried = number = 0
+    while tried < int(os.environ.get("MFRL_KILLS", "100")):
+        path = tmp_path / str(number) / "run"
+        path.parent.mkdir()
+        tried += kill_until_finished(path, 10, TOY, seed=number)
+        assert_same_run(reference, path)
+        number += 1
+    print(f"\n{tried} kills over {number} runs: every run ended as the undisturbed one")
+
+
+def killed_at_the_third_evaluation(where: str) -> None:
+    """Plant a kill between an evaluation's appearance in the loggers and in ``eval.jsonl``, or before both."""
+    from mfrl.loggers import MetricsCSV
+
+    log, open_ = MetricsCSV.log_metrics, Path.open
+    seen = []
+
+    def log_or_die(self, metrics, step=None):
+        if "eval/w2" in metrics:
+            seen.append(step)
+            if len(seen) == 3 and where == "loggers":
+                os.kill(os.getpid(), signal.SIGKILL)
+        log(self, metrics, step)
+
+    def open_or_die(self, mode="r", *args, **kwargs):
+        if self.name == "eval.jsonl" and mode == "a" and len(seen) == 3 and where == "eval.jsonl":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return open_(self, mode, *args, **kwargs)
+
+    MetricsCSV.log_metrics, Path.open = log_or_die, open_or_die
+
+
+def kill_in_loggers() -> None:
+    killed_at_the_third_evaluation("loggers")
+
+
+def kill_in_file() -> None:
+    killed_at_the_third_evaluation("eval.jsonl")
+
+
+@pytest.mark.parametrize("fault", [kill_in_loggers, kill_in_file])
+def test_an_evaluation_is_in_the_file_and_in_every_logger(
+    fault: Callable[[], None], reference: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    command = Command(["train", *TOY, f"run_dir={path}"], tmp_path, fault)
+    assert command.end() == -signal.SIGKILL
+    run(path)
+    assert_same_run(reference, path)
+
+
+def test_a_checkpoint_is_written_by_time_too(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    command = Command(["train", *ENDLESS, f"run_dir={path}", "checkpoint.minutes=0.005"], tmp_path)
+    try:
+        command.wait_until((path / "checkpoints" / "last.ckpt").exists)
+    finally:
+        command.signal(signal.SIGKILL, group=True)
+    command.end()
+    assert 0 < saved_updates(path) < 1_000_000
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "True", "nan"])
+def test_minutes_must_be_positive(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"checkpoint.minutes={value} must be null or a positive number"):
+        check_settings(compose(*TOY, f"checkpoint.minutes={value}"))
+    check_settings(compose(*TOY, "checkpoint.minutes=null"))
+
+
+# ---- signals
+
+
+def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    path, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    rare = ["updates=200", "eval.every=100", "checkpoint.every=1000"]
+    arguments = ["train", *TOY, *rare, f"run_dir={path}", "existing=continue"]
+    saved = 0
+    for number in signals.SIGNALS:
+        command = Command(arguments, tmp_path)
+        count = len(rows(path)) if (path / "metrics.csv").exists() else 1  # of update 0
+        command.wait_until(logged(path, count + 1))
+        command.signal(number)
+        assert command.end(30.0) == 128 + number, command.said
+        assert "Traceback" not in command.said
+        update = saved_updates(path)
+        assert update > saved
+        assert f"stopped at update {update:,}; go on with: mfrl train resume={path}" in command.said
+        saved = update
+    assert saved < 200
+    run(path, *rare)
+    run(undisturbed, *rare)
+    assert_same_run(undisturbed, path)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    # One update takes many seconds.
+    slow = ["network.actor.hidden=[2048,2048,2048]", "batch_size=4096", f"run_dir={path}"]
+    command = Command(["train", *ENDLESS, *slow], tmp_path)
+    command.wait_until(logged(path, 0))  # the evaluation before the first update
+    time.sleep(1.0)
+    command.signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert command.process.is_alive()
+    command.signal(signal.SIGINT)
+    assert command.end(30.0) == 130
+    assert "Traceback" not in command.said
+    assert "has to begin anew" in command.said
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As ``nohup`` ignores SIGHUP, and a shell Ctrl-C for what it runs in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals.forget()
+        with signals.handled_by(signals.note):
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received() is None
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.received() == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signals.forget()
+
+
+@pytest.fixture
+def evaluating(data_dir: Path, tmp_path: Path) -> Iterator[tuple[Path, Command]]:
+    """A run in the middle of an evaluation of some minutes, in processes of their own."""
+    path = tmp_path / "run"
+    command = Command(["train", *SIMULATED, f"data_dir={data_dir}", f"run_dir={path}"], tmp_path)
+    command.wait_until(logged(path))
+    time.sleep(0.5)
+    yield path, command
+    for left in processes_of_group(command.pid):
+        os.kill(left, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_the_whole_group_leaves_an_evaluation_at_once(
+    number: int, evaluating: tuple[Path, Command]
+) -> None:
+    path, command = evaluating
+    assert len(processes_of_group(command.pid)) >= 3
+    started = time.monotonic()
+    command.signal(number, group=True)
+    assert command.end(30.0) == 128 + number, command.said
+    assert time.monotonic() - started < 25.0  # Slurm gives 30 seconds
+    assert "WorkerError" not in command.said
+    assert "Traceback" not in command.said
+    assert "stopped at update 6; go on with" in command.said
+    assert saved_updates(path) == 6
+    assert not (path / "eval.jsonl").exists()
+    nobody_is_left(command.pid)
+
+
+def test_a_killed_run_leaves_no_process_and_no_memory(evaluating: tuple[Path, Command]) -> None:
+    _, command = evaluating
+    workers = processes_of_group(command.pid)
+    shared = [line for pid in workers for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "mfrl" in line]
+    assert any("memfd:mfrl" in line for line in shared)
+    assert not any("/dev/shm/" in line for line in shared)
+    command.signal(signal.SIGKILL)
+    command.end()
+    nobody_is_left(command.pid)
+
+
+def nobody_is_left(group: int, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while left := processes_of_group(group):
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def test_a_run_that_fails_closes_its_simulators_at_once(data_dir: Path, tmp_path: Path) -> None:
+    changes = [*SIMULATED, f"data_dir={data_dir}", f"run_dir={tmp_path / 'run'}", "algo.actor_lr=1e30"]
+    with pytest.raises(DivergedError) as error:
+        train(compose(*changes), changes)
+    assert error.value.__traceback__ is not None  # which holds on to everything that is not closed
+    assert active_children() == []
+
+
+# ---- Slurm
+
+
+def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> None:
+    path, cwd = tmp_path / "run", tmp_path / "job"
+    cwd.mkdir()
+    other = tmp_path / "other"
+    run(other, "seed=5", "updates=10", "checkpoint.every=10")
+    shutil.copy(other / "checkpoints" / "last.ckpt", cwd / "hpc_ckpt_1.ckpt")
+    names = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "fault", "SLURM_PROCID": "1"}
+    names |= {
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
+    command = [*COMMAND, *TOY, f"run_dir={path}", "existing=continue"]
+    settings = {"cwd": cwd, "env": ENVIRONMENT | names, "text": True, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **settings) as process:
+        while process.poll() is None and not logged(path, 2)():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGUSR1)
+        said = " ".join(process.communicate(timeout=60)[1].split())
+    assert process.returncode == 128 + signal.SIGUSR1, said
+    assert f"go on with: mfrl train resume={path}" in said
+    assert saved_updates(path) < 60
+    done = subprocess.run(command, **settings, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(reference, path)
+    assert [p.name for p in cwd.iterdir()] == ["hpc_ckpt_1.ckpt"]
+    assert not list(path.rglob("hpc_ckpt*"))
+
+
+# ---- sweeps
+
+
+def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    changes = [*ENDLESS, "sweep=reformulation", "jobs=2", "variant=residual", "seed=0,1,2", "run_dir=runs/s${seed}"]
+    process = subprocess.Popen(
+        [*COMMAND, *changes, *overrides],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 240.0
+    while not all(logged(cwd / "runs" / f"s{seed}", 3)() for seed in (0, 1)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "group"),
+    [
+        (signal.SIGTERM, False),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_jobs_of_a_sweep_that_is_stopped_save(number: int, group: bool, tmp_path: Path) -> None:
+    process = start_sweep(tmp_path)
+    (os.killpg if group else os.kill)(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, said
+    assert "stopped; the same command again does only what is missing" in said
+    assert "3 stopped" in said
+    assert "Traceback" not in said
+    assert all(saved_updates(tmp_path / "runs" / f"s{seed}") > 0 for seed in (0, 1))
+    assert not (tmp_path / "runs" / "s2").exists()  # not begun
+    nobody_is_left(process.pid)
+
+
+def test_the_jobs_of_a_sweep_that_is_killed_save_and_end(tmp_path: Path) -> None:
+    process = start_sweep(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    nobody_is_left(process.pid)
+    assert all(saved_updates(tmp_path / "runs" / f"s{seed}") > 0 for seed in (0, 1))
+    assert not (tmp_path / "runs" / "s2").exists()
+
+
+# ---- files
+
+
+def test_metrics_are_appended_and_the_last_row_grows_in_its_place(tmp_path: Path) -> None:
+    path, log = tmp_path / "metrics.csv", MetricsCSV(tmp_path)
+    log.log_metrics({"b": 1.5, "c": 2.0}, step=1)
+    first = path.stat().st_ino
+    for step in range(2, 50):
+        log.log_metrics({"b": 0.5}, step=step)
+    log.log_metrics({"c": 0.25}, step=49)
+    log.log_metrics({"b": 1e-300, "c": 7.0}, step=49)
+    log.log_metrics({"b": 2.0}, step=49)
+    assert path.stat().st_ino == first  # never made anew
+    log.log_metrics({"a": 3.0}, step=49)
+    assert path.stat().st_ino != first
+    lines = path.read_text().splitlines()
+    assert lines[0] == "updates,a,b,c"
+    assert lines[1] == "1,,1.5,2.0"
+    assert lines[-1] == "49,3.0,2.0,7.0"
+    assert len(lines) == 50
+    path.write_text(path.read_text() + "50,1.0,1")  # cut off by a crash
+    log = MetricsCSV(tmp_path, 48)
+    log.log_metrics({"b": 9.0}, step=60)
+    assert path.read_text().splitlines() == [*lines[:-1], "60,,9.0,"]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    errors = []
+
+    def write(k: int) -> None:
+        try:
+            for _ in range(200):
+                write_text(tmp_path / "file.json", f"{k}" * 1000)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+    assert len(set((tmp_path / "file.json").read_text())) == 1
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    left = [tmp_path / ".metrics.0123456789abcdef.tmp.csv", folder.checkpoints / ".last.4711.tmp.ckpt"]
+    with replacing(folder.checkpoints / "update=10.ckpt") as temporary:
+        name = temporary.name
+        temporary.touch()
+    left.append(folder.checkpoints / name)
+    # Somebody else's, or of an evaluation that may be at work.
+    kept = [tmp_path / ".notes.tmp", folder.checkpoints / ".evaluation-last-seed=0.0123456789abcdef.tmp.json"]
+    for path in (*left, *kept):
+        path.touch()
+    with folder.locked():
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
+
+
+def test_a_folder_of_unfinished_work_outlives_its_process_until_the_next_start(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path, ".collect-") as at_work:
+        (tmp_path / ".collect-killed").mkdir()
+        (tmp_path / ".collect-killed" / "data.npz").touch()
+        with temporary_folder(tmp_path, ".collect-") as second:
+            assert {path.name for path in tmp_path.glob(".collect-*")} == {at_work.name, second.name}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of(code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(NoLocks, match="lies on a file system without locks"), RunFolder(tmp_path / "run").locked():
+        pass
+    with pytest.raises(OSError, match="choose a folder on another one"), one_at_a_time(tmp_path / "lock"):
+        pass
+
+
+def test_every_checkpoint_is_kept_where_files_have_one_name_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    run(tmp_path / "run", "checkpoint.keep_all=true", "updates=20")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt", "update=10.ckpt", "update=20.ckpt"]
+    assert (checkpoints / "update=20.ckpt").read_bytes() == (checkpoints / "last.ckpt").read_bytes()
+    assert load_checkpoint(checkpoints / "update=10.ckpt")["updates"] == 10
+
+
+def test_a_maze_leaves_no_file_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = ogbench.make("pointmaze-medium-singletask-v0")
+    assert list(tmp_path.iterdir()) == []
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+
+
+def test_initial_weights_do_not_depend_on_what_is_drawn_for_the_data(
+    reference: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setup = ToyData.setup
+
+    def drawing(self: ToyData, *settings: object) -> None:
+        torch.rand(1000)
+        setup(self, *settings)
+
+    monkeypatch.setattr(ToyData, "setup", drawing)
+    run(tmp_path / "run")
+    assert_same_run(reference, tmp_path / "run")
