@@ -395,6 +395,7 @@ def test_nothing_can_be_written_where_all_is_read_only(
         ["train", *TOY, f"run_dir={disk.path}/run", "existing=continue", "updates=30"],
         ["train", *TOY, f"run_dir={disk.path}/other"],
         ["train", *TOY, f"run_dir={disk.path}/other", "existing=continue"],
+        ["train", "-m", *TOY, "seed=0,1", f"hydra.sweep.dir={disk.path}/sweep"],
         ["report", str(disk.path), "--out", f"{disk.path}/report"],
         ["collect", "env=ogbench/pointmaze-medium-explore", f"data_dir={disk.path}/data", "episodes=1"],
         ["collect", "env=minari/pointmaze-umaze", f"data_dir={disk.path}/data", "episodes=1"],

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from mfrl import signals
 from mfrl.cli import Composer, change, explain, parse
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, refused_by_system
 from mfrl.paths import run_folder
 from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
 
@@ -76,8 +76,11 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
                 self._stopped(console)
             console.print(f"[bold red]error[/] {KILLED} (jobs= sets how many run at once); {self._how_to_go_on()}")
             sys.exit(1)
-        except ConfigError as error:
-            console.print(f"[bold red]error[/] {escape(str(error))}")
+        except (ConfigError, OSError) as error:  # Hydra's record of the sweep is a file as well
+            refusal = error if isinstance(error, ConfigError) else refused_by_system(error)
+            if refusal is None:
+                raise
+            console.print(f"[bold red]error[/] {escape(str(refusal))}")
             sys.exit(1)
         outcomes = [job.return_value for batch in batches for job in batch]
         print_outcomes(console, outcomes)

@@ -342,7 +342,8 @@ def check_taken_away(given: Sequence[Override], composer: Composer) -> None:
     for override in gone:
         part, _, name = override.key_or_group.rpartition(".")
         node = OmegaConf.select(cfg, part) if part else None
-        if not isinstance(node, DictConfig) or "_target_" not in node or name in settings_of(node):
+        known = settings_of(node) if isinstance(node, DictConfig) and "_target_" in node else None
+        if known is None or name in known:
             raise ConfigError(
                 f"{override.input_line}: a setting cannot be taken away, only changed ({override.key_or_group}=...) or "
                 "left as it is"

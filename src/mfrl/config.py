@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,15 @@ def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) 
     Raises:
         ConfigError: naming the setting, the algorithm and who sets it.
     """
-    known = settings_of(cfg.algo)
+    if (known := settings_of(cfg.algo)) is None:
+        return
     for name, value in cfg.algo.items():
         if name.startswith("_"):
             continue
         if name not in known:
             raise ConfigError(
                 f"algo.{name}, set by {_given_by(f'algo.{name}', overrides)}, is no setting of "
-                f"algo={cfg.algo_name}{did_you_mean(name, known)}; take it out with  ~algo.{name}"
+                f"algo={cfg.algo_name}{did_you_mean(name, known)}; take it out with  {shlex.quote(f'~algo.{name}')}"
             )
         kind, _, optional = known[name].partition(" | ")
         if kind in _NUMBERS and not (optional and value is None):
@@ -177,22 +179,24 @@ def refuse_settings_of_another_evaluation(cfg: DictConfig, overrides: list[str])
     Raises:
         ConfigError: naming the settings, who sets them, and how to take them out.
     """
-    known = settings_of(cfg.eval).keys() - {"spec", "run_dir", "progress"}
+    if (settings := settings_of(cfg.eval)) is None:
+        return
+    known = settings.keys() - {"spec", "run_dir", "progress"}
     foreign = [f"eval.{name}" for name in cfg.eval if not name.startswith("_") and name not in known]
     if foreign:
         are, which = ("are no settings", "them") if len(foreign) > 1 else ("is no setting", "it")
         raise ConfigError(
             f"{', '.join(foreign)}, set by {_given_by(foreign[0], overrides)}, {are} of the chosen evaluation "
-            f"(eval.{', eval.'.join(sorted(known))} are); take {which} out with  {' '.join(f'~{x}' for x in foreign)}"
+            f"(eval.{', eval.'.join(sorted(known))} are); take {which} out with  {shlex.join(f'~{x}' for x in foreign)}"
         )
 
 
 _NUMBERS = {"int": (int,), "float": (int, float)}  # True is no number
 
 
-def settings_of(node: DictConfig) -> dict[str, str]:
+def settings_of(node: DictConfig) -> dict[str, str] | None:
     """What the class that a node builds can be called with, see :func:`arguments_of`."""
-    return arguments_of(target(node._target_, f"{node._get_full_key(None)}._target_")) or {}
+    return arguments_of(target(node._target_, f"{node._get_full_key(None)}._target_"))
 
 
 def _given_by(key: str, overrides: list[str]) -> str:
