@@ -429,13 +429,14 @@ def test_a_damaged_file_of_a_run_is_named(
     name: str, content: bytes, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
-    (folder / name).write_bytes(content)
     for command in (
         ["report", str(folder), "--out", str(tmp_path / "report")],
         ["train", f"resume={folder}", "updates=26"],
         ["train", *TOY, "checkpoint.keep_all=true", f"run_dir={folder}", "existing=continue"],
     ):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(trained, folder)
+        (folder / name).write_bytes(content)
         status, text = told(capsys, *command)
         assert status == 0 or name in text, (command, text)
         assert "Traceback" not in text
