@@ -18,13 +18,15 @@ from typing import Any
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
 from mfrl import signals
-from mfrl.cli import explain
-from mfrl.errors import ConfigError
+from mfrl.cli import Composer, change, explain, parse
+from mfrl.errors import ConfigError, refused_by_system
+from mfrl.paths import run_folder
 from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
 
 KILLED = "a process was killed from outside, perhaps for want of memory"
@@ -35,16 +37,28 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
     """Hydra's own sweeper of comma-separated values, ending in a table; exits with 1 where a job failed."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        groups = self.config.hydra.runtime.choices
         for overrides in batch:
+            given = [parse(text) for text in overrides]
+            chosen = tuple(o.input_line for o in given if o.get_key_element().lstrip("+") in groups)
             try:
-                job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+                if chosen not in composed:  # jobs that differ in a seed alone are composed once
+                    loader = self.hydra_context.config_loader
+                    composed[chosen] = loader.load_sweep_config(self.config, list(overrides))
             except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
-                raise ConfigError(explain(str(error), self.config.hydra.job.config_name, overrides)) from error
+                composer = Composer.of(self.config.hydra.job.config_name, given)
+                raise ConfigError(explain(str(error), composer, given)) from error
+            job = composed[chosen]
+            for override in given:
+                if override.input_line not in chosen and not override.is_delete():
+                    change(job, override)
+            job.hydra.overrides.task = list(overrides)
             HydraConfig.instance().set_config(job)  # what `run_dir` is made of
             if job.existing == "continue":
                 if job.resume:
                     raise ConfigError("resume= goes on with one run; a sweep goes on when it is started again without")
-                self.folders.append(Path(job.run_dir))
+                self.folders.append(run_folder(job.run_dir))
         refuse_shared_folders(self.folders)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -65,8 +79,11 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
                 self._stopped(console)
             console.print(f"[bold red]error[/] {KILLED} (jobs= sets how many run at once); {self._how_to_go_on()}")
             sys.exit(1)
-        except ConfigError as error:
-            console.print(f"[bold red]error[/] {escape(str(error))}")
+        except (ConfigError, OSError) as error:  # Hydra's record of the sweep is a file as well
+            refusal = error if isinstance(error, ConfigError) else refused_by_system(error)
+            if refusal is None:
+                raise
+            console.print(f"[bold red]error[/] {escape(str(refusal))}")
             sys.exit(1)
         finally:
             over.set()

@@ -8,15 +8,20 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,8 +30,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl import signals
-from mfrl.config import CONFIG_DIR
-from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, require
+from mfrl.config import CONFIG_DIR, settings_of
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, refused_by_system, require
+from mfrl.paths import run_folder, take_as_they_are
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
 
@@ -49,6 +55,7 @@ def train(cfg: DictConfig) -> Any:
     from mfrl.train import train
 
     quiet_lightning()
+    quiet_threads()
     return train(cfg, list(HydraConfig.get().overrides.task))
 
 
@@ -78,6 +85,7 @@ COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
 }
 
 
+SEARCH_PATH = "hydra.searchpath"
 INTERRUPTED = 128 + signal.SIGINT  # exit status, as shells have it
 
 
@@ -108,11 +116,19 @@ def run(arguments: list[str]) -> None:
             read(arguments[1:])
         except MfrlError as error:
             fail(str(error), 1)
+        except OSError as error:
+            if (refusal := refused_by_system(error)) is None:
+                raise
+            fail(str(refusal), 1)
         return
     if name not in COMMANDS:
         known = [*COMMANDS, "report", "tasks"]
         fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
     function, config_name = COMMANDS[name]
+    try:
+        arguments = [name, *take_as_they_are(arguments[1:])]
+    except MfrlError as error:
+        fail(str(error), 2)
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
         # The run's own evaluation says which settings it has; the one composed here belongs to the default environment.
         arguments = [f"++{argument}" if argument.startswith("eval.") else argument for argument in arguments]
@@ -120,10 +136,12 @@ def run(arguments: list[str]) -> None:
         # They are those of the dataset's collector, and not only the ones that an experiment gives.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
     signals.install(signals.leave)  # what is half done is cleaned up
-    # With one of Hydra's own flags, Hydra answers; without, mistakes are answered here.
-    if not any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments[1:]):
+    sys.argv = [f"mfrl {name}", *arguments[1:]]
+    flags = get_args_parser().parse_args(arguments[1:])
+    # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
+    if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
         try:
-            check_overrides(config_name, [argument for argument in arguments[1:] if not argument.startswith("-")])
+            check_overrides(flags.config_name or config_name, flags.overrides, flags.config_dir, flags.cfg is None)
         except MfrlError as error:
             fail(str(error), 2)
 
@@ -132,6 +150,7 @@ def run(arguments: list[str]) -> None:
     def task(cfg: DictConfig) -> Any:
         if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
             quiet_lightning()
+            quiet_threads()
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
@@ -139,43 +158,65 @@ def run(arguments: list[str]) -> None:
             # A signal that comes while a module in C is imported arrives as the failure of that import.
             if signals.received() and not isinstance(error, InterruptedRun):
                 signals.leave(signals.received())
-            # Of several runs, Hydra reports this one and goes on with what it can.
-            if not isinstance(error, MfrlError) or HydraConfig.get().mode == RunMode.MULTIRUN:
+            refusal = error if isinstance(error, MfrlError) else refused_by_system(error)
+            if refusal is None:
                 raise
-            fail(str(error), error.exit_status)
+            # Of several runs, Hydra reports this one and goes on with what it can.
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise refusal from (None if refusal is error else error)
+            fail(str(refusal), refusal.exit_status)
 
-    sys.argv = [f"mfrl {name}", *arguments[1:]]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
 
 
-def check_overrides(config_name: str, overrides: list[str]) -> None:
-    """Compose once up front, to say in our own words what is wrong with an override.
+@dataclass(frozen=True)
+class Composer:
+    """What Hydra composes for a command: a file of conf/, and where further files may lie.
 
-    Raises:
-        ConfigError: with near names where a name is unknown.
+    Attributes:
+        name: of the file.
+        search: the override hydra.searchpath, where there are further folders, else none.
     """
-    composed: list[str] = []
-    try:
-        parsed = [parse(text) for text in overrides]
-        choices = [
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-            if o.is_sweep_override()
-            else [o.input_line]
-            for o in parsed
-            if not o.get_key_element().startswith("hydra")
-        ]
+
+    name: str
+    search: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, overrides: Iterable[Override], config_dir: str | None = None) -> Composer:
+        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``."""
+        given = [o.value() for o in overrides if o.key_or_group == SEARCH_PATH and not o.is_sweep_override()]
+        folders = [folder for value in given[-1:] if isinstance(value, list) for folder in value]
+        if config_dir is not None:
+            folders.append(f"file://{os.path.abspath(config_dir)}")
+        listed = ",".join(QuotedString(str(folder), Quote.single).with_quotes() for folder in folders)
+        return cls(name, (f"{SEARCH_PATH}=[{listed}]",) if folders else ())
+
+    def __call__(self, overrides: Iterable[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            # Every value of a sweep once; shorter lists stay at their last.
-            for k in range(max(map(len, choices), default=1)):
-                composed = [values[min(k, len(values) - 1)] for values in choices]
-                for text in composed:
-                    check_group(parse(text))
-                cfg = hydra.compose(config_name, composed)
-                check_composed(cfg)
-                defaults = hydra.compose(config_name, [text for text in composed if is_choice(parse(text))])
-                check_kinds(dotted(cfg), dotted(defaults))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(str(error), config_name, composed)) from error
+            return hydra.compose(self.name, [*self.search, *overrides])
+
+    def names(self, group: str, kind: ObjectType) -> list[str]:
+        """Of the configurations, or of the groups, in a group."""
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            return loader.get_group_options(group, kind, self.name, list(self.search))
+
+    def is_group(self, key: str) -> bool:
+        """Whether configurations are chosen by ``key=``."""
+        if not self.search:
+            return (CONFIG_DIR / key).is_dir()
+        return "." not in key and bool(self.names(key, ObjectType.CONFIG) or self.names(key, ObjectType.GROUP))
+
+    def all_names(self, group: str) -> list[str]:
+        """The configurations in a group and in the groups below it, by their names in the first."""
+        names = self.names(group, ObjectType.CONFIG)
+        for part in self.names(group, ObjectType.GROUP):
+            names += [f"{part}/{name}" for name in self.all_names(f"{group}/{part}")]
+        return names
+
+    def is_choice(self, override: Override) -> bool:
+        """Whether it chooses a configuration of a group, e.g. network=small."""
+        return self.is_group(override.key_or_group) and isinstance(override.value(), str | list)
 
 
 def parse(text: str) -> Override:
@@ -195,9 +236,67 @@ def parse(text: str) -> Override:
     return override
 
 
-def is_choice(override: Override) -> bool:
-    """Whether it chooses a configuration of a group, e.g. network=small."""
-    return (CONFIG_DIR / override.key_or_group).is_dir() and isinstance(override.value(), str | list)
+def check_overrides(
+    config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True
+) -> None:
+    """Compose once up front, to say in our own words what is wrong with an override.
+
+    Args:
+        config_name: the file that the command composes.
+        overrides: the user's.
+        config_dir: of ``--config-dir``: a folder of the user's own configurations.
+        complete: there is something to be run, and not only shown.
+
+    Raises:
+        ConfigError: with near names where a name is unknown.
+    """
+    if config_dir is not None and not os.path.isdir(config_dir):
+        raise ConfigError(f"--config-dir {config_dir} is no folder")
+    parsed = [parse(text) for text in overrides]
+    composer = Composer.of(config_name, parsed, config_dir)
+    choices = [values_of(override) for override in parsed if override.key_or_group != SEARCH_PATH]
+    given: list[Override] = []
+    composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
+    try:
+        # Every value of a sweep once; shorter lists stay at their last.
+        for k in range(max(map(len, choices), default=1)):
+            given = [values[min(k, len(values) - 1)] for values in choices]
+            lines = [o.input_line for o in given]
+            chosen = tuple(o.input_line for o in given if composer.is_choice(o))
+            if chosen not in composed:  # composing takes a tenth of a second, and a sweep may have a thousand seeds
+                for override in given:
+                    check_group(override, composer)
+                check_taken_away(given, composer)
+                composed[chosen] = composer(lines), dotted(composer(chosen))
+            cfg, defaults = composed[chosen]
+            for override in [values[k] for values in choices if 0 < k < len(values)]:
+                if override.input_line not in chosen:
+                    change(cfg, override)
+            if complete:
+                check_composed(cfg)
+            check_kinds(dotted(cfg), defaults)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(str(error), composer, given)) from error
+
+
+def values_of(override: Override) -> list[Override]:
+    """The overrides that a sweep is made of; one that is none is the only one."""
+    if not override.is_sweep_override():
+        return [override]
+    return [parse(f"{override.get_key_element()}={value}") for value in override.sweep_string_iterator()]
+
+
+def change(cfg: DictConfig, override: Override) -> None:
+    """Give another value to a setting that Hydra has composed already.
+
+    Raises:
+        ConfigError: the setting has values of another kind.
+    """
+    try:
+        new = override.type != OverrideType.CHANGE
+        OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=new)
+    except OmegaConfBaseException as error:
+        raise ConfigError(another_kind(override.input_line)) from error
 
 
 def check_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -215,20 +314,42 @@ def check_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> None:
             require(key, "${" in value, value, f"a number, e.g. {default}")
 
 
-def check_group(override: Override) -> None:
-    """Refuse what Hydra answers with a traceback: a group of configurations that is given none, or taken away.
+def check_group(override: Override, composer: Composer) -> None:
+    """Refuse what Hydra answers with a traceback: a group of configurations that is given none.
 
     Raises:
         ConfigError: with the group's configurations.
     """
     text, group = override.input_line, override.key_or_group
-    if override.is_delete():
-        raise ConfigError(f"{text}: a setting cannot be taken away, only changed ({group}=...) or left as it is")
-    if not (CONFIG_DIR / group).is_dir() or isinstance(override.value(), str | list | dict):
+    if override.is_delete() or not composer.is_group(group) or isinstance(override.value(), str | list | dict):
         return
-    paths = sorted((CONFIG_DIR / group).glob("[!_]*"))
-    names = [f"{path.name}/..." if path.is_dir() else path.stem for path in paths]
-    raise ConfigError(f"{text} must be one of {', '.join(names)}; leave {group}= out for the default")
+    names = composer.names(group, ObjectType.CONFIG)
+    names += [f"{name}/..." for name in composer.names(group, ObjectType.GROUP)]
+    known = ", ".join(sorted(name for name in names if not name.startswith("_")))
+    raise ConfigError(f"{text} must be one of {known}; leave {group}= out for the default")
+
+
+def check_taken_away(given: Sequence[Override], composer: Composer) -> None:
+    """Let settings be taken away that nothing has a use for, as those of an evaluation that was not chosen in the end.
+
+    Raises:
+        ConfigError: the setting is needed.
+    """
+    gone = [o for o in given if o.is_delete() and not o.is_hydra_override()]
+    if not gone:
+        return
+    cfg = composer([o.input_line for o in given if o not in gone])
+    for override in gone:
+        part, _, name = override.key_or_group.rpartition(".")
+        node = OmegaConf.select(cfg, part) if part else None
+        known = settings_of(node) if isinstance(node, DictConfig) and "_target_" in node else None
+        if known is None or name in known:
+            raise ConfigError(
+                f"{override.input_line}: a setting cannot be taken away, only changed ({override.key_or_group}=...) or "
+                "left as it is"
+            )
+        if name not in node:
+            raise ConfigError(f"{override.input_line}: there is no setting {override.key_or_group} to take away")
 
 
 def check_composed(cfg: DictConfig) -> None:
@@ -239,6 +360,11 @@ def check_composed(cfg: DictConfig) -> None:
     """
     if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
         raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
+    if "run_dir" in cfg:
+        try:
+            run_folder(cfg.run_dir)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"run_dir={dotted(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error
     jobs = cfg.get("jobs", -1)
     possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
     require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")
@@ -274,34 +400,32 @@ def check_collect(cfg: DictConfig) -> None:
             )
 
 
-def explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
+def explain(message: str, composer: Composer, given: Sequence[Override]) -> str:
     """Hydra's message, shortened, with near names for an unknown key or choice.
 
     Args:
         message: Hydra's.
-        config_name: what was composed.
-        overrides: with which; the files they choose decide which settings there are.
+        composer: of what was composed.
+        given: with which overrides; the files they choose decide which settings there are.
     """
     if match := re.search(r"In '([^']+)': Could not override '([^'@]+)", message):
-        if match[1].startswith("env/toy") and config_name == "collect":
+        if match[1].startswith("env/toy") and composer.name == "collect":
             return "env=toy/... are known distributions, whose data are drawn as training starts: nothing to collect"
-        return f"{match[1]} chooses {match[2]}, which `mfrl {config_name}` does not have: they do not go together"
+        return f"{match[1]} chooses {match[2]}, which `mfrl {composer.name}` does not have: they do not go together"
     if match := re.search(r"Could not override '([^']+)'", message):
-        given = [parse(text) for text in overrides]
-        chosen = [o.input_line for o in given if is_choice(o) and o.key_or_group != match[1].partition("@")[0]]
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            known = dotted(hydra.compose(config_name, chosen))
+        chosen = [o for o in given if composer.is_choice(o) and o.key_or_group != match[1].partition("@")[0]]
+        known = dotted(composer([o.input_line for o in chosen]))
         keys = [match[1]]
         for override in given:  # of a dictionary, what is wrong is in it
             if override.key_or_group == match[1] and isinstance(override.value(), dict):
                 keys = [key for name in override.value() if (key := f"{match[1]}.{name}") not in known] or keys
         return f"there is no setting {keys[0]!r}{did_you_mean(keys[0], known)}"
     if match := re.fullmatch(r"Error merging override (.*)", message.splitlines()[0]):
-        return f"{match[1]}: its value is of another kind than the setting's (a number, a name, a list, {{key: value}})"
+        return another_kind(match[1])
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", message):
         group, _, choice = match[1].rpartition("/")
         top = group.split("/")[0]
-        known = [str(p.relative_to(CONFIG_DIR / top).with_suffix("")) for p in (CONFIG_DIR / top).rglob("*.yaml")]
+        known = composer.all_names(top)
         wanted = match[1].removeprefix(f"{top}/") if group else choice
         if top == "env" and (known_as := spelled(wanted)):
             return f"there is no {match[1]!r} among the configurations; it is written  {known_as}"
@@ -310,6 +434,10 @@ def explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
         near = did_you_mean(wanted, [name for name in known if not name.rpartition("/")[2].startswith("_")])
         return f"there is no {match[1]!r} among the configurations in {CONFIG_DIR}{near}"
     return message
+
+
+def another_kind(override: str) -> str:
+    return f"{override}: its value is of another kind than the setting's (a number, a name, a list, {{key: value}})"
 
 
 def dotted(cfg: DictConfig) -> dict[str, Any]:
@@ -333,6 +461,17 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
+
+
+def quiet_threads() -> None:
+    """What the system refuses to TensorBoard's writing thread is raised in the main one as well, and is told there."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is None or refused_by_system(arguments.exc_value) is None:
+            before(arguments)
+
+    threading.excepthook = hook
 
 
 def fail(message: str, code: int) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -49,6 +53,47 @@ class InterruptedRun(MfrlError):
 
 class DivergedError(MfrlError):
     """Training produced a number that is not finite."""
+
+
+class RefusedBySystem(MfrlError):
+    """There is no room, no permission, or nothing that works where a file is to be read or written."""
+
+
+#: What to do about an answer of the system; others are faults of the program.
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free some room there, or choose a folder on another disk",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "change its permissions, or choose a folder that is yours",
+    (errno.EIO, errno.ESTALE, errno.ENXIO): "see whether the disk or its network is in order",
+    (errno.EMFILE, errno.ENFILE): "close other programs, or allow more open files (ulimit -n)",
+    (errno.ENAMETOOLONG,): "choose shorter names",
+}
+
+
+def refused_by_system(error: BaseException, folder: Path | None = None) -> RefusedBySystem | None:
+    """What a user can do about an error that the system raised, however deep others wrap it; None: it raised none.
+
+    Args:
+        folder: that was written to, where the error does not say.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        for codes, remedy in _REMEDIES.items():
+            for code in codes:
+                # HDF5 and ffmpeg pass on the system's words and not its number.
+                words = os.strerror(code)
+                if (isinstance(seen, OSError) and seen.errno == code) or words in str(seen):
+                    where = getattr(seen, "filename", None) or folder
+                    place = f" ({_room(where)})" if where and code == errno.ENOSPC else ""
+                    what = words if where is None else f"{where}: {words}"
+                    return RefusedBySystem(f"{what}{place}; {remedy}")
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return None
+
+
+def _room(path: str | os.PathLike[str]) -> str:
+    """How much is free on the disk of a file that may not be there."""
+    folder = next((folder for folder in Path(os.path.abspath(path)).parents if folder.is_dir()), Path("/"))
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}"
 
 
 def require(name: str, holds: bool, value: Any, what: str) -> None:

@@ -263,7 +263,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     table.add_row("data", escape(f"{record['provenance']['dataset']} ({record['provenance'].get('source')})"))
     console.print(table, highlight=False)
 
-    out = Path(cfg.out) if cfg.out else path.parent
+    out = Path(cfg.out).expanduser() if cfg.out else path.parent
     where = f"-env={re.sub(r'[^A-Za-z0-9._-]', '_', spec.env_id)}" if elsewhere else ""
     file = out / f"evaluation-{path.stem}{where}-seed={settings['seed']}-episodes={report['episodes']}.json"
     videos = [out / f"{path.stem}{where}-episode={k}.mp4" for k in range(len(frames))]

@@ -38,6 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         with suppress(OSError):  # some network file systems do not sync folders
             _sync(path.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A write that fails does not say where, and nobody knows the temporary name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -140,7 +140,7 @@ def log_outcome(run_dir: Path, settings: dict[str, Any], metrics: dict[str, floa
 
 
 class RunEvents(TensorBoardLogger):
-    """TensorBoard's events in the run folder, with a Custom Scalars tab.
+    """TensorBoard's events in the run folder, whatever its name, with a Custom Scalars tab.
 
     The tab is laid out at the first evaluation, which shows what scores there are.
 
@@ -150,7 +150,12 @@ class RunEvents(TensorBoardLogger):
 
     def __init__(self, run_dir: Path, critic: bool, purge_step: int | None = None) -> None:
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
-        self._critic, self._laid_out = critic, False
+        self.run_dir, self._critic, self._laid_out = run_dir, critic, False
+
+    @property
+    def log_dir(self) -> str:
+        """As it is: Lightning reads ``$NAME`` and ``~`` in it."""
+        return str(self.run_dir)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics, step)

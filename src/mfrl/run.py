@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.data import provenance
 from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
 from mfrl.files import Locked, one_at_a_time, remove_abandoned, write_json, write_text
+from mfrl.paths import run_folder
 from mfrl.report.runs import ERROR_FILE
 
 RECORD = ("config", "spec", "env", "provenance")  # what the key "mfrl" of a checkpoint holds, each a dictionary
@@ -37,7 +39,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
         """A new folder; where the name is taken, with the next free number after it."""
-        wanted, number = Path(path), 1
+        wanted, number = run_folder(str(path)), 1
         while True:
             path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
             try:
@@ -95,11 +97,11 @@ class RunFolder:
 
     def write_config(self, cfg: DictConfig, overrides: list[str]) -> None:
         """What was composed, and what the user changed: of a resumed run, at first and since."""
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
         path = self.path / "overrides.yaml"
         now = [override for override in overrides if not override.startswith("resume=")]
         # With `resume=` only what is new was given; otherwise everything.
-        earlier = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() and len(now) < len(overrides) else []
+        earlier = _read_overrides(path) if path.exists() and len(now) < len(overrides) else []
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
         write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
 
     @contextmanager
@@ -126,6 +128,25 @@ class RunFolder:
         """The run is finished; what went wrong in an earlier attempt no longer stands."""
         write_json(self.path / "result.json", result)
         self.error.unlink(missing_ok=True)
+
+
+def _read_overrides(path: Path) -> list[str]:
+    """What the user gave earlier.
+
+    Raises:
+        MfrlError: the file is damaged.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not (isinstance(found, list) and all(isinstance(override, str) for override in found)):
+            raise ValueError("it is no list of overrides")
+    except (ValueError, yaml.YAMLError) as error:
+        raise MfrlError(f"{_damaged(path, error)}: move it away to go on; config.yaml has the settings too") from error
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({' '.join(str(error).split())[:200]})"
 
 
 def versions() -> dict[str, str | None]:
@@ -236,14 +257,24 @@ def _older(path: Path) -> str:
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
-    """The lines of eval.jsonl; a last line that a crash cut off is left out."""
+    """The lines of eval.jsonl; a last line that a crash cut off is left out.
+
+    Raises:
+        MfrlError: something else is wrong with a line.
+    """
     path = run.path / "eval.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    evaluations = []
-    for number, line in enumerate(lines, 1):
-        try:
-            evaluations.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise MfrlError(f"{path}, line {number} is damaged: {error}") from error
+    evaluations: list[dict[str, Any]] = []
+    if not path.exists():
+        return evaluations
+    try:
+        text = path.read_bytes().decode()
+        for line in text.splitlines(keepends=True):
+            if not line.endswith("\n") and line.startswith("{"):  # what is whole ends its line
+                break
+            evaluation = json.loads(line)
+            if not (isinstance(evaluation, dict) and type(evaluation.get("updates")) is int):
+                raise ValueError(f"line {len(evaluations) + 1} is no evaluation with its 'updates'")
+            evaluations.append(evaluation)
+    except ValueError as error:
+        raise MfrlError(f"{_damaged(path, error)}: move it away to go on without the evaluations in it") from error
     return evaluations

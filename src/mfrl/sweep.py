@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from rich.table import Table
 
 from mfrl import signals
 from mfrl.config import BOOKKEEPING, RESUMABLE, among
-from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, RefusedRun, refused_by_system
 from mfrl.files import write_text
+from mfrl.paths import literal, pasted, run_folder
 
 FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
 _COLOURS = {FINISHED: "green", SKIPPED: "dim", STOPPED: "yellow", FAILED: "red"}
@@ -83,7 +85,7 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     from mfrl.run import RunFolder
     from mfrl.train import finished, train
 
-    folder = Path(cfg.resume or cfg.run_dir)
+    folder = Path(cfg.resume).expanduser() if cfg.resume else run_folder(cfg.run_dir)
     console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
     try:
         if aside:
@@ -93,7 +95,7 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
         if cfg.existing == "new" and not cfg.resume:
             # Claimed now, so that what goes wrong has a place to be told at.
             folder = RunFolder.create(cfg.run_dir).path
-            cfg.run_dir, cfg.existing = str(folder), "continue"
+            cfg.run_dir, cfg.existing = literal(str(folder)), "continue"
         if not cfg.resume and (result := finished(cfg)):
             outcome = Outcome(SKIPPED, folder, score(result))
         else:
@@ -112,11 +114,13 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     except Exception as error:
         if signals.received():  # a signal during an import arrives as the failure of that import
             raise KeyboardInterrupt from error
+        error = refused_by_system(error) or error
         note = " ".join(str(error).split())
-        if not cfg.resume:
-            folder.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir():
-            write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
+        with suppress(OSError):  # on a full disk there is no room for this either
+            if not cfg.resume:
+                folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():
+                write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
         if not isinstance(error, MfrlError):
             note = f"{type(error).__name__}: {note} (see {RunFolder(folder).error})"
         outcome = Outcome(FAILED, folder, note)
@@ -221,7 +225,8 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
     console.print(table, highlight=False)
     counts = Counter(outcome.status for outcome in outcomes)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
-    for what in (f"compare     mfrl report {root}", f"look        tensorboard --logdir {root}"):
+    look, compare = pasted("tensorboard", "--logdir", root), pasted("mfrl", "report", root)
+    for what in (f"compare     {compare}", f"look        {look}"):
         console.print(escape(what), highlight=False, soft_wrap=True)
 
 

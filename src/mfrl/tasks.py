@@ -27,6 +27,7 @@ from mfrl.collect.settings import DEFAULT_DATA_DIR, commands
 from mfrl.config import CONFIG_DIR
 from mfrl.data import minari_files, provenance
 from mfrl.errors import MfrlError, did_you_mean
+from mfrl.paths import pasted
 
 STATES = (
     "antmaze-large-navigate",
@@ -265,7 +266,7 @@ def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Da
     else:
         root = minari_files.data_root(data_dir)
         verb = "collect" if dataset.startswith(f"{minari_files.OWN_NAMESPACE}/") else "download"
-        get = {verb: f"mfrl {verb} env={env}" + (f" data_dir={root}" if data_dir else "")}
+        get = {verb: pasted("mfrl", verb, f"env={env}", **({"data_dir": root} if data_dir else {}))}
         folder, record_path = root / dataset, root / dataset / minari_files.RECORD
         wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
         files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
+from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
 from mfrl.config import (
@@ -37,9 +38,19 @@ from mfrl.config import (
 )
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
-from mfrl.errors import CheckpointError, ConfigError, DataError, InterruptedRun, MfrlError, RefusedRun
+from mfrl.envs.vector import WorkerError, refuse_unguarded_script
+from mfrl.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InterruptedRun,
+    MfrlError,
+    RefusedRun,
+    refused_by_system,
+)
 from mfrl.files import one_at_a_time
 from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
+from mfrl.paths import literal, pasted, run_folder
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.report.tables import DEPENDS_ON_WHEN
@@ -59,6 +70,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         overrides: what the user changed, for overrides.yaml.
         console: where to tell about it; None: on stderr.
     """
+    refuse_unguarded_script()
     signals.forget()
     console = console or Console(stderr=True)
     if cfg.existing not in EXISTING:
@@ -81,7 +93,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
             return fit(cfg, overrides, console, run, checkpoint, saved, parts)
     if cfg.existing == "new":
         return fit(cfg, overrides, console)
-    run = RunFolder(Path(cfg.run_dir))
+    run = RunFolder(run_folder(cfg.run_dir))
     with run.locked():  # from before the decision, so that two processes never both go on
         if result := finished(cfg):
             console.print(f"finished before: {escape(str(run.path))}", highlight=False, soft_wrap=True)
@@ -137,7 +149,8 @@ def fit(
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
-    cfg.run_dir, cfg.data_dir = str(run.path), data.data_dir and str(data.data_dir.resolve())
+    cfg.run_dir = literal(str(run.path))
+    cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
 
@@ -160,8 +173,9 @@ def fit(
     callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
     critic = "critic" in module.optimizer_names
-    tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
-    loggers = [tensorboard, MetricsCSV(run.path, first_update)]
+    with telling_how_to_go_on(run, module, checkpoints):
+        tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
+        loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
     alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
     trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
@@ -169,7 +183,7 @@ def fit(
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    with lock, signals.handled_by(signals.note_once):
+    with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, checkpoints):
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
@@ -200,11 +214,24 @@ def fit(
         for part in ("final", "mean_of_last_three")
         for name, value in result[part].items()
     }
-    log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
-    run.write_result(result)
+    with telling_how_to_go_on(run, module, checkpoints):
+        log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
+        run.write_result(result)
     if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
         summarise(console, run, result)
     return result
+
+
+@contextmanager
+def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: Checkpoint) -> Iterator[None]:
+    """Where the machine and not the training was the trouble, say as well what is left of the run."""
+    try:
+        yield
+    except Exception as error:
+        refusal = error if isinstance(error, WorkerError) else refused_by_system(error, run.path)
+        if refusal is None:
+            raise
+        raise type(refusal)(f"{refusal}. The run {how_to_go_on(run, module.updates, checkpoints)}") from error
 
 
 def plan(cfg: DictConfig, first_update: int) -> str:
@@ -224,7 +251,7 @@ def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
         where += f", which could not be saved ({checkpoints.problem})" if checkpoints.problem else ", unsaved"
     if not run.last_checkpoint.is_file():
         return f"{where}; there is no checkpoint, so it has to begin anew"
-    return f"{where}; go on with:  mfrl train resume={run.path}"
+    return f"{where}; go on with:  {pasted('mfrl', 'train', resume=run.path)}"
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -244,6 +271,8 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number from 1 to {most}")
     if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
+    if cfg.compile:
+        require_compiler()
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     if (precision := cfg.trainer.precision) not in PRECISIONS:
@@ -260,6 +289,23 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
 
 
+def require_compiler() -> None:
+    """Refuse ``compile=true`` before training where PyTorch would look for a compiler in vain at its first update.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise ConfigError(
+            "compile=true needs a C++ compiler, and PyTorch finds none that works: install one (Debian's package g++), "
+            "name it in the environment variable CXX, or leave compile= out"
+        ) from error
+
+
 def processes(cfg: DictConfig) -> dict[str, int]:
     """The simulator's share of ``threads``, unless it has a number of processes of its own or there is none."""
     if cfg.threads is None or "workers" not in cfg.eval or cfg.eval.workers is not None:
@@ -273,7 +319,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         RefusedRun: the folder holds a run with other settings, with the first that differs, or something else.
     """
-    path = Path(cfg.run_dir)
+    path = run_folder(cfg.run_dir)
     if not (path / "config.yaml").exists():
         if others := sorted(p.name for p in path.glob("[!.]*") if p != RunFolder(path).error):
             raise RefusedRun(f"{path} holds {others[0]}, but no run (no config.yaml): choose another run_dir")
@@ -324,6 +370,8 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
+        if override.is_delete():
+            raise RefusedRun(f"{override.input_line}: a resumed run keeps every setting it has")
         if not among(key, RESUMABLE):
             raise RefusedRun(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
         if key == "resume":
@@ -473,7 +521,7 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     # Below the table and unwrapped: these lines are there to be copied.
     for what in (
         f"run folder  {run.path}",
-        f"look        tensorboard --logdir {run.path}",
-        f"evaluate    mfrl eval ckpt={run.path}",
+        f"look        {pasted('tensorboard', '--logdir', run.path)}",
+        f"evaluate    {pasted('mfrl', 'eval', ckpt=run.path)}",
     ):
         console.print(escape(what), highlight=False, soft_wrap=True)

@@ -18,7 +18,6 @@ from mfrl.callbacks.progress import Progress
 from mfrl.data.transitions import Batch, Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
-from mfrl.envs.rendering import choose_backend
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
 from mfrl.files import write_text
@@ -75,9 +74,9 @@ class Evaluate(L.Callback):
         with pl_module.aside():
             # Started now: a simulator or renderer that does not work should not wait for the first evaluation.
             self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
-            self._layout = self._evaluator.env.signature.maze
             if self.videos:
-                choose_backend()
+                self._evaluator.check_filming()
+            self._layout = self._evaluator.env.signature.maze
             if k and due(pl_module, self.every) and k not in done:
                 self._evaluate(trainer, pl_module)
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import ConfigError
+from mfrl.paths import pasted
 
 ONLY_OGBENCH = ("val_episodes", "workers")
 ONLY_MINARI = ("policy", "dataset", "steps", "reference_episodes", "trust")
@@ -49,8 +50,8 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
             settings["env"] = environment(cfg)
             settings["episode_steps"] = settings["episode_steps"] or cfg.env.get("max_episode_steps")
     minari.collect(chosen, cfg.data_dir, **settings)
-    elsewhere = "" if cfg.data_dir is None else f" data_dir={cfg.data_dir}"
-    print(f"Train on it: mfrl train {reading(cfg, chosen)}{elsewhere}", file=sys.stderr)
+    elsewhere = {} if cfg.data_dir is None else {"data_dir": cfg.data_dir}
+    print(f"Train on it: {pasted('mfrl', 'train', *reading(cfg, chosen), **elsewhere)}", file=sys.stderr)
 
 
 def collector(suite: str) -> Callable[..., Any] | None:
@@ -130,10 +131,10 @@ def environment(cfg: DictConfig) -> EnvSpec:
     return EnvSpec(gym_id, "minari", gym_spec=gym_spec, trust=tuple(cfg.trust))
 
 
-def reading(cfg: DictConfig, dataset: str) -> str:
+def reading(cfg: DictConfig, dataset: str) -> list[str]:
     """The overrides with which a dataset is trained on."""
     if cfg.policy is None:
-        return f"env=minari/{cfg.env.name}" + ("" if dataset == cfg.env.dataset else f" env.dataset={dataset}")
+        return [f"env=minari/{cfg.env.name}", *([] if dataset == cfg.env.dataset else [f"env.dataset={dataset}"])]
     if cfg.policy == "random" and cfg.env.dataset.startswith("D4RL/"):
-        return f"env=d4rl/{cfg.env.name} env.dataset={dataset}"  # with the labels of that benchmark
-    return f"env=minari/dataset env.dataset={dataset}"
+        return [f"env=d4rl/{cfg.env.name}", f"env.dataset={dataset}"]  # with the labels of that benchmark
+    return ["env=minari/dataset", f"env.dataset={dataset}"]

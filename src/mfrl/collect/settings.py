@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mfrl.errors import MfrlError
+from mfrl.paths import pasted
 
 DOWNLOAD_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 DEFAULT_DATA_DIR = "~/.ogbench/data"
@@ -235,8 +236,8 @@ def how_to_get(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> str:
 
 def _command(command: str, dataset: str, data_dir: str | Path) -> str:
     folder = Path(data_dir).expanduser()
-    elsewhere = "" if folder == Path(DEFAULT_DATA_DIR).expanduser() else f" data_dir={folder}"
-    return f"mfrl {command} env=ogbench/{dataset.removesuffix('-v0')}{elsewhere}"
+    elsewhere = {} if folder == Path(DEFAULT_DATA_DIR).expanduser() else {"data_dir": folder}
+    return pasted("mfrl", command, f"env=ogbench/{dataset.removesuffix('-v0')}", **elsewhere)
 
 
 def _download_hint(name: str, data_dir: str | Path) -> str:

@@ -33,6 +33,7 @@ from mfrl.data.transitions import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
+from mfrl.paths import pasted
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
@@ -289,14 +290,15 @@ class MinariData(OfflineData):
         name = re.sub(r"-v\d+$", "", self.dataset.lower()).removeprefix("d4rl/").removeprefix(f"{OWN_NAMESPACE}/")
         own = self.dataset.startswith(f"{OWN_NAMESPACE}/")
         name = f"{'minari' if own else 'd4rl'}/{name.replace('/', '-')}"
+        chosen = [f"env={name}"]
         if not (CONFIG_DIR / "env" / f"{name}.yaml").is_file():
-            name = f"minari/dataset env.dataset={self.dataset}"
+            chosen = ["env=minari/dataset", f"env.dataset={self.dataset}"]
         verb = "collect" if own else "download"
-        elsewhere = f" data_dir={self.data_dir}" if self.data_dir != Path(DEFAULT_ROOT).expanduser() else ""
+        elsewhere = {"data_dir": self.data_dir} if self.data_dir != Path(DEFAULT_ROOT).expanduser() else {}
         return (
             f"Minari dataset {self.dataset} is not in {self.data_dir} (data_dir=, MINARI_DATASETS_PATH or the default "
             f"{DEFAULT_ROOT}), which holds {', '.join(known) or 'none'}{did_you_mean(self.dataset, known)}; "
-            f"{verb} it:  mfrl {verb} env={name}{elsewhere}"
+            f"{verb} it:  {pasted('mfrl', verb, *chosen, **elsewhere)}"
         )
 
 

@@ -21,6 +21,8 @@ from mfrl.errors import DataError
 _ACTION_SLACK = 1e-5  # in units of [-1, 1]
 #: What reading a damaged or invented file raises in json, h5py, minari and gymnasium.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RuntimeError)
+#: What HDF5 says of a file that another process has open for writing, or left so when it was killed.
+_BEING_WRITTEN = ("unable to lock file", "already open for write")
 
 
 @dataclass(frozen=True)
@@ -244,4 +246,9 @@ def _reading(what: str, path: Path) -> Iterator[None]:
     except StopIteration as error:
         raise DataError(f"{what} is missing in {path}; get the dataset again") from error
     except _UNREADABLE as error:
+        if any(words in str(error) for words in _BEING_WRITTEN):
+            raise DataError(
+                f"{what}: a file in {path} is open in a process that writes to it. Wait until that is done, or close "
+                "it there (a notebook may have it open still); there is no reason to get it again"
+            ) from error
         raise DataError(f"{what} cannot be read from {path}: damaged or truncated ({error}); get it again") from error

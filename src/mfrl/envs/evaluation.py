@@ -129,6 +129,22 @@ class Evaluator:
             self._env = VectorEnv(self.spec, self.num_envs, self.workers, render=self._renders)
         return self._env
 
+    def check_filming(self) -> None:
+        """Start the environments so that they can be filmed, and take one picture.
+
+        Raises:
+            EnvError: there is none to take.
+        """
+        if not self._renders:
+            self.close()
+            self._renders = True
+        try:
+            self.env.reset([0], [self.seed])
+            self.env.render([0])
+        except BaseException:
+            self.close()
+            raise
+
     # Not inference mode: what the policy caches here, training may later use in a graph.
     @torch.no_grad()
     def run(

@@ -10,7 +10,10 @@ import importlib
 import inspect
 import json
 import math
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +76,27 @@ def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool
     try:
         env = gymnasium.make(spec, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
     except Exception as error:  # a constructor of any environment, with arguments out of a file
-        raise EnvError(f"environment {spec.id} cannot be built: {error}") from error
+        raise EnvError(f"environment {spec.id} cannot be built: {_reason(error)}") from error
     remove_description(env)
     if left := getattr(env.unwrapped, "tmp_xml_file_path", None):  # a maze's, loaded by now and never removed
         Path(left).unlink(missing_ok=True)
     return env
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says; of one without words, as a bare ``assert`` raises it, where it arose."""
+    if str(error):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    versions = {}
+    for package in ("gymnasium", "gymnasium-robotics", "mujoco"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    installed = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return (
+        f"{type(error).__name__} without a word at {place.filename}, line {place.lineno}: {place.line}. It may not go "
+        f"with what is installed ({installed})"
+    )
 
 
 def write_spec(

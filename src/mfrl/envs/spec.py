@@ -50,7 +50,8 @@ class EnvSpec:
         """Refuse what cannot be built, without building it.
 
         Raises:
-            EnvError: the suite has no environments, or the dataset does not say which it was recorded in.
+            EnvError: the suite has no environments, the dataset does not say which it was recorded in, or nothing ends
+                its episodes.
         """
         if self.suite not in ("ogbench", "minari"):
             raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench and minari")
@@ -58,6 +59,12 @@ class EnvSpec:
             raise EnvError(
                 f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate in: "
                 "train with one that gymnasium knows (env.gym_id=NAME-v0), or do without (evaluation=held_out)"
+            )
+
+        if self.suite == "minari" and minari.read_spec(self.gym_spec, tuple(self.trust)).max_episode_steps is None:
+            raise EnvError(
+                f"{self.env_id} has no time limit, so that an episode might never end: set one, e.g. "
+                "env.max_episode_steps=1000, or do without the environment (evaluation=held_out)"
             )
 
     def make(self, *, render: bool = False) -> gymnasium.Env:

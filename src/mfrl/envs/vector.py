@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, reduction
+from multiprocessing import current_process, get_context, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -35,6 +35,7 @@ from mfrl import signals
 from mfrl.envs import outcome
 from mfrl.envs.ogbench import EnvError, MazeLayout, maze_layout
 from mfrl.envs.rendering import choose_backend
+from mfrl.errors import MfrlError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 # Cores are shared out by process; threads inside them would only fight the policy's.
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _GOODBYE_SECONDS = 5.0
+# Steps take milliseconds, and building a scene on a busy machine a minute: who is silent so long has stopped.
+_PATIENCE_SECONDS = 600.0
 
 
-class WorkerError(RuntimeError):
-    """A worker process failed or died; its traceback is in the message where there is one."""
+class WorkerError(MfrlError, RuntimeError):
+    """A worker process failed, died or hangs; its traceback is in the message where there is one."""
 
 
 class Maker(Protocol):
@@ -81,7 +84,7 @@ class Signature:
         if not (isinstance(observations, Box) and isinstance(actions, Box)):
             raise EnvError(f"{env} needs Box spaces, not {observations} and {actions}")
         if env.spec is None or env.spec.max_episode_steps is None:
-            raise EnvError(f"{env} has no time limit: register it with max_episode_steps")
+            raise EnvError(f"{env} has no time limit: set one with env.max_episode_steps=, or where it is registered")
         return cls(
             observation_shape=observations.shape,
             observation_dtype=np.dtype(np.uint8 if observations.dtype == np.uint8 else np.float32),
@@ -168,7 +171,16 @@ class EnvGroup:
 
     def render(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Frames, uint8 ``(height, width, 3)``."""
-        return [np.asarray(self._envs[i].render()) for i in indices]
+        frames = [self._envs[i].render() for i in indices]
+        for frame in frames:
+            if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
+                what = f"an array {frame.shape} of {frame.dtype}" if isinstance(frame, np.ndarray) else repr(frame)[:80]
+                raise EnvError(
+                    f"{self._envs[0]} cannot be filmed: its render() gives {what}, and not a picture (height, width, "
+                    "colours) of bytes. Do without a film (eval.videos=0, or video=false of mfrl eval), or have the "
+                    "environment heed render_mode=rgb_array"
+                )
+        return frames
 
     def close(self) -> None:
         """Close the environments."""
@@ -197,20 +209,30 @@ class VectorEnv:
         num_envs: N.
         workers: processes; 0 steps the environments here, None takes one a core (N at most).
         render: prepare for :meth:`render`; takes worker processes, in which MuJoCo is not imported yet.
+        patience: seconds that a worker, once it has built its environments, may take for an answer before it is held
+            to be dead.
 
     Raises:
         EnvError: the environment cannot be built.
         WorkerError: here or in any later call, when a worker fails or dies; only ``close`` is left then.
     """
 
-    def __init__(self, maker: Maker, num_envs: int, workers: int | None = None, *, render: bool = False) -> None:
+    def __init__(
+        self,
+        maker: Maker,
+        num_envs: int,
+        workers: int | None = None,
+        *,
+        render: bool = False,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
         if num_envs < 1 or (workers is not None and workers < 0):
             raise EnvError(f"need num_envs >= 1 and workers >= 0, not {num_envs} and {workers}")
         workers = min(num_envs, usable_cores() if workers is None else workers)
         if render:
             workers = max(workers, 1)
             choose_backend()
-        self._crew = _Crew(maker, num_envs, workers, render) if workers else _Solo(maker, num_envs)
+        self._crew = _Crew(maker, num_envs, workers, render, patience) if workers else _Solo(maker, num_envs)
         self.num_envs, self.workers, self.signature = num_envs, workers, self._crew.signature
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
@@ -272,8 +294,10 @@ class _Crew:
     Slot s lives in worker s mod W: this spreads out the first slots, which are filmed, and the last episodes.
     """
 
-    def __init__(self, maker: Maker, num_envs: int, workers: int, render: bool) -> None:
+    def __init__(self, maker: Maker, num_envs: int, workers: int, render: bool, patience: float) -> None:
+        refuse_unguarded_script()
         context = get_context("spawn")
+        self._patience = _PATIENCE_SECONDS
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
         self._memory: list[_SharedRecords] = []
@@ -292,6 +316,7 @@ class _Crew:
                 self._processes.append(process)
                 self._pipes.append(pipe)
         signatures = [self._receive(w) for w in range(workers)]
+        self._patience = patience
         self.signature: Signature = signatures[0]
         self._memory.append(_SharedRecords(num_envs, self.signature.record))
         for w in range(workers):
@@ -345,6 +370,8 @@ class _Crew:
 
     def _receive(self, w: int) -> Any:
         try:
+            if not self._pipes[w].poll(self._patience):
+                raise self._silence(w)
             error, value = self._pipes[w].recv()
         except (EOFError, OSError) as lost:
             raise self._death(w) from lost
@@ -353,6 +380,14 @@ class _Crew:
             raise error(value)
         return value
 
+    def _silence(self, w: int) -> WorkerError:
+        number = self._processes[w].pid
+        self.close()
+        return WorkerError(
+            f"environment worker {w} (process {number}) gave no answer for {self._patience:g} s: it was stopped, or "
+            "its environment hangs; it has been killed"
+        )
+
     def _death(self, w: int) -> WorkerError:
         process = self._processes[w]
         process.join(_GOODBYE_SECONDS)
@@ -360,6 +395,8 @@ class _Crew:
         self.close()
         killed = code is not None and code < 0
         cause = f"killed by signal {-code}, perhaps for memory" if killed else f"exit code {code}"
+        if not killed and not self._memory:
+            cause += f", before it had built its environment. {_GUARD}"
         return WorkerError(f"environment worker {w} ended unexpectedly: {cause}")
 
 
@@ -436,6 +473,18 @@ def _work(pipe: Connection, maker: Maker, count: int, render: bool) -> None:
     finally:
         pipe.close()
         os._exit(0)  # the system frees memory and OpenGL contexts; their destructors complain at exit
+
+
+_GUARD = (
+    'In a script, what trains or evaluates has to stand under  if __name__ == "__main__":  for worker processes import '
+    "the script again"
+)
+
+
+def refuse_unguarded_script() -> None:
+    """End a worker process that is about to do what its parent does, as it imports a script without the guard."""
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself finds it out, but before any work
+        raise SystemExit(_GUARD)
 
 
 def usable_cores() -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,7 @@ def write_video(frames: np.ndarray, path: str | Path, fps: float = 20.0) -> Path
 
     Raises:
         ValueError: another ending, or frames of another type or shape.
+        OSError: it could not be written.
     """
     path = Path(path)
     if path.suffix not in (".mp4", ".gif"):
@@ -69,8 +74,17 @@ def _check(frames: np.ndarray) -> None:
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
     import imageio.v2 as imageio
+    import imageio_ffmpeg
 
     # The pixel format that browsers play halves the colours' resolution, so sides must be even.
     with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2) as video:
         for frame in frames:
             video.append_data(frame)
+    # ffmpeg ends in silence where it could not write all of it, and leaves a file that no player opens.
+    with suppress(RuntimeError):
+        if imageio_ffmpeg.count_frames_and_secs(str(path))[0] == len(frames):
+            return
+    full = shutil.disk_usage(path.parent).free < frames.nbytes
+    raise OSError(
+        errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC) if full else "ffmpeg failed", str(path)
+    )
