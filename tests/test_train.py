@@ -108,9 +108,15 @@ def test_evaluations_on_the_way_have_fewer_episodes_than_the_last(data_dir: Path
     assert [line["episodes"] for line in without_seconds(tmp_path / "run")] == [1, 1, 3, 1, 3]
 
 
-@pytest.mark.parametrize("episodes", ["0", "4", "1.5", "true"])
-def test_an_evaluation_on_the_way_is_no_longer_than_the_last(data_dir: Path, tmp_path: Path, episodes: str) -> None:
-    with pytest.raises(ConfigError, match=r"eval.interim_episodes=.* must be null or a whole number from 1 to .*=3"):
+def test_an_evaluation_on_the_way_is_no_longer_than_the_last(data_dir: Path, tmp_path: Path) -> None:
+    _, said = closing(data_dir, tmp_path / "run", "eval.interim_episodes=10", "eval.episodes=2")
+    assert [line["episodes"] for line in without_seconds(tmp_path / "run")] == [2, 2]
+    assert "evaluated every 12 over 2 episodes\n" in said
+
+
+@pytest.mark.parametrize("episodes", ["0", "1.5", "true"])
+def test_a_number_of_episodes_on_the_way_that_is_none_is_refused(data_dir: Path, tmp_path: Path, episodes: str) -> None:
+    with pytest.raises(ConfigError, match=r"eval.interim_episodes=.* must be null or a whole number of at least 1"):
         run(data_dir, tmp_path / "run", f"eval.interim_episodes={episodes}")
     assert not (tmp_path / "run").exists()
 

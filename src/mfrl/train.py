@@ -163,8 +163,7 @@ def fit(
         "provenance": provenance,
         "versions": versions(),
     }
-    interim = cfg.eval.get("interim_episodes")
-    final_share = cfg.eval.episodes / interim if interim else 1.0
+    final_share = cfg.eval.episodes / interim_episodes(cfg) if "episodes" in cfg.eval else 1.0
     progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every, console)
     evaluation = parts["eval"] if parts else build(cfg.eval)
     evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
@@ -234,12 +233,17 @@ def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: 
         raise type(refusal)(f"{refusal}. The run {how_to_go_on(run, module.updates, checkpoints)}") from error
 
 
+def interim_episodes(cfg: DictConfig) -> int:
+    """Episodes of an evaluation on the way: those of the last, unless there are to be fewer."""
+    return min(cfg.eval.get("interim_episodes") or cfg.eval.episodes, cfg.eval.episodes)
+
+
 def plan(cfg: DictConfig, first_update: int) -> str:
     """What a run is going to do, in a line."""
     updates = f"{cfg.updates - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
     over = ""
     if "episodes" in cfg.eval:
-        interim = cfg.eval.get("interim_episodes") or cfg.eval.episodes
+        interim = interim_episodes(cfg)
         over = f" over {interim} episodes" + (f", {cfg.eval.episodes} at the end" * (interim != cfg.eval.episodes))
     return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
 
@@ -265,10 +269,8 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
-    interim = cfg.eval.get("interim_episodes")
-    if interim is not None and not (type(interim) is int and 1 <= interim <= cfg.eval.episodes):
-        most = f"eval.episodes={cfg.eval.episodes}"
-        raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number from 1 to {most}")
+    if (interim := cfg.eval.get("interim_episodes")) is not None and (type(interim) is not int or interim < 1):
+        raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number of at least 1")
     if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
     if cfg.compile:

@@ -42,7 +42,7 @@ class Evaluate(L.Callback):
         spec: the environment.
         run_dir: where ``eval.jsonl`` and ``videos/`` lie.
         every, episodes, num_envs, workers, seed: of the evaluation.
-        interim_episodes: of every evaluation but that of the last update; None: ``episodes`` too.
+        interim_episodes: of every evaluation but that of the last update, where that is fewer; None: ``episodes`` too.
         videos: how many episodes to film each time; 0 needs no renderer.
         progress: the bar to report to.
     """
@@ -62,7 +62,7 @@ class Evaluate(L.Callback):
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
-        self.interim_episodes = episodes if interim_episodes is None else interim_episodes
+        self.interim_episodes = min(interim_episodes or episodes, episodes)
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
         self._evaluator: Evaluator | None = None
