@@ -57,7 +57,8 @@ class Command:
             time.sleep(0.002)
 
     def signal(self, number: int, group: bool = False) -> None:
-        (os.killpg if group else os.kill)(self.pid, number)
+        with suppress(ProcessLookupError):  # it has come to its end
+            (os.killpg if group else os.kill)(self.pid, number)
 
     def end(self, seconds: float = 120.0) -> int:
         """Its exit status, negative where a signal killed it."""

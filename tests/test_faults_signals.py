@@ -172,7 +172,7 @@ def kill_until_finished(path: Path, kills: int, overrides: list[str], seed: int 
             while command.process.is_alive() and state(path) == before:
                 time.sleep(0.002)
         time.sleep(draw.uniform(0.0, 0.02))
-        command.signal(signal.SIGKILL, group=True)
+        command.signal(signal.SIGKILL)
         if command.end() == 0:
             return done
         done += 1
@@ -581,9 +581,9 @@ def test_initial_weights_do_not_depend_on_what_is_drawn_for_the_data(
 ) -> None:
     setup = ToyData.setup
 
-    def drawing(self: ToyData, *settings: object) -> None:
+    def drawing(self: ToyData, stage: str | None = None) -> None:
         torch.rand(1000)
-        setup(self, *settings)
+        setup(self, stage)
 
     monkeypatch.setattr(ToyData, "setup", drawing)
     run(tmp_path / "run")
