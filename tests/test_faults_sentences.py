@@ -480,7 +480,8 @@ def test_a_class_that_is_not_there_or_takes_other_settings_is_named(
 def test_an_evaluation_needs_a_candidate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for value in ("0", "-1", "1.5", "many"):
         status, text = told(capsys, "eval", f"ckpt={trained}", f"num_candidates={value}")
-        assert (status, text) == (1, f"error num_candidates={value} must be a whole number of at least 1")
+        assert status == 1
+        assert text.startswith(f"error num_candidates={value} must be a whole number of at least 1")
 
 
 def test_compiling_needs_a_compiler_before_training_begins(tmp_path: Path) -> None:
