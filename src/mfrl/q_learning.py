@@ -12,6 +12,8 @@ from torch.func import functional_call
 Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 #: How :func:`q_loss` is made independent of the reward scale.
 NORMALIZE_Q = ("none", "value", "gradient")
+#: Of the gradients that :class:`UnitPull` scales, none counts as longer than this many times the median.
+LONGEST_PULL = 10.0
 
 
 def td_loss(critic: nn.Module, observations: Tensor, actions: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -47,11 +49,9 @@ class UnitPull(torch.autograd.Function):
     """Identity; backward, the gradients of a batch of actions are scaled to mean length 1 / batch.
 
     In front of -mean Q(s, a): the pull dQ/da of the critic on the actions then has mean length 1, whatever the
-    scale of the rewards. Before that, no gradient counts as longer than ``LONGEST`` times the median of those that
+    scale of the rewards. Before that, no gradient counts as longer than ``LONGEST_PULL`` times the median of those that
     are not zero, so that one action at a cliff of the critic does not take the pull of its whole batch.
     """
-
-    LONGEST = 10.0
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
@@ -62,5 +62,5 @@ class UnitPull(torch.autograd.Function):
         tiny = torch.finfo(gradient.dtype).tiny
         length = gradient.norm(dim=-1, keepdim=True)
         median = length.where(length > 0, torch.nan).nanmedian()  # of what is clipped, nothing is pulled
-        kept = length.minimum(UnitPull.LONGEST * median.nan_to_num(0.0))
+        kept = length.minimum(LONGEST_PULL * median.nan_to_num(0.0))
         return gradient * (kept / length.clamp_min(tiny)) / kept.sum().clamp_min(tiny)
