@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -893,7 +894,7 @@ def test_settings_of_another_evaluation_are_named_with_the_way_out(tmp_path: Pat
     with pytest.raises(ConfigError) as caught:
         train(compose("train", *settings), settings)
     assert "set by experiment=paper/pen-human" in str(caught.value)
-    advice = str(caught.value).partition("with  ")[2].split()
+    advice = shlex.split(str(caught.value).partition("with  ")[2])
     assert advice == ["~eval.episodes", "~eval.samples"]
     settings = [name for name in settings if not name.startswith("+")] + advice[:1]
     assert train(compose("train", *settings), settings)["episodes"] == 0

@@ -219,10 +219,14 @@ def test_sparse_rewards_have_no_dense_labels() -> None:
         EnvSpec("x", "minari", gym_spec=spec).make()
 
 
-def as_json(entry_point: str, kwargs: dict[str, Any] | None = None, wrappers: tuple[dict, ...] = ()) -> str:
-    return json.dumps(
-        {"id": "Some-v0", "entry_point": entry_point, "kwargs": kwargs or {}, "additional_wrappers": list(wrappers)}
-    )
+def as_json(
+    entry_point: str,
+    kwargs: dict[str, Any] | None = None,
+    wrappers: tuple[dict, ...] = (),
+    max_episode_steps: int | None = None,
+) -> str:
+    spec = {"id": "Some-v0", "entry_point": entry_point, "kwargs": kwargs or {}, "additional_wrappers": list(wrappers)}
+    return json.dumps(spec | {"max_episode_steps": max_episode_steps})
 
 
 PENDULUM = "gymnasium.envs.classic_control.pendulum:PendulumEnv"
@@ -286,7 +290,7 @@ def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "from gymnasium.envs.classic_control.pendulum import PendulumEnv\nclass Mine(PendulumEnv): pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = as_json("homemade:Mine")
+    text = as_json("homemade:Mine", max_episode_steps=5)
     with pytest.raises(EnvError, match=r"trust=\[homemade\]"):
         read_spec(text)
     assert type(EnvSpec("x", "minari", gym_spec=text, trust=("homemade",)).make().unwrapped).__name__ == "Mine"
@@ -333,9 +337,11 @@ def test_recorded_wrappers_are_built_again() -> None:
 
 
 def test_an_environment_without_a_time_limit_is_refused_for_evaluation() -> None:
-    env = EnvSpec("x", "minari", gym_spec=as_json(PENDULUM)).make()
-    with pytest.raises(EnvError, match="no time limit"):
-        Signature.of(env)
+    spec = EnvSpec("x", "minari", gym_spec=as_json(PENDULUM))
+    endless = gym.make("Pendulum-v1", max_episode_steps=-1)
+    for refused in (spec.check, spec.make, lambda: Signature.of(endless)):
+        with pytest.raises(EnvError, match="no time limit"):
+            refused()
 
 
 def test_worker_processes_build_it_from_the_same_few_words() -> None:

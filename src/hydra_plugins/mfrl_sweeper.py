@@ -18,7 +18,7 @@ from typing import Any
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
@@ -53,7 +53,8 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             for override in given:
                 if override.input_line not in chosen and not override.is_delete():
                     change(job, override)
-            job.hydra.overrides.task = list(overrides)
+            with read_write(job.hydra):  # Hydra locks it when it is made the current one
+                job.hydra.overrides.task = list(overrides)
             HydraConfig.instance().set_config(job)  # what `run_dir` is made of
             if job.existing == "continue":
                 if job.resume:

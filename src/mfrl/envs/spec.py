@@ -60,7 +60,6 @@ class EnvSpec:
                 f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate in: "
                 "train with one that gymnasium knows (env.gym_id=NAME-v0), or do without (evaluation=held_out)"
             )
-
         if self.suite == "minari" and minari.read_spec(self.gym_spec, tuple(self.trust)).max_episode_steps is None:
             raise EnvError(
                 f"{self.env_id} has no time limit, so that an episode might never end: set one, e.g. "
