@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 
 train:
 	@echo "The quickstart: collects 200,000 transitions of a point maze in the simulator, trains a one-step policy on them"
-	@echo "and evaluates it over 50 episodes. MINUTES on two CPU cores, and at first some minutes of installing."
+	@echo "and evaluates it over 50 episodes. About five minutes on two slow CPU cores; at first some minutes of installing."
 	@$(MAKE) --no-print-directory $(READY)
 	$(BIN)/mfrl train experiment=quickstart $(ARGS)
 

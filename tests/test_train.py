@@ -142,7 +142,7 @@ def test_a_score_that_depends_on_when_one_looks_is_told(tmp_path: Path) -> None:
     assert found["best"] == {"eval/success": 1.0, "updates": 3000, "episodes": 4}
     out = io.StringIO()
     rest = {"env": "maze", "algo": "a", "variant": "v", "seed": 0, "updates": 5000, "seconds": 60.0}
-    rest |= {"updates_per_second": 40.0, "dataset": "d", "data": "collected"}
+    rest |= {"updates_per_second": 40.0, "dataset": "d", "data": "collected", "warnings": []}
     summarise(Console(file=out, width=200), path, found | rest)
     said = "success (%): 0.0 at the end, 58.3 in the mean of the last three evaluations"
     assert said in out.getvalue()
