@@ -150,8 +150,8 @@ def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path:
 @pytest.mark.parametrize(
     ("override", "note"),
     [
-        ("algo.actor_lr=-1", r"algo.actor_lr=-1 must be positive"),
-        ("trainer.precision=9", r"\w+: .*9.* \(see {folder}/error.txt\)"),
+        ("algo.actor_lr=-1", r"algo.actor_lr=-1 must be positive and finite"),
+        ("trainer.max_epochs=-9", r"\w+: .*9.* \(see {folder}/error.txt\)"),
     ],
 )
 def test_what_went_wrong_is_one_line_and_a_file(override: str, note: str, tmp_path: Path) -> None:

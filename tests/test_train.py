@@ -39,6 +39,7 @@ TINY = [
     f"env=ogbench/{DATASET}",
     "experiment=quickstart",
     "collect=null",
+    "algo.actor_lr_floor=1",  # a schedule that does not depend on how long the run is to be
     "network.actor.width=16",
     "network.critic.hidden=[16]",
     "batch_size=8",

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, read_write
@@ -47,6 +48,7 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
                     loader = self.hydra_context.config_loader
                     composed[chosen] = loader.load_sweep_config(self.config, list(overrides))
             except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
+                GlobalHydra.instance().clear()  # the sweep is over: what explains the error composes for itself
                 composer = Composer.of(self.config.hydra.job.config_name, given)
                 raise ConfigError(explain(str(error), composer, given)) from error
             job = composed[chosen]
