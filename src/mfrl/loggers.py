@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ class RunEvents(TensorBoardLogger):
 
     def __init__(self, run_dir: Path, critic: bool, purge_step: int | None = None) -> None:
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
+        _let_a_second_pass(run_dir)
         self.run_dir, self._critic, self._laid_out = run_dir, critic, False
 
     @property
@@ -162,6 +164,18 @@ class RunEvents(TensorBoardLogger):
         if not self._laid_out and any(name.startswith("eval/") for name in metrics):
             self.experiment.add_custom_scalars(layout(metrics, self._critic))
             self._laid_out = True
+
+
+def _let_a_second_pass(run_dir: Path) -> None:
+    """Wait until the second in which the run's latest events began is over.
+
+    TensorBoard reads a folder's event files in the order of their names, which begin with that second and go on with
+    the process. Of two in one second, what a resumed run says could be read first, and then be thrown away.
+    """
+    times = [path.name.split(".")[3] for path in run_dir.glob("events.out.tfevents.*")]
+    latest = max((int(text) for text in times if text.isdigit()), default=0)
+    if 0.0 <= (left := latest + 1.0 - time.time()) <= 1.0:
+        time.sleep(left)
 
 
 def layout(scores: Collection[str], critic: bool) -> dict[str, dict[str, list[Any]]]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mfrl.cli import explain, quiet_lightning
+from mfrl.cli import Composer, explain, parse, quiet_lightning
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError
 from mfrl.train import train
@@ -28,7 +28,7 @@ def compose(*overrides: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(str(error), "train", overrides)) from error
+        raise ConfigError(explain(str(error), Composer("train"), [parse(text) for text in overrides])) from error
 
 
 def run(*overrides: str) -> Path:
