@@ -25,6 +25,7 @@ from rich.table import Table
 from mfrl import signals
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
+from mfrl.callbacks.evaluation import episodes_on_the_way
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
 from mfrl.config import (
     BOOKKEEPING,
@@ -234,8 +235,8 @@ def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: 
 
 
 def interim_episodes(cfg: DictConfig) -> int:
-    """Episodes of an evaluation on the way: those of the last, unless there are to be fewer."""
-    return min(cfg.eval.get("interim_episodes") or cfg.eval.episodes, cfg.eval.episodes)
+    """Episodes of an evaluation on the way."""
+    return episodes_on_the_way(cfg.eval.episodes, cfg.eval.get("interim_episodes"))
 
 
 def plan(cfg: DictConfig, first_update: int) -> str:

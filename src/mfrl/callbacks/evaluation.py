@@ -62,7 +62,7 @@ class Evaluate(L.Callback):
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
-        self.interim_episodes = min(interim_episodes or episodes, episodes)
+        self.interim_episodes = episodes_on_the_way(episodes, interim_episodes)
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
         self._evaluator: Evaluator | None = None
@@ -161,6 +161,11 @@ def record(
         logger.save()
     with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
+
+
+def episodes_on_the_way(episodes: int, interim_episodes: int | None) -> int:
+    """Of every evaluation but the last: ``interim_episodes``, where that is given and fewer than the last one's."""
+    return min(interim_episodes or episodes, episodes)
 
 
 def due(pl_module: OfflineAlgorithm, every: int) -> bool:
