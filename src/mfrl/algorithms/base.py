@@ -160,7 +160,7 @@ class OfflineAlgorithm(L.LightningModule):
 
 
 def averaged(actor: nn.Module, rate: float | None) -> nn.Module | None:
-    """A copy of the actor that acts in its place and follows its weights by :func:`follow_`, outside the gradient.
+    """A copy of the actor that acts in its place and follows its weights by :func:`average_`, outside the gradient.
 
     The last iterate at a constant learning rate keeps moving, and a policy that drives into a wall one update later
     fails all of its episodes at once; its average over some 1 / rate updates does not move (Polyak and Juditsky 1992).
@@ -177,9 +177,11 @@ def follow_(target: nn.Module, source: nn.Module, rate: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
 
-def averaging_rate(k: int, rate: float) -> float:
-    """Rate of the average at update k: of all weights so far until that is ``rate``, so that none lags behind a start.
+def average_(target: nn.Module | None, source: nn.Module, rate: float | None, k: int) -> None:
+    """Take the weights after update k into what :func:`averaged` made, if it made anything.
 
-    The initial weights are thus left out altogether: the rate of update 0 is 1.
+    Until 1 / rate updates have passed, it is the mean of all weights so far, so that it does not lag behind the start;
+    the initial weights are left out altogether.
     """
-    return max(rate, 1.0 / (k + 1))
+    if target is not None and rate is not None:
+        follow_(target, source, max(rate, 1.0 / (k + 1)))

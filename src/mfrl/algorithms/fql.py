@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam
 
-from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
+from mfrl.algorithms.base import OfflineAlgorithm, average_, averaged, follow_
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
 from mfrl.algorithms.ranges import check_ranges
@@ -214,8 +214,7 @@ class FQL(OfflineAlgorithm):
             gradients = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
             metrics[f"{name}_grad_norm"] = get_total_norm(gradients)
             optimizer.step()
-        if self.averaged_actor is not None:
-            follow_(self.averaged_actor, self.actor, averaging_rate(self.updates, self.actor_average))
+        average_(self.averaged_actor, self.actor, self.actor_average, self.updates)
         metrics["alpha"] = loss.new_full((), self.alpha)
         return metrics
 

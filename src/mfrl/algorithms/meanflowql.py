@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from mfrl.algorithms.base import OfflineAlgorithm, averaged, averaging_rate, follow_
+from mfrl.algorithms.base import OfflineAlgorithm, average_, averaged, follow_
 from mfrl.algorithms.ranges import check_ranges
 from mfrl.data.transitions import Batch, DataSpec
 from mfrl.errors import ConfigError, did_you_mean
@@ -267,8 +267,7 @@ class MeanFlowQL(OfflineAlgorithm):
         actor_optimizer.step()
         critic_optimizer.step()
         follow_(self.target_critic, self.critic, self.tau)
-        if self.averaged_actor is not None:
-            follow_(self.averaged_actor, self.actor, averaging_rate(self.updates, self.actor_average))
+        average_(self.averaged_actor, self.actor, self.actor_average, self.updates)
         metrics["alpha"] = self.alpha.alpha.clone()
         self.alpha.step(self.updates, metrics["flow_loss"].detach())
         actor_schedule.step()
