@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.errors import ConfigError
-from mfrl.meanflow import end_time
-from mfrl.networks import encode
+from mfrl.meanflow import Network, end_time
+from mfrl.networks import Sees
 from mfrl.reformulation import Reformulation
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
 
-def one_step(actor: nn.Module, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
+def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
     """a_hat = e - u(e, 0, 1): the action before clipping, ``(..., batch, action_dim)`` like the noise e."""
     return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
@@ -70,7 +70,7 @@ class Policy(nn.Module):
         normalizer: Normalizer,
         action_dim: int,
         sigma: float = 1.0,
-        critic: nn.Module | None = None,
+        critic: Sees | None = None,
         num_candidates: int = 1,
         ceiling: float = math.inf,
     ) -> None:
@@ -108,14 +108,14 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, encode(self.critic, observations), candidates, self.ceiling)[0]
+        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
-        return best_of_n(self.critic, encode(self.critic, observations), candidates, self.ceiling)[1].mean(0)
+        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[1].mean(0)
 
 
 class OneStepPolicy(Policy):
@@ -129,8 +129,8 @@ class OneStepPolicy(Policy):
 
     def __init__(
         self,
-        actor: nn.Module,
-        critic: nn.Module | None,
+        actor: Sees,
+        critic: Sees | None,
         reformulation: Reformulation,
         normalizer: Normalizer,
         action_dim: int,
@@ -142,4 +142,4 @@ class OneStepPolicy(Policy):
         self.actor, self.reformulation = actor, reformulation
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return one_step(self.actor, self.reformulation, encode(self.actor, observations), noise)
+        return one_step(self.actor, self.reformulation, self.actor.see(observations), noise)

@@ -81,7 +81,7 @@ def modulate(x: Dual, scale: Dual, shift: Dual) -> Dual:
     assert shift.tangent is not None
     with torch.no_grad():
         tangent = torch.addcmul(x.tangent + shift.tangent, x.tangent, scale.value)
-        return Dual(value, tangent.addcmul_(x.value, scale.tangent))
+        return Dual(value, torch.addcmul(tangent, x.value, scale.tangent))
 
 
 def add_gated(x: Dual, gate: Dual, y: Dual) -> Dual:
@@ -93,7 +93,7 @@ def add_gated(x: Dual, gate: Dual, y: Dual) -> Dual:
     assert y.tangent is not None
     with torch.no_grad():
         tangent = torch.addcmul(x.tangent, gate.value, y.tangent)
-        return Dual(value, tangent.addcmul_(gate.tangent, y.value))
+        return Dual(value, torch.addcmul(tangent, gate.tangent, y.value))
 
 
 def lerp(x: Dual, y: Dual, weight: float) -> Dual:
