@@ -36,7 +36,7 @@ import json, resource, sys, threading, time
 from pathlib import Path
 import torch
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import ChunkLoader
+from mfrl.data.sampling import ChunkLoader
 
 settings, batches = json.loads(sys.argv[1]), int(sys.argv[2])
 

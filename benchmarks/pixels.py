@@ -24,7 +24,9 @@ import torch
 from mfrl.cli import quiet_lightning
 from mfrl.config import CONFIG_DIR, build_algorithm
 from mfrl.data.augment import RandomCrop
-from mfrl.data.transitions import ChunkLoader, DataSpec, Transitions
+from mfrl.data.batch import DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.networks import ImpalaEncoder
 from mfrl.run import versions
 

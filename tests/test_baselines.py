@@ -25,7 +25,8 @@ from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import negative_log_likelihood
 from mfrl.callbacks import Monitor
 from mfrl.config import build_algorithm
-from mfrl.data.transitions import ChunkLoader, Transitions
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.meanflow import Time, draw_time

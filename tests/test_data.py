@@ -16,7 +16,9 @@ from tiny import transitions
 
 from mfrl.data.assembly import keep_trajectories
 from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
-from mfrl.data.transitions import ChunkLoader, DataError, Transitions, chunk_ends
+from mfrl.data.sampling import ChunkLoader, chunk_ends
+from mfrl.data.storage import Transitions
+from mfrl.errors import DataError
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from mfrl.algorithms import FQL
 from mfrl.algorithms.fql import Noise
 from mfrl.config import build_algorithm
-from mfrl.data.transitions import Batch, ChunkLoader, DataSpec, Transitions
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.meanflow import Time, path_derivative

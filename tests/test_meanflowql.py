@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.meanflowql import Noise
-from mfrl.data.transitions import Batch, ChunkLoader
+from mfrl.data.batch import Batch
+from mfrl.data.sampling import ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.meanflow import Time, grid_times, path_derivative
 from mfrl.networks import DiT

@@ -25,8 +25,10 @@ from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.collect import CollectError, collect, plan
 from mfrl.config import build_algorithm
 from mfrl.data.augment import RandomCrop
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import Batch, ChunkLoader, DataSpec, Transitions
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import ConfigError

@@ -24,9 +24,9 @@ from mfrl.collect import collect
 from mfrl.collect.episode import pack
 from mfrl.collect.minari import collect as collect_minari
 from mfrl.config import CONFIG_DIR, build
+from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import ACTION_CLIP
 from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvSpec
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.data.transitions import Batch, DataSpec, Transitions
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
 from mfrl.networks import MLP, DiT, QEnsemble
 from mfrl.reformulation import Reformulation

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl import signals
-from mfrl.data.transitions import Batch, Chunk, DataSpec
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.sampling import Chunk
 from mfrl.errors import ConfigError
 from mfrl.policy import Policy
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Time, draw_time
 from mfrl.policy import Normalizer
 from mfrl.randomness import generator

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Network, Time, interpolate
 from mfrl.networks import encode
 from mfrl.policy import Normalizer, Policy

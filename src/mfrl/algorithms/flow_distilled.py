@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.algorithms.flow_bc import FlowPolicy, euler, flow_matching_loss
 from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Time, end_time
 from mfrl.networks import encode

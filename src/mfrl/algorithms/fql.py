@@ -31,7 +31,7 @@ from mfrl.algorithms.base import OfflineAlgorithm, average_, averaged, follow_
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
 from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Time, draw_time
 from mfrl.networks import encode

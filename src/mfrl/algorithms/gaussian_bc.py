@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.behaviour_cloning import BehaviourCloning
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.networks import encode
 from mfrl.policy import Normalizer, Policy
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.behaviour_cloning import PathCloning
 from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Time, flow_loss
 from mfrl.networks import encode
 from mfrl.policy import OneStepPolicy

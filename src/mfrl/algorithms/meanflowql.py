@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfrl.algorithms.base import OfflineAlgorithm, average_, averaged, follow_
 from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError, did_you_mean
 from mfrl.meanflow import (
     Time,

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mfrl import figures
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.progress import Progress
-from mfrl.data.transitions import Batch, Transitions
+from mfrl.data.batch import Batch
+from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video

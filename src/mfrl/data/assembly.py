@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.cache import Cache, Pages, Prepared, as_tensor
-from mfrl.data.transitions import DataSpec, Transitions
+from mfrl.data.batch import DataSpec
+from mfrl.data.cache import Cache, Prepared
+from mfrl.data.storage import Pages, Transitions, as_tensor
 
 Statistics = tuple[Sequence[float], Sequence[float]]  #: mean and deviation, each (observation_dim,)
 

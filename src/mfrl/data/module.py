@@ -8,8 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 
-from mfrl.data.transitions import Augment, ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.data.batch import Augment, DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError
 
 
 class OfflineData(L.LightningDataModule):

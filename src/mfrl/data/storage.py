@@ -1,64 +1,19 @@
-"""Transitions where the update runs: tensors on the training device, sampled there by index."""
+"""Transitions where the update runs: tensors on the training device, or mapped from files and sent there by batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+import mmap
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.errors import DataError as DataError
-from mfrl.randomness import generator
-
-if TYPE_CHECKING:
-    from mfrl.data.cache import Pages
-
-#: Dataset actions are kept this far inside [-1, 1], as OGBench's own code does.
-ACTION_CLIP = 1e-5
+from mfrl.data.batch import Batch
 
 _MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
-
-
-class Batch(NamedTuple):
-    """One batch of transitions: states normalised, images as they are."""
-
-    observations: Tensor  #: (batch, observation_dim), or uint8 (batch, frames, height, width, channels)
-    actions: Tensor  #: (batch, action_dim) in [-1 + 1e-5, 1 - 1e-5]
-    rewards: Tensor  #: (batch,)
-    masks: Tensor  #: (batch,) 0 where the task is complete: no bootstrap
-    next_observations: Tensor  #: like observations
-
-
-Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What an algorithm must know of the data: sizes, statistics and the range of returns. Plain numbers only.
-
-    Attributes:
-        observation_dim: of states; 0 where observations are images.
-        observation_mean, observation_std: of states, per dimension; empty where observations are images.
-        image_shape: ``(frames, height, width, channels)`` of an observation; None for states.
-    """
-
-    observation_dim: int
-    action_dim: int
-    observation_mean: tuple[float, ...]
-    observation_std: tuple[float, ...]
-    reward_min: float
-    reward_max: float
-    image_shape: tuple[int, int, int, int] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def value_range(self, discount: float) -> tuple[float, float]:
-        """Bounds of every discounted return: rewards within [min, max], ended at any time by a mask."""
-        horizon = 1.0 / (1.0 - discount)
-        return min(self.reward_min, 0.0) * horizon, max(self.reward_max, 0.0) * horizon
 
 
 @dataclass
@@ -161,69 +116,32 @@ class Transitions:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
+class Pages:
+    """The pages of mapped files that this process holds, to be given back before they fill its memory.
+
+    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Given back,
+    pages stay in the system's file cache while there is room, and are mapped again at little cost; but to the process
+    they count no more, and it stays small whatever the size of the files.
+
+    Args:
+        arrays: mapped, see :class:`mfrl.data.cache.Prepared`.
+    """
+
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
+        self.maps: list[mmap.mmap] = [array.base for array in arrays]
+
+    def give_back(self) -> None:
+        for file in self.maps:
+            file.madvise(mmap.MADV_DONTNEED)  # read-only and shared: nothing is lost
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The array's memory as a tensor; a mapped one is not to be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
+        return torch.from_numpy(np.asarray(array))
+
+
 def _room(device: torch.device) -> int:
     """How many bytes of mapped files may move to a device: half of what is free there now, beside other programs."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Several index batches over the same transitions: what Lightning sees as one batch."""
-
-    transitions: Transitions
-    indices: Tensor  #: (updates, batch)
-    first: int = 0  #: number of the first update
-    augment: Augment | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        for k, index in enumerate(self.indices, self.first):
-            batch = self.transitions[index]
-            yield batch if self.augment is None else self.augment(batch, k)
-
-
-def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
-    """Where chunks of at most ``size`` updates end between update ``first`` and ``last``.
-
-    A chunk never crosses a multiple of one of the ``marks`` (when something is logged, evaluated or saved), so that
-    what happens there does not depend on the chunk size.
-    """
-    ends, at = [], first
-    while at < last:
-        end = min(at + size, last, *((at // mark + 1) * mark for mark in marks if mark > 0))
-        ends.append(end)
-        at = end
-    return ends
-
-
-class ChunkLoader:
-    """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone."""
-
-    def __init__(
-        self,
-        transitions: Transitions,
-        batch_size: int,
-        seed: int,
-        first: int,
-        last: int,
-        size: int,
-        marks: tuple[int, ...],
-        augment: Augment | None = None,
-    ) -> None:
-        self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
-        self.augment = augment
-        self.ends = chunk_ends(first, last, size, marks)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        device, at = self.transitions.starts.device, self.first
-        for end in self.ends:
-            indices = torch.stack([self._draw(k) for k in range(at, end)]).to(device)
-            yield Chunk(self.transitions, indices, at, self.augment)
-            at = end
-
-    def _draw(self, k: int) -> Tensor:
-        # On the CPU, wherever the transitions lie: where that is depends on the machine, what is drawn must not.
-        draws = generator(self.seed, "batch", k)
-        return torch.randint(len(self.transitions), (self.batch_size,), generator=draws)
