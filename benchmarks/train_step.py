@@ -131,7 +131,7 @@ def measure(size: str, compile: bool, updates: int) -> dict[str, Any]:
         enable_model_summary=False,
     )
     transitions = transitions.to(trainer.strategy.root_device)
-    trainer.fit(module, ChunkLoader(transitions, BATCH, 0, 0, updates, CHUNK, (updates // 2,)))
+    trainer.fit(module, ChunkLoader(transitions, BATCH, 0, 0, updates, CHUNK, (updates // 2,), module.discount))
     warm_up = 2
     return {
         "size": size,

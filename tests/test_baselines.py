@@ -335,7 +335,7 @@ class Data(L.LightningDataModule):
         first = self.trainer.lightning_module.updates
         b = batch(200, dtype=torch.float32)
         data = Transitions(b.observations, ACTION.expand(200, 2), b.rewards, b.masks, torch.arange(199))
-        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, ())
+        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, (), 1.0)
 
 
 class Recorder(L.Callback):

@@ -188,7 +188,7 @@ def replay(dataset: Recorded) -> None:
     least 0.2 on a table, 0.007 in a maze), but where a cube tumbles, whose angle then jumps, and in rare collisions.
     """
     data, simulator = dataset.data, dataset.simulator
-    batch = [x.numpy() for x in data.train[torch.arange(len(data.train))]]
+    batch = [x.numpy() for x in data.train[torch.arange(len(data.train))][:5]]
     answers = []
     for row, action in zip(data.train.starts.tolist(), batch[1], strict=True):
         simulator.restore(dataset.state(row))
@@ -422,7 +422,7 @@ def composed(*overrides: str) -> MinariData:
 
 def everything(data: MinariData) -> tuple[np.ndarray, ...]:
     """All transitions: observations, actions, rewards, masks, next observations."""
-    return tuple(x.numpy() for x in data.train[torch.arange(len(data.train))])
+    return tuple(x.numpy() for x in data.train[torch.arange(len(data.train))][:5])
 
 
 def record_episodes(sim: Robotics, start: Callable[..., None], episodes: int, steps: int) -> tuple[list, list]:

@@ -53,7 +53,7 @@ def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
     return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
 
 
-def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64, discount: float = 0.99) -> Batch:
     """Transitions of which about a third end the task."""
     g = torch.Generator().manual_seed(seed)
 
@@ -66,7 +66,8 @@ def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch
     )
     masks = (torch.rand(size, generator=g) > 0.3).to(dtype)
     assert 0 < masks.sum() < size
-    return Batch(observations, 0.9 * uniform(size, ACTION_DIM), masks * -1.0, masks, next_observations)
+    actions = 0.9 * uniform(size, ACTION_DIM)
+    return Batch(observations, actions, masks * -1.0, masks, next_observations, discount * masks)
 
 
 def transitions(rows: int = 200, seed: int = 0) -> Transitions:

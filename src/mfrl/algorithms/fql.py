@@ -153,7 +153,7 @@ class FQL(OfflineAlgorithm):
         with torch.no_grad():
             next_actions = student_action(self.actor, seen.next_actor, e).clamp(-1.0, 1.0)
             next_q = self.target_critic(seen.next_target, next_actions)
-            y = batch.rewards + self.discount * batch.masks * self.aggregate(next_q)
+            y = batch.rewards + batch.discounts * self.aggregate(next_q)
             if self.value_range is not None:
                 y = y.clamp(*self.value_range)
         return td_loss(self.critic, seen.critic, batch.actions, y)

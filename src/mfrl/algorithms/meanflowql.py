@@ -188,7 +188,7 @@ class MeanFlowQL(OfflineAlgorithm):
         with torch.no_grad():
             candidates = one_step(self.actor, self.reformulation, seen.next_actor, noise).clamp(-1.0, 1.0)
             _, next_q = best_of_n(self.target_critic, seen.next_target, candidates)
-            y = batch.rewards + self.discount * batch.masks * self.aggregate(next_q)
+            y = batch.rewards + batch.discounts * self.aggregate(next_q)
             if self.value_range is not None:
                 y = y.clamp(*self.value_range)
         return td_loss(self.critic, seen.critic, batch.actions, y)

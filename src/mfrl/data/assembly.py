@@ -65,7 +65,7 @@ def summarise(transitions: Transitions, normalize: bool, known: Statistics | Non
     rewards = transitions.rewards[transitions.starts]
     return DataSpec(
         observation_dim=dim,
-        action_dim=transitions.actions.shape[1],
+        action_dim=transitions.actions.shape[-1],
         observation_mean=tuple(mean),
         observation_std=tuple(std),
         reward_min=float(rewards.min()),

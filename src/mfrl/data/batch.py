@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 #: Dataset actions are kept this far inside [-1, 1], as OGBench's own code does.
@@ -13,13 +14,21 @@ ACTION_CLIP = 1e-5
 
 
 class Batch(NamedTuple):
-    """One batch of transitions: states normalised, images as they are."""
+    """One batch of transitions: states normalised, images as they are.
+
+    A value is learned towards ``rewards + discounts * Q(next_observations, .)``, whatever made the batch.
+    """
 
     observations: Tensor  #: (batch, observation_dim), or uint8 (batch, frames, height, width, channels)
-    actions: Tensor  #: (batch, action_dim) in [-1 + 1e-5, 1 - 1e-5]
+    actions: Tensor  #: (batch, action_dim), or (batch, horizon, action_dim) of chunks, in [-1 + 1e-5, 1 - 1e-5]
     rewards: Tensor  #: (batch,)
     masks: Tensor  #: (batch,) 0 where the task is complete: no bootstrap
     next_observations: Tensor  #: like observations
+    discounts: Tensor  #: (batch,) of the value of the next observation: discount * mask
+    next_actions: Tensor | None = None  #: like actions: the data's in the next observation, where they were asked for
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(field if field is None else field.to(device) for field in self))
 
 
 Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on

@@ -19,12 +19,14 @@ class Chunk:
 
     transitions: Transitions
     indices: Tensor  #: (updates, batch)
+    discount: float
     first: int = 0  #: number of the first update
     augment: Augment | None = None
+    next_actions: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
         for k, index in enumerate(self.indices, self.first):
-            batch = self.transitions[index]
+            batch = self.transitions.gather(index, self.discount, self.next_actions)
             yield batch if self.augment is None else self.augment(batch, k)
 
 
@@ -43,7 +45,17 @@ def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list
 
 
 class ChunkLoader:
-    """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone."""
+    """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone.
+
+    Args:
+        transitions: to draw from.
+        batch_size: transitions of an update.
+        seed: of the drawing.
+        first, last, size, marks: where chunks begin and end, see :func:`chunk_ends`.
+        discount: of values, see :meth:`Transitions.gather`; 1 for an algorithm that learns none.
+        augment: of each batch.
+        next_actions: whether batches hold them.
+    """
 
     def __init__(
         self,
@@ -54,10 +66,12 @@ class ChunkLoader:
         last: int,
         size: int,
         marks: tuple[int, ...],
+        discount: float,
         augment: Augment | None = None,
+        next_actions: bool = False,
     ) -> None:
         self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
-        self.augment = augment
+        self.discount, self.augment, self.next_actions = discount, augment, next_actions
         self.ends = chunk_ends(first, last, size, marks)
 
     def __len__(self) -> int:
@@ -67,7 +81,7 @@ class ChunkLoader:
         device, at = self.transitions.starts.device, self.first
         for end in self.ends:
             indices = torch.stack([self._draw(k) for k in range(at, end)]).to(device)
-            yield Chunk(self.transitions, indices, at, self.augment)
+            yield Chunk(self.transitions, indices, self.discount, at, self.augment, self.next_actions)
             at = end
 
     def _draw(self, k: int) -> Tensor:

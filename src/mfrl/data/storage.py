@@ -21,7 +21,7 @@ class Transitions:
     """Trajectories as one row per visited state, so that every observation is stored once.
 
     Row i and row i + 1 are consecutive states of a trajectory unless row i is its last state; ``starts`` lists
-    the rows a transition starts from.
+    the rows a transition starts from, in ascending order.
 
     Attributes:
         observations: ``(rows, observation_dim)`` float32, or images ``(rows, height, width, channels)`` uint8.
@@ -52,18 +52,36 @@ class Transitions:
         return len(self.starts)
 
     def __getitem__(self, index: Tensor) -> Batch:
-        """The transitions numbered ``index`` (batch,), gathered where they lie."""
+        """The transitions numbered ``index`` (batch,), without a discount."""
+        return self.gather(index, discount=1.0)
+
+    def gather(self, index: Tensor, discount: float, next_actions: bool = False) -> Batch:
+        """The transitions numbered ``index`` (batch,), gathered where they lie.
+
+        Args:
+            discount: of the value of the next observation, where the task is not complete.
+            next_actions: whether to gather the data's action in the next observation too. The last transition of a
+                trajectory has none, and its own action stands there.
+        """
         if self.pages is not None:
             self.pages.give_back()
         row = self.starts[index]
         observations, next_observations = self._images(row) if self.observations.ndim > 2 else self._states(row)
+        masks = self._take(self.masks, row)
         return Batch(
             observations,
             self._take(self.actions, row),
             self._take(self.rewards, row),
-            self._take(self.masks, row),
+            masks,
             next_observations,
+            discounts=discount * masks,
+            next_actions=self._take(self.actions, self._following(index)) if next_actions else None,
         )
+
+    def _following(self, index: Tensor) -> Tensor:
+        """The row a transition leads to, or its own where no transition starts from that one."""
+        row, after = self.starts[index], self.starts[(index + 1).clamp(max=len(self.starts) - 1)]
+        return torch.where(after == row + 1, after, row)
 
     def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
         s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)
