@@ -11,7 +11,7 @@ import time
 import torch
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.data.transitions import DataSpec
+from mfrl.data.batch import DataSpec
 from mfrl.networks import DiT, QEnsemble
 from mfrl.reformulation import Reformulation
 from mfrl.run import versions

@@ -24,7 +24,9 @@ import torch
 from mfrl.cli import quiet_lightning
 from mfrl.config import CONFIG_DIR, build_algorithm
 from mfrl.data.augment import RandomCrop
-from mfrl.data.transitions import ChunkLoader, DataSpec, Transitions
+from mfrl.data.batch import DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.networks import ImpalaEncoder
 from mfrl.run import versions
 
@@ -79,7 +81,7 @@ def updates_per_second(experiment: str, updates: int) -> float:
     times = UpdateTimes()
     trainer = L.Trainer(accelerator="auto", devices=1, max_epochs=1, callbacks=[times], **quiet)
     crop = RandomCrop(cfg.env.crop_probability, seed=0)
-    loader = ChunkLoader(data.to(trainer.strategy.root_device), BATCH, 0, 0, updates, 1, (), crop)
+    loader = ChunkLoader(data.to(trainer.strategy.root_device), BATCH, 0, 0, updates, 1, (), module.discount, crop)
     trainer.fit(module, loader)
     return 1 / statistics.median(b - a for a, b in zip(times.starts[1:-1], times.starts[2:], strict=True))
 

@@ -38,7 +38,9 @@ from mfrl.algorithms import MeanFlowQL
 from mfrl.callbacks import Monitor
 from mfrl.cli import quiet_lightning
 from mfrl.config import CONFIG_DIR, build_algorithm
-from mfrl.data.transitions import ChunkLoader, DataSpec, Transitions
+from mfrl.data.batch import DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.run import versions
 
 BATCH, CHUNK, ROWS = 256, 8, 100_000
@@ -129,7 +131,7 @@ def measure(size: str, compile: bool, updates: int) -> dict[str, Any]:
         enable_model_summary=False,
     )
     transitions = transitions.to(trainer.strategy.root_device)
-    trainer.fit(module, ChunkLoader(transitions, BATCH, 0, 0, updates, CHUNK, (updates // 2,)))
+    trainer.fit(module, ChunkLoader(transitions, BATCH, 0, 0, updates, CHUNK, (updates // 2,), module.discount))
     warm_up = 2
     return {
         "size": size,

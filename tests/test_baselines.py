@@ -25,7 +25,8 @@ from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import negative_log_likelihood
 from mfrl.callbacks import Monitor
 from mfrl.config import build_algorithm
-from mfrl.data.transitions import ChunkLoader, Transitions
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError, DivergedError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.meanflow import Time, draw_time
@@ -334,7 +335,7 @@ class Data(L.LightningDataModule):
         first = self.trainer.lightning_module.updates
         b = batch(200, dtype=torch.float32)
         data = Transitions(b.observations, ACTION.expand(200, 2), b.rewards, b.masks, torch.arange(199))
-        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, ())
+        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, (), 1.0)
 
 
 class Recorder(L.Callback):

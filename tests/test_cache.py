@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from mfrl.data import provenance
-from mfrl.data.cache import Cache, CacheError, Pages, Store
+from mfrl.data.cache import Cache, CacheError, Store
 from mfrl.data.provenance import Checksums
-from mfrl.data.transitions import DataError
-from mfrl.errors import ConfigError
+from mfrl.data.storage import Pages
+from mfrl.errors import ConfigError, DataError
 
 NUMBERS = np.arange(600.0, dtype=np.float32).reshape(200, 3)
 KEY = {"sources": {"a.npz": {"sha256": "0"}}}

@@ -15,8 +15,7 @@ import pytest
 from mfrl.cli import check_overrides
 from mfrl.collect import CollectError, collect
 from mfrl.data.download import download
-from mfrl.data.transitions import DataError
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, DataError
 from mfrl.tasks import choose
 
 COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]

@@ -31,7 +31,7 @@ from test_train import assert_equal, compose, resume, weights
 
 from mfrl.collect.minari import collect
 from mfrl.config import CONFIG_DIR
-from mfrl.data.transitions import DataSpec
+from mfrl.data.batch import DataSpec
 from mfrl.errors import CheckpointError, ConfigError, DataError, MfrlError
 from mfrl.eval import EvaluationError, evaluate_checkpoint, load_algorithm, load_data
 from mfrl.run import load_checkpoint

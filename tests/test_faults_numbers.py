@@ -34,9 +34,10 @@ from mfrl.algorithms.ranges import RANGES
 from mfrl.callbacks.explosions import Explosions
 from mfrl.collect.minari import collect
 from mfrl.config import CONFIG_DIR
+from mfrl.data.batch import Batch
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import Batch, _room
+from mfrl.data.storage import _room
 from mfrl.envs import minari as minari_envs
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.spec import EnvSpec

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from mfrl.algorithms import FQL
 from mfrl.algorithms.fql import Noise
 from mfrl.config import build_algorithm
-from mfrl.data.transitions import Batch, ChunkLoader, DataSpec, Transitions
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.meanflow import Time, path_derivative
@@ -96,7 +98,7 @@ def losses_of_the_code(module: FQL, b: Batch, n: Noise, minimum: bool, normalize
 @pytest.mark.parametrize(("q_aggregation", "normalize_q"), [("mean", "none"), ("min", "value")])
 def test_losses_are_those_of_its_code(q_aggregation: str, normalize_q: str, actor: Callable[..., nn.Module]):
     settings = {"q_aggregation": q_aggregation, "normalize_q": normalize_q}
-    module, b, n = build(actor, alpha=30.0, discount=0.9, flow_steps=4, **settings), batch(SIZE), noise()
+    module, b, n = build(actor, alpha=30.0, discount=0.9, flow_steps=4, **settings), batch(SIZE, discount=0.9), noise()
     wanted = losses_of_the_code(module, b, n, q_aggregation == "min", normalize_q == "value")
     total, metrics = module.loss(b, n)
     for name, value in wanted.items():
@@ -146,7 +148,7 @@ def test_alpha_can_be_made_independent_of_the_scale_of_q(normalize_q: str):
 
 
 def test_targets_can_be_kept_within_what_rewards_add_up_to():
-    module, b, n = build(clip_targets=True, discount=0.5), batch(SIZE), noise()
+    module, b, n = build(clip_targets=True, discount=0.5), batch(SIZE, discount=0.5), noise()
     module.target_critic.head_bias.data += 100.0
     _, metrics = module.critic_loss(b, n.target, module.see(b))
     assert metrics["target"] == 0.0
@@ -323,7 +325,7 @@ class Data(L.LightningDataModule):
         b = batch(500, dtype=torch.float32)
         rewards = -(b.actions[:, 0] - 0.5).square()
         data = Transitions(b.observations, b.actions, rewards, torch.zeros(500), torch.arange(499))
-        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, ())
+        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, (), 0.99)
 
 
 def fresh(**settings: Any) -> FQL:
@@ -347,7 +349,7 @@ def test_one_update_is_the_target_s_average_and_one_step_of_one_adam_without_cli
         def train_dataloader(self) -> ChunkLoader:
             b = batch(17, dtype=torch.float32)
             data = Transitions(b.observations, b.actions, 100.0 * b.rewards, b.masks, torch.arange(16))
-            return ChunkLoader(data, self.batch_size, 0, 0, self.updates, self.chunk, ())
+            return ChunkLoader(data, self.batch_size, 0, 0, self.updates, self.chunk, (), 0.99)
 
     module, twin = fresh(tau=0.25, actor_lr=1e-2, critic_lr=1e-2), fresh(tau=0.25)
     data = Fixed(3, 1)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.meanflowql import Noise
-from mfrl.data.transitions import Batch, ChunkLoader
+from mfrl.data.batch import Batch
+from mfrl.data.sampling import ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.meanflow import Time, grid_times, path_derivative
 from mfrl.networks import DiT
@@ -209,7 +210,7 @@ def bellman_targets(module: MeanFlowQL, b: Batch, e: Tensor, aggregate: Callable
 @pytest.mark.parametrize("how", ["mean", "min"])
 def test_the_bellman_target_is_the_one_of_a_loop(how: str, variant: Reformulation):
     module = algorithm(q_aggregation=how, discount=0.9, num_candidates=3, reformulation=variant)
-    b, e = batch(20), noise(size=20).target
+    b, e = batch(20, discount=0.9), noise(size=20).target
     aggregate = {"mean": torch.mean, "min": torch.min}[how]
     y = bellman_targets(module, b, e, aggregate)
     torch.testing.assert_close(y[b.masks == 0], b.rewards[b.masks == 0])
@@ -230,7 +231,7 @@ def test_the_bellman_target_is_the_one_of_a_loop(how: str, variant: Reformulatio
 @pytest.mark.parametrize(("bias", "limit"), [(1000.0, 0.0), (-1000.0, -10.0)])
 def test_clipped_targets_stay_within_what_rewards_can_add_up_to(bias: float, limit: float):
     # Rewards lie in [-1, 0] and the discount is 0.9: no return leaves [-10, 0].
-    b, e = batch(SIZE), noise().target
+    b, e = batch(SIZE, discount=0.9), noise().target
     clipped, free = (algorithm(clip_targets=clip, discount=0.9, num_candidates=3) for clip in (True, False))
     for module in (clipped, free):
         module.target_critic.head_bias.data.fill_(bias)
@@ -438,7 +439,7 @@ class Data(L.LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         first = self.trainer.lightning_module.updates
-        return ChunkLoader(transitions(), 16, self.seed, first, self.updates, self.chunk, ())
+        return ChunkLoader(transitions(), 16, self.seed, first, self.updates, self.chunk, (), 0.995)
 
 
 class Recorder(L.Callback):

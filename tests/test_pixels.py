@@ -25,8 +25,10 @@ from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.collect import CollectError, collect, plan
 from mfrl.config import build_algorithm
 from mfrl.data.augment import RandomCrop
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import Batch, ChunkLoader, DataSpec, Transitions
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import ConfigError
@@ -62,7 +64,7 @@ def batch(size: int = SIZE, seed: int = 0) -> Batch:
     window = images(size, SHAPE[0] + 1, *SHAPE[1:], seed=seed)
     actions = 1.8 * torch.rand(size, ACTION_DIM, generator=g) - 0.9
     masks = (torch.arange(size) % 3 > 0).float()
-    return Batch(window[:, :-1], actions, masks * -1.0, masks, window[:, 1:])
+    return Batch(window[:, :-1], actions, masks * -1.0, masks, window[:, 1:], 0.99 * masks)
 
 
 def algorithm(name: str = "meanflowql", **settings: Any) -> OfflineAlgorithm:
@@ -277,7 +279,7 @@ def test_updates_train_every_encoder_and_repeat(name):
     def trained() -> OfflineAlgorithm:
         torch.manual_seed(0)
         module = ALGORITHMS[name](SPEC, updates=4, encoder=tiny_encoder, seed=3)
-        loader = ChunkLoader(transitions(), SIZE, 3, 0, 4, 2, (), RandomCrop(0.5, 3))
+        loader = ChunkLoader(transitions(), SIZE, 3, 0, 4, 2, (), 0.99, RandomCrop(0.5, 3))
         options = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, **options).fit(module, loader)
         return module
@@ -343,7 +345,7 @@ def test_crops_are_windows_of_the_padded_images_the_same_before_and_after_a_step
         offsets = offsets_of(b.observations, cropped.observations)
         assert offsets == offsets_of(b.next_observations, cropped.next_observations)
         assert cropped.observations.dtype == torch.uint8
-        for field in ("actions", "rewards", "masks"):
+        for field in ("actions", "rewards", "masks", "discounts"):
             assert getattr(cropped, field) is getattr(b, field)
         seen += offsets
     for axis in zip(*seen, strict=True):  # 192 draws: each of the 7 values about 27 times

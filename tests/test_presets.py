@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mfrl.cli import check_overrides
 from mfrl.config import CONFIG_DIR, build, build_algorithm, refuse_settings_of_another_algorithm
-from mfrl.data.transitions import DataSpec
+from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError
 from mfrl.tasks import benchmark
 from mfrl.train import check_settings

@@ -24,9 +24,9 @@ from mfrl.collect import collect
 from mfrl.collect.episode import pack
 from mfrl.collect.minari import collect as collect_minari
 from mfrl.config import CONFIG_DIR, build
+from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import ACTION_CLIP
 from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvSpec
 
@@ -188,7 +188,7 @@ def replay(dataset: Recorded) -> None:
     least 0.2 on a table, 0.007 in a maze), but where a cube tumbles, whose angle then jumps, and in rare collisions.
     """
     data, simulator = dataset.data, dataset.simulator
-    batch = [x.numpy() for x in data.train[torch.arange(len(data.train))]]
+    batch = [x.numpy() for x in data.train[torch.arange(len(data.train))][:5]]
     answers = []
     for row, action in zip(data.train.starts.tolist(), batch[1], strict=True):
         simulator.restore(dataset.state(row))
@@ -422,7 +422,7 @@ def composed(*overrides: str) -> MinariData:
 
 def everything(data: MinariData) -> tuple[np.ndarray, ...]:
     """All transitions: observations, actions, rewards, masks, next observations."""
-    return tuple(x.numpy() for x in data.train[torch.arange(len(data.train))])
+    return tuple(x.numpy() for x in data.train[torch.arange(len(data.train))][:5])
 
 
 def record_episodes(sim: Robotics, start: Callable[..., None], episodes: int, steps: int) -> tuple[list, list]:

@@ -27,9 +27,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mfrl.config import CONFIG_DIR, refuse_settings_of_another_algorithm
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import DataError
 from mfrl.envs.evaluation import Evaluator
-from mfrl.errors import CheckpointError, ConfigError, DivergedError, RefusedRun
+from mfrl.errors import CheckpointError, ConfigError, DataError, DivergedError, RefusedRun
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.files import one_at_a_time
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.data.transitions import Batch, DataSpec, Transitions
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
 from mfrl.networks import MLP, DiT, QEnsemble
 from mfrl.reformulation import Reformulation
@@ -52,7 +53,7 @@ def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
     return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
 
 
-def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64, discount: float = 0.99) -> Batch:
     """Transitions of which about a third end the task."""
     g = torch.Generator().manual_seed(seed)
 
@@ -65,7 +66,8 @@ def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch
     )
     masks = (torch.rand(size, generator=g) > 0.3).to(dtype)
     assert 0 < masks.sum() < size
-    return Batch(observations, 0.9 * uniform(size, ACTION_DIM), masks * -1.0, masks, next_observations)
+    actions = 0.9 * uniform(size, ACTION_DIM)
+    return Batch(observations, actions, masks * -1.0, masks, next_observations, discount * masks)
 
 
 def transitions(rows: int = 200, seed: int = 0) -> Transitions:

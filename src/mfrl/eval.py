@@ -19,10 +19,10 @@ from rich.table import Table
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.evaluation import FPS
 from mfrl.callbacks.progress import format_score, score_name
+from mfrl.data.batch import DataSpec
 from mfrl.data.minari import two_numbers
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
-from mfrl.data.transitions import DataSpec
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.minari import action_bounds, write_spec
 from mfrl.envs.spec import EnvError

@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from mfrl.data.batch import Batch, DataSpec
+=======
+from mfrl import signals
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.sampling import Chunk
+>>>>>>> helper-c
 from mfrl.errors import ConfigError
 from mfrl.learning.groups import Average, Group
 from mfrl.networks import Sees

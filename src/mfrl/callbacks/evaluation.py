@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mfrl import figures
 from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.progress import Progress
-from mfrl.data.transitions import Batch, Transitions
+from mfrl.data.module import discount_of
+from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
@@ -191,7 +192,7 @@ def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm) -> dict[s
     """Losses on a fixed sample of the validation split, smaller where observations are images."""
     size = 4096 if pl_module.spec.image_shape is None else 256
     index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
-    batch = Batch(*(x.to(pl_module.device) for x in data.val[index]))
+    batch = data.val.gather(index, discount_of(pl_module)).to(pl_module.device)
     return {name: float(value) for name, value in pl_module.held_out(batch).items()}
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.cache import Cache, Pages, Prepared, as_tensor
-from mfrl.data.transitions import DataSpec, Transitions
+from mfrl.data.batch import DataSpec
+from mfrl.data.cache import Cache, Prepared
+from mfrl.data.storage import Pages, Transitions, as_tensor
 
 Statistics = tuple[Sequence[float], Sequence[float]]  #: mean and deviation, each (observation_dim,)
 
@@ -64,7 +65,7 @@ def summarise(transitions: Transitions, normalize: bool, known: Statistics | Non
     rewards = transitions.rewards[transitions.starts]
     return DataSpec(
         observation_dim=dim,
-        action_dim=transitions.actions.shape[1],
+        action_dim=transitions.actions.shape[-1],
         observation_mean=tuple(mean),
         observation_std=tuple(std),
         reward_min=float(rewards.min()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfrl.data.transitions import Batch
+from mfrl.data.batch import Batch
 from mfrl.errors import require
 from mfrl.randomness import derived_seed, generator
 

@@ -17,24 +17,20 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import mfrl
 from mfrl.data.provenance import Checksums
-from mfrl.data.transitions import DataError
-from mfrl.errors import require
+from mfrl.data.storage import Pages
+from mfrl.errors import DataError, require
 from mfrl.files import one_at_a_time, write_json
 
 FORMAT = 1  #: of the files; entries of another are made again
@@ -195,25 +191,6 @@ class Cache:
         return parts
 
 
-class Pages:
-    """The pages of mapped files that this process holds, to be given back before they fill its memory.
-
-    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Given back,
-    pages stay in the system's file cache while there is room, and are mapped again at little cost; but to the process
-    they count no more, and it stays small whatever the size of the files.
-
-    Args:
-        arrays: mapped, see :class:`Prepared`.
-    """
-
-    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
-        self.maps: list[mmap.mmap] = [array.base for array in arrays]
-
-    def give_back(self) -> None:
-        for file in self.maps:
-            file.madvise(mmap.MADV_DONTNEED)  # read-only and shared: nothing is lost
-
-
 class _Memory:
     """A store in memory, of limited size."""
 
@@ -302,13 +279,6 @@ def _read(array: np.memmap) -> np.ndarray:
         copy[start : start + step] = array[start : start + step]
         pages.give_back()
     return copy
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """The array's memory as a tensor; a mapped one is not to be written to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
-        return torch.from_numpy(np.asarray(array))
 
 
 def _sync(*paths: Path) -> None:

@@ -29,7 +29,7 @@ from mfrl.data.minari_files import (
 )
 from mfrl.data.minari_source import Description, Episode, Source, write_rows
 from mfrl.data.module import OfflineData
-from mfrl.data.transitions import Transitions
+from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require

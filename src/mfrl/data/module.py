@@ -8,8 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 
-from mfrl.data.transitions import Augment, ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.data.batch import Augment, DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError
 
 
 class OfflineData(L.LightningDataModule):
@@ -84,8 +87,20 @@ class OfflineData(L.LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         assert self.trainer is not None
-        first = self.trainer.lightning_module.updates
-        transitions = self.on_device(self.trainer.strategy.root_device)
+        algorithm = self.trainer.lightning_module
         return ChunkLoader(
-            transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks, self.augment
+            self.on_device(self.trainer.strategy.root_device),
+            self.batch_size,
+            self.seed,
+            algorithm.updates,
+            self.updates,
+            self.chunk,
+            self.marks,
+            discount_of(algorithm),
+            self.augment,
         )
+
+
+def discount_of(algorithm: L.LightningModule) -> float:
+    """What an algorithm discounts values by; 1 where it learns none."""
+    return getattr(algorithm, "discount", 1.0)

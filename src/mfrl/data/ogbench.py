@@ -15,12 +15,14 @@ from mfrl.collect.settings import DEFAULT_DATA_DIR, how_to_get
 from mfrl.data import provenance
 from mfrl.data.assembly import absurd_features, keep_trajectories, loaded, normalize_, statistics, summarise
 from mfrl.data.augment import RandomCrop
-from mfrl.data.cache import Cache, Pages, Prepared, Store, as_tensor
+from mfrl.data.batch import ACTION_CLIP
+from mfrl.data.cache import Cache, Prepared, Store
 from mfrl.data.module import OfflineData
 from mfrl.data.npz import Npz
-from mfrl.data.transitions import ACTION_CLIP, DataError
+from mfrl.data.storage import Pages, as_tensor
 from mfrl.envs import ogbench
 from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError
 
 PREPARATION = 2  #: of the code below that makes arrays of files; entries made by another are made again
 #: Fields that mark the last row of a trajectory: OGBench's, and what other tools write beside it.

@@ -1,0 +1,90 @@
+"""Which transitions an update sees: indices drawn for each from (seed, number of the update), handed out in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfrl.data.batch import Augment, Batch
+from mfrl.data.storage import Transitions
+from mfrl.randomness import generator
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Several index batches over the same transitions: what Lightning sees as one batch."""
+
+    transitions: Transitions
+    indices: Tensor  #: (updates, batch)
+    discount: float
+    first: int = 0  #: number of the first update
+    augment: Augment | None = None
+    next_actions: bool = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for k, index in enumerate(self.indices, self.first):
+            batch = self.transitions.gather(index, self.discount, self.next_actions)
+            yield batch if self.augment is None else self.augment(batch, k)
+
+
+def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
+    """Where chunks of at most ``size`` updates end between update ``first`` and ``last``.
+
+    A chunk never crosses a multiple of one of the ``marks`` (when something is logged, evaluated or saved), so that
+    what happens there does not depend on the chunk size.
+    """
+    ends, at = [], first
+    while at < last:
+        end = min(at + size, last, *((at // mark + 1) * mark for mark in marks if mark > 0))
+        ends.append(end)
+        at = end
+    return ends
+
+
+class ChunkLoader:
+    """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone.
+
+    Args:
+        transitions: to draw from.
+        batch_size: transitions of an update.
+        seed: of the drawing.
+        first, last, size, marks: where chunks begin and end, see :func:`chunk_ends`.
+        discount: of values, see :meth:`Transitions.gather`; 1 for an algorithm that learns none.
+        augment: of each batch.
+        next_actions: whether batches hold them.
+    """
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        batch_size: int,
+        seed: int,
+        first: int,
+        last: int,
+        size: int,
+        marks: tuple[int, ...],
+        discount: float,
+        augment: Augment | None = None,
+        next_actions: bool = False,
+    ) -> None:
+        self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
+        self.discount, self.augment, self.next_actions = discount, augment, next_actions
+        self.ends = chunk_ends(first, last, size, marks)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        device, at = self.transitions.starts.device, self.first
+        for end in self.ends:
+            indices = torch.stack([self._draw(k) for k in range(at, end)]).to(device)
+            yield Chunk(self.transitions, indices, self.discount, at, self.augment, self.next_actions)
+            at = end
+
+    def _draw(self, k: int) -> Tensor:
+        # On the CPU, wherever the transitions lie: where that is depends on the machine, what is drawn must not.
+        draws = generator(self.seed, "batch", k)
+        return torch.randint(len(self.transitions), (self.batch_size,), generator=draws)
