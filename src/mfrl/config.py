@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,14 @@ def target(name: Any, key: str) -> Any:
 def arguments_of(found: Any) -> dict[str, str] | None:
     """What a class or function can be called with, and how that is annotated; None: anything.
 
-    A class's ``**settings`` are those of the class it derives from.
+    A class's ``**settings`` are those of the class it derives from, and the fields of its ``Settings``.
     """
     called = [found]
+    known: dict[str, str] = {}
     if inspect.isclass(found):
         called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
-    known: dict[str, str] = {}
+    if is_dataclass(settings := getattr(found, "Settings", None)):
+        known |= {field.name: str(field.type) for field in fields(settings)}
     for function in called:
         try:
             parameters = inspect.signature(function).parameters
@@ -141,7 +144,7 @@ def _as_values(node: Any) -> Any:
 
 
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
-    """The LightningModule of a configuration that the user composed, for data of the given spec.
+    """The algorithm of a configuration that the user composed, for data of the given spec.
 
     One out of a checkpoint is built by :class:`mfrl.saved.Saved`.
     """

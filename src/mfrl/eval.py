@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks.evaluation import FPS
 from mfrl.callbacks.progress import format_score, score_name
 from mfrl.data.batch import DataSpec
@@ -39,8 +39,8 @@ class EvaluationError(MfrlError):
     """An evaluation whose numbers are known and could not be written."""
 
 
-def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[OfflineAlgorithm, dict[str, Any]]:
-    """The trained module of a checkpoint, and the plain record it carries (config, spec, env, provenance).
+def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Algorithm, dict[str, Any]]:
+    """The trained algorithm of a checkpoint, and the plain record it carries (config, spec, env, provenance).
 
     The record's configuration is as the file has it: what it describes is built by :class:`mfrl.saved.Saved` alone
     (see :func:`load_data`), never by Hydra.
@@ -51,19 +51,19 @@ def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Off
     path = find_checkpoint(path)
     checkpoint = load_checkpoint(path)
     record = checkpoint["mfrl"]
-    build = Saved(record["config"] | {"compile": False}, trusted).check("algo")
+    build = Saved(record["config"], trusted).check("algo")
     try:
         spec = DataSpec(**record["spec"])
     except TypeError as error:
         raise CheckpointError(f"{path} does not describe its data as mfrl does: {error}") from error
     module = build(spec=spec)
-    if not isinstance(module, OfflineAlgorithm):
+    if not isinstance(module, Algorithm):
         raise CheckpointError(f"{path} describes a {type(module).__name__} as algo, which is no algorithm")
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # torch raises other kinds for what are no tensors
         raise CheckpointError(f"{path}: the weights do not fit the networks it describes: {error}") from error
-    module.updates = checkpoint["updates"]
+    module.k = checkpoint["updates"]
     return module.eval().requires_grad_(False), record
 
 
@@ -254,9 +254,9 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         result = run_episodes(spec, policy, console, videos=cfg.videos if cfg.video else 0, **settings)
         frames = result.frames
 
-    report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
+    report = {"ckpt": str(path), "env": spec.env_id, "updates": module.k, **settings}
     report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()
-    table = Table(title=escape(f"{spec.env_id} · update {module.updates:,}"), show_header=False)
+    table = Table(title=escape(f"{spec.env_id} · update {module.k:,}"), show_header=False)
     for key, value in result.summary().items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
     table.add_row("evaluated over", f"{report['episodes']} {names[0]}")

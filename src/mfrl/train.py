@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.learning.training import Training
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.evaluation import episodes_on_the_way
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
@@ -146,7 +146,8 @@ def fit(
     if saved:
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
     L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
-    module = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
+    algorithm = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
+    module = Training(algorithm, cfg.batch_size, cfg.compile)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
@@ -172,7 +173,7 @@ def fit(
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    critic = "critic" in module.optimizer_names
+    critic = "critic" in algorithm.trained
     with telling_how_to_go_on(run, module, checkpoints):
         tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
         loggers = [tensorboard, MetricsCSV(run.path, first_update)]
@@ -223,7 +224,7 @@ def fit(
 
 
 @contextmanager
-def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: Checkpoint) -> Iterator[None]:
+def telling_how_to_go_on(run: RunFolder, module: Training, checkpoints: Checkpoint) -> Iterator[None]:
     """Where the machine and not the training was the trouble, say as well what is left of the run."""
     try:
         yield
@@ -357,6 +358,11 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
             left to do.
         CheckpointError: for a configuration that is more than settings and references among them.
     """
+    if "learner" not in saved:
+        raise RefusedRun(
+            f"{path} was written by an earlier version of mfrl, whose updates drew other random numbers: mfrl eval "
+            "takes it, but no run goes on from it"
+        )
     Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
     old = OmegaConf.create(saved["mfrl"]["config"])
     for part in ("algo", "data", "eval", "log", "checkpoint"):

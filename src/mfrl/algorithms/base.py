@@ -9,17 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from mfrl.data.batch import Batch, DataSpec
-=======
-from mfrl import signals
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.data.sampling import Chunk
->>>>>>> helper-c
 from mfrl.errors import ConfigError
-from mfrl.learning.groups import Average, Group
+from mfrl.algorithms.groups import Average, Group
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
+from mfrl.q_learning import TD
 from mfrl.randomness import Draw
 from mfrl.settings import Settings, check
 
@@ -123,6 +118,11 @@ class Algorithm(nn.Module):
     def forward(self, method: str, *arguments: Any) -> Any:
         """Any method, for :func:`torch.func.functional_call`, which calls a module with other parameters."""
         return getattr(self, method)(*arguments)
+
+    @property
+    def discount(self) -> float:
+        """What values are discounted by; 1 where none is learned."""
+        return self.settings.discount if isinstance(self.settings, TD) else 1.0
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -15,19 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.groups import ActorAdam, Group
+from mfrl.algorithms.groups import ActorAdam, Group
 from mfrl.meanflow import Network, Time, Times, interpolate
 from mfrl.networks import Sees
-=======
-from mfrl.algorithms.behaviour_cloning import PathCloning
-from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import Network, Time, interpolate
-from mfrl.networks import encode
->>>>>>> helper-c
 from mfrl.policy import Normalizer, Policy
 from mfrl.randomness import Draw, Normal
 

@@ -16,17 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.flow_bc import FlowBCSettings, FlowPolicy, euler, flow_matching_loss
-=======
-from mfrl.algorithms.behaviour_cloning import PathCloning
-from mfrl.algorithms.flow_bc import FlowPolicy, euler, flow_matching_loss
-from mfrl.algorithms.ranges import check_ranges
->>>>>>> helper-c
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.learning.groups import Group
+from mfrl.algorithms.groups import Group
 from mfrl.meanflow import Network, Times, end_time
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy

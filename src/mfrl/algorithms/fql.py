@@ -29,23 +29,12 @@ from torch import Tensor, nn
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
-<<<<<<< HEAD
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.groups import Average, Group
+from mfrl.algorithms.groups import Average, Group
 from mfrl.meanflow import Times
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.schedules import FixedAlpha
-=======
-from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.errors import require
-from mfrl.meanflow import Time, draw_time
-from mfrl.networks import encode
-from mfrl.policy import Normalizer
-from mfrl.q_learning import NORMALIZE_Q, Q_AGGREGATION, q_loss, td_loss
-from mfrl.randomness import generator
->>>>>>> helper-c
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +123,6 @@ class FQL(Algorithm):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """TD to y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
         with torch.no_grad():
-<<<<<<< HEAD
             next_actions = student_action(self.actor, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
             self.target_critic,
@@ -146,14 +134,6 @@ class FQL(Algorithm):
             self.value_range,
         )
         return td_loss(self.critic, s["critic"], batch.actions, y)
-=======
-            next_actions = student_action(self.actor, seen.next_actor, e).clamp(-1.0, 1.0)
-            next_q = self.target_critic(seen.next_target, next_actions)
-            y = batch.rewards + batch.discounts * self.aggregate(next_q)
-            if self.value_range is not None:
-                y = y.clamp(*self.value_range)
-        return td_loss(self.critic, seen.critic, batch.actions, y)
->>>>>>> helper-c
 
     def policy_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha L_distillation + L_q at the same noise; flow and critic are used, not trained."""

@@ -14,16 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.groups import ActorAdam, Group
+from mfrl.algorithms.groups import ActorAdam, Group
 from mfrl.networks import Sees
-=======
-from mfrl.algorithms.behaviour_cloning import BehaviourCloning
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.networks import encode
->>>>>>> helper-c
 from mfrl.policy import Normalizer, Policy
 
 

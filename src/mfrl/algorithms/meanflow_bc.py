@@ -13,18 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.groups import ActorAdam, Group
+from mfrl.algorithms.groups import ActorAdam, Group
 from mfrl.meanflow import FlowLoss, Times, flow_loss
-=======
-from mfrl.algorithms.behaviour_cloning import PathCloning
-from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import Time, flow_loss
-from mfrl.networks import encode
->>>>>>> helper-c
 from mfrl.policy import OneStepPolicy
 from mfrl.randomness import Draw, Normal
 from mfrl.reformulation import Reformulation

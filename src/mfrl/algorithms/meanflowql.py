@@ -16,30 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.groups import ActorAdam, Average, Group
+from mfrl.algorithms.groups import ActorAdam, Average, Group
 from mfrl.meanflow import FlowLoss, Time, Times, bound_loss, flow_loss
 from mfrl.policy import OneStepPolicy, one_step
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
-=======
-from mfrl.algorithms.base import OfflineAlgorithm, average_, averaged, follow_
-from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.errors import ConfigError, did_you_mean
-from mfrl.meanflow import (
-    Time,
-    bound_loss,
-    draw_time,
-    flow_loss,
-)
-from mfrl.networks import encode
-from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
-from mfrl.q_learning import NORMALIZE_Q, Q_AGGREGATION, q_loss, td_loss
-from mfrl.randomness import generator
->>>>>>> helper-c
 from mfrl.reformulation import Reformulation
 from mfrl.schedules import CosineAlpha, DynamicAlpha, FixedAlpha
 
@@ -145,7 +128,6 @@ class MeanFlowQL(Algorithm):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
         with torch.no_grad():
-<<<<<<< HEAD
             candidates = one_step(self.actor, self.reformulation, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
             self.target_critic,
@@ -157,14 +139,6 @@ class MeanFlowQL(Algorithm):
             self.value_range,
         )
         return td_loss(self.critic, s["critic"], batch.actions, y)
-=======
-            candidates = one_step(self.actor, self.reformulation, seen.next_actor, noise).clamp(-1.0, 1.0)
-            _, next_q = best_of_n(self.target_critic, seen.next_target, candidates)
-            y = batch.rewards + batch.discounts * self.aggregate(next_q)
-            if self.value_range is not None:
-                y = y.clamp(*self.value_range)
-        return td_loss(self.critic, seen.critic, batch.actions, y)
->>>>>>> helper-c
 
     def flow_loss(
         self, batch: Batch, e: Tensor, time: Time, s: Mapping[str, Tensor]

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.learning.training import Training
 from mfrl.errors import DivergedError
 from mfrl.files import replacing
 from mfrl.run import load_checkpoint
@@ -72,10 +72,10 @@ class Checkpoint(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["mfrl"] = self.extra
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         self.saved, self._saved_at = pl_module.updates, time.monotonic()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
         due = k % self.every == 0 or k == pl_module.total_updates
         if due or (self.minutes is not None and time.monotonic() - self._saved_at >= 60.0 * self.minutes):
@@ -84,7 +84,7 @@ class Checkpoint(L.Callback):
             with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
                 self._copy(temporary)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Training, exception: BaseException) -> None:
         """Keep what was trained since the last checkpoint, unless it is not sound or a second Ctrl-C will not wait."""
         if isinstance(exception, KeyboardInterrupt | DivergedError) or not pl_module.between_updates:
             return
@@ -95,7 +95,7 @@ class Checkpoint(L.Callback):
         except Exception as error:  # what ended the training is to be told, and not what came of it
             self.problem = str(error)
 
-    def _save(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def _save(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
             self._refuse_nonfinite(pl_module)
             for logger in trainer.loggers:  # what a run goes on from has been logged for good
@@ -112,7 +112,7 @@ class Checkpoint(L.Callback):
         except OSError:
             shutil.copyfile(self.last, path)
 
-    def _refuse_nonfinite(self, pl_module: OfflineAlgorithm) -> None:
+    def _refuse_nonfinite(self, pl_module: Training) -> None:
         if names := pl_module.nonfinite_parameters():
             left = f"{self.last} stays at the last good update" if self.last.is_file() else "no checkpoint is written"
             raise DivergedError(

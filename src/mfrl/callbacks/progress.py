@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.learning.training import Training
 
 SCORE_FORMATS = {
     "eval/return": ".1f",
@@ -74,13 +74,13 @@ class Progress(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.start()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         self._task = self.bar.add_task(
             "train", total=pl_module.total_updates, completed=pl_module.updates, note=self._score
         )
         self._total = pl_module.total_updates
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
         # The first chunk, which may have compiled, opens the window.
         self._window.append((k, time.perf_counter() - pl_module.seconds_aside))

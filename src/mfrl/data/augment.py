@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mfrl.data.batch import Batch
 from mfrl.errors import require
-from mfrl.randomness import derived_seed, generator
+from mfrl.randomness import indices, key_of
 
 
 class RandomCrop:
@@ -33,11 +33,11 @@ class RandomCrop:
     def __call__(self, batch: Batch, k: int) -> Batch:
         """The batch of update ``k``, observations uint8 ``(batch, frames, height, width, channels)``."""
         # Decided on the host, so that half of the updates gather nothing and none waits for the device.
-        if derived_seed(self.seed, "augment", k) >= self.probability * 2.0**63:
+        key, update = key_of(self.seed), torch.tensor([k])
+        if int(indices(key, "whether to crop", update, 1, 1 << 31)) >= self.probability * (1 << 31):
             return batch
-        device = batch.observations.device
-        draws = generator(self.seed, "augment", k, device)
-        offsets = torch.randint(2 * self.padding + 1, (len(batch.observations), 2), generator=draws, device=device)
+        device, size = batch.observations.device, len(batch.observations)
+        offsets = indices(key.to(device), "crop", update.to(device), 2 * size, 2 * self.padding + 1).view(size, 2)
         pixels = _pixels(batch.observations.shape, offsets - self.padding)
         return batch._replace(
             observations=_gather(batch.observations, pixels), next_observations=_gather(batch.next_observations, pixels)

@@ -87,20 +87,15 @@ class OfflineData(L.LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         assert self.trainer is not None
-        algorithm = self.trainer.lightning_module
+        algorithm = self.trainer.lightning_module.algorithm
         return ChunkLoader(
             self.on_device(self.trainer.strategy.root_device),
             self.batch_size,
             self.seed,
-            algorithm.updates,
+            algorithm.k,
             self.updates,
             self.chunk,
             self.marks,
-            discount_of(algorithm),
+            algorithm.discount,
             self.augment,
         )
-
-
-def discount_of(algorithm: L.LightningModule) -> float:
-    """What an algorithm discounts values by; 1 where it learns none."""
-    return getattr(algorithm, "discount", 1.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfrl.data.batch import Augment, Batch
 from mfrl.data.storage import Transitions
-from mfrl.randomness import generator
+from mfrl.randomness import indices, key_of
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,9 @@ class ChunkLoader:
 
     def __iter__(self) -> Iterator[Chunk]:
         device, at = self.transitions.starts.device, self.first
+        key = key_of(self.seed).to(device)
         for end in self.ends:
-            indices = torch.stack([self._draw(k) for k in range(at, end)]).to(device)
-            yield Chunk(self.transitions, indices, self.discount, at, self.augment, self.next_actions)
+            k = torch.arange(at, end, device=device)
+            index = indices(key, "batch", k, self.batch_size, len(self.transitions))
+            yield Chunk(self.transitions, index, self.discount, at, self.augment, self.next_actions)
             at = end
-
-    def _draw(self, k: int) -> Tensor:
-        # On the CPU, wherever the transitions lie: where that is depends on the machine, what is drawn must not.
-        draws = generator(self.seed, "batch", k)
-        return torch.randint(len(self.transitions), (self.batch_size,), generator=draws)

@@ -24,7 +24,7 @@ from torch.func import functional_call, grad, vmap
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch
-from mfrl.learning.groups import Average, Group
+from mfrl.algorithms.groups import Average, Group
 from mfrl.randomness import Streams, key_of
 from mfrl.schedules import warmup_cosine
 

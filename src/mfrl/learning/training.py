@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mfrl import signals
 from mfrl.algorithms.base import Algorithm
-from mfrl.data.batch import Batch
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import Chunk
 from mfrl.learning.learner import Learner
 from mfrl.policy import Policy
@@ -49,6 +49,10 @@ class Training(L.LightningModule):
     @property
     def total_updates(self) -> int:
         return self.algorithm.total_updates
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.algorithm.spec
 
     def policy(self) -> Policy:
         """What acts in an environment; shares the networks being trained."""
