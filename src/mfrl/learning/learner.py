@@ -157,12 +157,19 @@ class Learner:
                     named |= self._layouts[name].views(vector)
                 return functional_call(self._skeleton, named, ("loss", batch, noise, trained), tie_weights=False)
 
+            if alone and not torch.compiler.is_compiling():  # the same; a transform costs time at every operation
+                with torch.enable_grad():
+                    leaves = {name: vector.detach().requires_grad_() for name, vector in free.items()}
+                    value, metrics = loss(leaves)
+                gradients = torch.autograd.grad(value, list(leaves.values()))
+                return dict(zip(leaves, gradients, strict=True)), {name: m.detach() for name, m in metrics.items()}
             return grad(loss, has_aux=True)(free)
 
+        alone = len(self.algorithms) == 1
         free = {name: self._parameters[name] for name in trained}
         fixed = {name: vector for name, vector in self._parameters.items() if name not in free}
         arguments = free, fixed, self._buffers, self._key, batch
-        return (of_a_member if len(self.algorithms) == 1 else vmap(of_a_member))(*arguments)
+        return (of_a_member if alone else vmap(of_a_member))(*arguments)
 
     def _follow(self, average: Average) -> None:
         rate: float | Tensor = average.rate

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfrl.meanflow import Time
+from mfrl.networks import primitives
+from mfrl.networks.primitives import affine, gelu_tangent
 
 
 class Dual(NamedTuple):
@@ -27,24 +29,20 @@ class Dual(NamedTuple):
 
 def linear(x: Dual, weight: Tensor, bias: Tensor | None = None) -> Dual:
     """W x + b;  d = W dx."""
-    value = F.linear(x.value, weight, bias)
+    value = affine(x.value, weight, bias)
     if x.tangent is None:
         return Dual(value)
     with torch.no_grad():
-        return Dual(value, F.linear(x.tangent, weight))
+        return Dual(value, affine(x.tangent, weight))
 
 
 def gelu(x: Dual) -> Dual:
-    """GELU in its tanh form. Its backward kernel is gelu'(x) times a factor: with dx as factor, the tangent."""
-    value = F.gelu(x.value, approximate="tanh")
-    if x.tangent is None:
-        return Dual(value)
-    with torch.no_grad():
-        return Dual(value, torch.ops.aten.gelu_backward(x.tangent, x.value, approximate="tanh"))
+    """GELU in its tanh form."""
+    return Dual(primitives.gelu(x.value), None if x.tangent is None else gelu_tangent(x.value, x.tangent))
 
 
 def silu(x: Dual) -> Dual:
-    """x sigmoid(x), with its tangent as in :func:`gelu`."""
+    """x sigmoid(x), whose backward kernel is silu'(x) times a factor: with dx as factor, the tangent."""
     value = F.silu(x.value)
     if x.tangent is None:
         return Dual(value)
