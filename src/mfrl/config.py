@@ -28,6 +28,7 @@ RESUMABLE = (
     "updates",
     "chunk",
     "compile",
+    "tf32",
     "accelerator",
     "threads",
     "data_dir",

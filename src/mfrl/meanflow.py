@@ -107,8 +107,10 @@ class Times:
         times = self.batch_size * (1 if self.num_steps is None else 2)
         return times if self.instant_share is None else 2 * times + self.batch_size
 
-    def make(self, words: Tensor) -> Time:
-        """The times, from int64 words ``(words,)``."""
+    def numbers(self, words: Tensor) -> Tensor:
+        return words
+
+    def value(self, words: Tensor) -> Time:
         if self.instant_share is None:
             if self.num_steps is None:
                 return Time(1.0 - uniform(words)[:, None])

@@ -98,14 +98,17 @@ def below(words: Tensor, high: int) -> Tensor:
 
 
 class Draw(Protocol):
-    """Some random numbers of an update."""
+    """Some random numbers of an update, made in two steps of which the first is the costly one."""
 
     @property
     def words(self) -> int:
         """How many 32-bit words they are made of."""
 
-    def make(self, words: Tensor) -> Any:
-        """The numbers, from int64 words ``(words,)``."""
+    def numbers(self, words: Tensor) -> Tensor:
+        """From int64 words ``(..., words)`` to as many numbers, of several updates and members at once."""
+
+    def value(self, numbers: Tensor) -> Any:
+        """What the loss is given, from the ``(words,)`` numbers of one update."""
 
 
 @dataclass(frozen=True)
@@ -117,18 +120,18 @@ class Normal:
 
     @property
     def words(self) -> int:
-        return _even(math.prod(self.shape))
+        count = math.prod(self.shape)
+        return count + count % 2
 
-    def make(self, words: Tensor) -> Tensor:
-        return self.std * normal(words)[: math.prod(self.shape)].view(self.shape)
+    def numbers(self, words: Tensor) -> Tensor:
+        return self.std * normal(words)
 
-
-def _even(count: int) -> int:
-    return count + count % 2
+    def value(self, numbers: Tensor) -> Tensor:
+        return numbers[: math.prod(self.shape)].view(self.shape)
 
 
 class Streams:
-    """The random numbers of an update, all of them out of one call of Philox.
+    """The random numbers of updates, all of them out of one call of Philox.
 
     Args:
         draws: what is drawn, by name; each name is a stream of its own.
@@ -137,36 +140,46 @@ class Streams:
     """
 
     def __init__(self, draws: Mapping[str, Draw], purpose: str, device: torch.device | str = "cpu") -> None:
-        self.draws = dict(draws)
-        self._blocks = [-(-draw.words // 4) for draw in self.draws.values()]
-        block = [torch.arange(count) for count in self._blocks]
-        stream = [torch.full((n,), zlib.crc32(f"{purpose}/{name}".encode())) for n, name in zip(self._blocks, self.draws, strict=True)]
-        self._block = torch.cat([*block, torch.empty(0, dtype=torch.int64)]).to(device)
-        self._stream = torch.cat([*stream, torch.empty(0, dtype=torch.int64)]).to(device)
+        self._draws = dict(draws)
+        self._blocks = [-(-draw.words // 4) for draw in self._draws.values()]
+        streams = [zlib.crc32(f"{purpose}/{name}".encode()) for name in self._draws]
+        sizes = torch.tensor(self._blocks, dtype=torch.int64)
+        self._block = torch.cat([torch.arange(n) for n in [*self._blocks, 0]]).to(device)
+        self._stream = torch.tensor(streams, dtype=torch.int64).repeat_interleave(sizes).to(device)
         self._zero = torch.zeros((), dtype=torch.int64, device=device)
 
-    def __call__(self, key: Tensor, k: Tensor) -> dict[str, Any]:
-        """The draws of update ``k``.
+    def numbers(self, key: Tensor, k: Tensor) -> dict[str, Tensor]:
+        """The draws' numbers in updates ``k``, by name: ``(updates, words)``, ``(updates, members, words)`` of several.
 
         Args:
-            key: ``(2,)`` int64, of :func:`key_of`.
-            k: int64 without dimensions, in [0, 2^32).
+            key: ``(2,)`` int64, of :func:`key_of`; ``(members, 2)`` of several seeds.
+            k: ``(updates,)`` int64, in [0, 2^32).
         """
-        if not self.draws:
+        if not self._draws:
             return {}
-        words = philox((self._block, k, self._stream, self._zero), (key[0], key[1])).split(self._blocks)
-        return {name: draw.make(part.flatten()[: draw.words]) for (name, draw), part in zip(self.draws.items(), words, strict=True)}
+        low, high = key.unbind(-1)
+        k = k.view(-1, *[1] * key.ndim)
+        words = philox((self._block, k, self._stream, self._zero), (low[..., None], high[..., None]))
+        parts = words.split(self._blocks, -2)
+        return {
+            name: draw.numbers(part.flatten(-2)[..., : draw.words])
+            for (name, draw), part in zip(self._draws.items(), parts, strict=True)
+        }
+
+    def values(self, numbers: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the loss is given, from the ``(words,)`` numbers of one update of one member."""
+        return {name: draw.value(numbers[name]) for name, draw in self._draws.items()}
 
 
 def indices(key: Tensor, purpose: str, k: Tensor, count: int, high: int) -> Tensor:
-    """Which of ``high`` things each of some updates draws: ``(..., count)`` int64 in [0, high), with replacement.
+    """Which of ``high`` things each of some updates draws: ``(updates, count)`` int64 in [0, high), with replacement.
 
     Args:
-        key: ``(2,)`` int64, or ``(2, members, 1)`` for several seeds at once.
+        key: ``(2,)`` int64.
         purpose: of the stream.
         k: ``(updates,)`` int64, the numbers of the updates.
     """
     block = torch.arange(-(-count // 2), device=k.device)
     stream = torch.full((), zlib.crc32(purpose.encode()), device=k.device)
-    words = philox((block, k[:, None], stream, torch.zeros_like(stream)), (key[0][..., None], key[1][..., None]))
+    words = philox((block, k[:, None], stream, torch.zeros_like(stream)), (key[0], key[1]))
     return below(words.flatten(-2), high)[..., :count]

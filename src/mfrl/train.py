@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
+from mfrl.learning.compiling import check_compile, choose
 from mfrl.learning.training import Training
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.evaluation import episodes_on_the_way
@@ -147,7 +148,9 @@ def fit(
         refuse_other_data(saved["mfrl"]["provenance"], provenance)
     L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
     algorithm = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
+    cfg.compile, why = choose(cfg.compile, cfg.updates)  # for good: a resumed run goes on as it began
     module = Training(algorithm, cfg.batch_size, cfg.compile)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
@@ -183,6 +186,7 @@ def fit(
     env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {run.path}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
+    console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, checkpoints):
         try:
@@ -207,6 +211,8 @@ def fit(
         **final_scores(run),
         "seconds": round(time.perf_counter() - started, 2),
         "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
+        "compiled": cfg.compile,
+        "matmul": "tf32" if cfg.tf32 and module.device.type == "cuda" else "float32",
         "warnings": [*data.warnings, *monitor.explosions.warnings],
         "versions": versions(),
     }
@@ -275,8 +281,9 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number of at least 1")
     if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
-    if cfg.compile:
-        require_compiler()
+    check_compile(cfg.compile)
+    if type(cfg.tf32) is not bool:
+        raise ConfigError(f"tf32={cfg.tf32} must be true or false")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     if (precision := cfg.trainer.precision) not in PRECISIONS:
@@ -291,23 +298,6 @@ def check_settings(cfg: DictConfig) -> None:
     here |= {"auto"} | ({"gpu"} if here & {"cuda", "mps"} else set())
     if cfg.accelerator not in here:
         raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
-
-
-def require_compiler() -> None:
-    """Refuse ``compile=true`` before training where PyTorch would look for a compiler in vain at its first update.
-
-    Raises:
-        ConfigError: saying what to install.
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        raise ConfigError(
-            "compile=true needs a C++ compiler, and PyTorch finds none that works: install one (Debian's package g++), "
-            "name it in the environment variable CXX, or leave compile= out"
-        ) from error
 
 
 def processes(cfg: DictConfig) -> dict[str, int]:

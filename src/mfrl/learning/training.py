@@ -84,7 +84,8 @@ class Training(L.LightningModule):
         """The parts of the loss on data not trained on, with the same noise each time."""
         algorithm, device = self.algorithm, self.device
         streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
-        noise = streams(key_of(algorithm.seed).to(device), torch.zeros((), dtype=torch.int64, device=device))
+        numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
+        noise = streams.values({name: x[0] for name, x in numbers.items()})
         return algorithm.loss(batch, noise, algorithm.trained)[1]
 
     @torch.no_grad()
