@@ -82,8 +82,8 @@ def algorithm(**settings: Any) -> MeanFlowQL:
     torch.manual_seed(0)
     module = MeanFlowQL(SPEC, **chosen).double()
     randomise_(module.actor, seed=1)
-    if hasattr(module.actor, "head"):
-        module.actor.head.weight.data *= 0.2  # some actions within the bounds, some outside
+    if hasattr(module.actor.network, "head"):
+        module.actor.network.head.weight.data *= 0.2  # some actions within the bounds, some outside
     randomise_(module.critic, seed=2)
     randomise_(module.target_critic, seed=3)
     return module
