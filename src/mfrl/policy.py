@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.errors import ConfigError
-from mfrl.meanflow import Network, end_time
+from mfrl.meanflow import end_time
 from mfrl.networks import Sees
 from mfrl.reformulation import Reformulation
 

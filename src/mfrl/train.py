@@ -23,8 +23,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
-from mfrl.learning.compiling import check_compile, choose
-from mfrl.learning.training import Training
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.evaluation import episodes_on_the_way
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
@@ -51,6 +49,8 @@ from mfrl.errors import (
     refused_by_system,
 )
 from mfrl.files import one_at_a_time
+from mfrl.learning.compiling import check_compile, choose
+from mfrl.learning.training import Training
 from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.paths import literal, pasted, run_folder
 from mfrl.report.groups import SCORES, known_metric, unsteady

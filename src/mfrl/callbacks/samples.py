@@ -9,11 +9,11 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl import figures
-from mfrl.learning.training import Training
 from mfrl.callbacks.evaluation import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.data.toy import find_toy
 from mfrl.envs.spec import EnvSpec
+from mfrl.learning.training import Training
 from mfrl.samples import SampleEvaluation, SampleEvaluator, displaced_lines, noise_lines
 
 
