@@ -237,10 +237,10 @@ def test_a_group_steps_when_it_is_its_turn_and_at_its_rate():
         moved = {
             name.partition(".")[0] for name, p in parameters(algorithm).items() if not torch.equal(p, before[name])
         }
-        # Over the two updates of its stage, the second network's rate rises during the first.
-        assert moved == ({"one"} if k % 2 == 0 else set()) | ({"two"} if k == 4 else set()), k
+        # Over the two updates of its stage, the third network's rate rises during the first.
+        assert moved == {"two"} | ({"one"} if k % 2 == 0 else set()) | ({"target"} if k == 4 else set()), k
         assert rates["one"] == pytest.approx(0.1)
-        assert rates["two"] == pytest.approx(0.2 if k >= 4 else 0.0)
+        assert rates["target"] == pytest.approx(0.2 if k >= 4 else 0.0)
 
 
 def test_a_gradient_is_clipped_by_its_norm_over_the_whole_network():
