@@ -227,7 +227,8 @@ def test_adam_is_that_of_pytorch():
 def test_a_group_steps_when_it_is_its_turn_and_at_its_rate():
     algorithm = Quadratic(
         Group("one", lr=0.1, end=10, every=2),
-        Group("two", lr=0.2, begin=3, end=5, warmup=0.5),
+        Group("two", lr=0.1, end=10),
+        Group("target", lr=0.2, begin=3, end=5, warmup=0.5),
     )
     learner = Learner([algorithm], SIZE)
     for k in range(10):
