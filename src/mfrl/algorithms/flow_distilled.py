@@ -46,6 +46,9 @@ class StudentPolicy(Policy):
         super().__init__(normalizer, action_dim, sigma, critic)
         self.student = student
 
+    def folded(self) -> StudentPolicy:
+        return self._with("student", self.student.folded(end_time(self.normalizer.mean, two_times=False)))
+
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         return student_action(self.student, self.student.see(observations), noise)
 

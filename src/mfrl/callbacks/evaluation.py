@@ -96,7 +96,7 @@ class Evaluate(L.Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         episodes = self.episodes if pl_module.updates == pl_module.total_updates else self.interim_episodes
         task = self.progress.bar.add_task("evaluate", total=episodes, note="")
-        policy = pl_module.policy()
+        policy = pl_module.policy().folded()
         result = self._evaluator.run(
             policy,
             episodes,

@@ -47,7 +47,7 @@ class EvaluateSamples(L.Callback):
 
     def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
-            result = self.evaluator.run(pl_module.policy())
+            result = self.evaluator.run(pl_module.policy().folded())
             record(trainer, pl_module, self.run_dir, self.progress, result)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
