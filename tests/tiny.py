@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
+from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
 from mfrl.networks import MLP, DiT, QEnsemble
+from mfrl.randomness import Streams, key_of
 from mfrl.reformulation import Reformulation
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
@@ -51,6 +53,13 @@ def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
     generator = torch.Generator().manual_seed(seed)
     t = 1.0 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)
     return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
+
+
+def noise_of(module: Algorithm, k: int, size: int) -> dict[str, Any]:
+    """The random numbers of update k, as the loss takes them: float32."""
+    streams = Streams(module.draws(size), "update")
+    drawn = streams.numbers(key_of(module.seed), torch.tensor([k]))
+    return streams.values({name: x[0] for name, x in drawn.items()})
 
 
 def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64, discount: float = 0.99) -> Batch:
