@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mfrl import figures
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import Algorithm
 from mfrl.data.toy import Toy, find_toy
 from mfrl.errors import ConfigError
 from mfrl.eval import load_algorithm
@@ -78,8 +78,8 @@ def load_policies(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str,
     return toy, {name: module.policy() for name, (module, _) in loaded.items()}
 
 
-def _load(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, tuple[OfflineAlgorithm, dict[str, Any]]]]:
-    """The toy, and of each checkpoint the module and its record."""
+def _load(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, tuple[Algorithm, dict[str, Any]]]]:
+    """The toy, and of each checkpoint the algorithm and its record."""
     loaded = {name: load_algorithm(path) for name, path in checkpoints.items()}
     toys = {record["env"]["env_id"] for _, record in loaded.values()}
     if len(toys) != 1:
