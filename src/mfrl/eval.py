@@ -214,7 +214,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
-    spec, policy = recorded_env(record, tuple(cfg.trust)), module.policy()
+    spec, policy = recorded_env(record, tuple(cfg.trust)), module.policy().folded()
     elsewhere = any(value not in (None, {}, []) for value in OmegaConf.to_container(cfg.env, resolve=True).values())
     if elsewhere:
         spec = other_env(cfg, spec, record, module.spec)

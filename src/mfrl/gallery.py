@@ -41,7 +41,7 @@ def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int | None = 
     evaluator = SampleEvaluator(toy, *settings.pop())
     clouds = {f"data\n$W_2$ floor {evaluator.floor:.3f}": evaluator.data}
     for name, (module, _) in loaded.items():
-        result = evaluator.run(module.policy())
+        result = evaluator.run(module.policy().folded())
         clouds[f"{name}\n$W_2$ {result.scores['eval/w2']:.3f}"] = result.drawn
     return figures.sample_clouds(clouds, columns=columns)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from mfrl.errors import ConfigError
-from mfrl.meanflow import Network, end_time
+from mfrl.meanflow import end_time
 from mfrl.networks import Sees
 from mfrl.reformulation import Reformulation
 
@@ -86,6 +88,19 @@ class Policy(nn.Module):
         """Actions before clipping, ``(..., batch, action_dim)`` like the noise, for normalised observations."""
         raise NotImplementedError
 
+    def folded(self) -> Policy:
+        """The same policy as it is now, for acting: what is constant when acting is worked out once.
+
+        Actions differ by rounding. Later changes of the weights do not show.
+        """
+        return self
+
+    def _with(self, name: str, network: nn.Module) -> Self:
+        """This policy with another network in the place of one it has."""
+        policy = copy.copy(self)
+        policy._modules = self._modules | {name: network}
+        return policy
+
     def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Clipped actions ``(candidate, batch, action_dim)`` for normalised observations."""
         return self.unclipped(observations, noise).clamp(-1.0, 1.0)
@@ -140,6 +155,13 @@ class OneStepPolicy(Policy):
     ) -> None:
         super().__init__(normalizer, action_dim, sigma, critic, num_candidates, ceiling)
         self.actor, self.reformulation = actor, reformulation
+
+    def folded(self) -> OneStepPolicy:
+        policy = copy.copy(self)
+        policy._modules = self._modules | {
+            "actor": self.actor.folded(end_time(self.normalizer.mean, self.reformulation.two_times))
+        }
+        return policy
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         return one_step(self.actor, self.reformulation, self.actor.see(observations), noise)

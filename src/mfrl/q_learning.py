@@ -1,4 +1,4 @@
-"""Q-learning, whatever the policy is: the Bellman target, the TD loss, and the critic's pull on the policy's actions."""
+"""Q-learning, whatever the policy is: the Bellman target, the TD loss, and the critic's pull on the actions."""
 
 from __future__ import annotations
 

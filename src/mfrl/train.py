@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -23,8 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
-from mfrl.learning.compiling import check_compile, choose
-from mfrl.learning.training import Training
+from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.evaluation import episodes_on_the_way
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
@@ -51,6 +51,8 @@ from mfrl.errors import (
     refused_by_system,
 )
 from mfrl.files import one_at_a_time
+from mfrl.learning.compiling import check_compile, choose
+from mfrl.learning.training import Training
 from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.paths import literal, pasted, run_folder
 from mfrl.report.groups import SCORES, known_metric, unsteady
@@ -125,8 +127,42 @@ def fit(
         parts: what builds data, algorithm and evaluation of a configuration that is not the user's own but the
             checkpoint's; None: Hydra, from ``cfg``.
     """
-    first_update = saved["updates"] if saved else 0
+    data = prepare(cfg, parts, console)
+    algorithm, why = build_run(cfg, data, saved, parts)
+    module = Training(algorithm, cfg.batch_size, cfg.compile)
 
+    # Everything that can be refused has been looked at: now the run leaves its first trace.
+    lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
+    first_update = saved["updates"] if saved else 0
+    progress = Progress(cfg.eval.every, final_share(cfg), console)
+    begun = begin(cfg, overrides, console, run, first_update, data, module, progress, parts)
+    # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
+    callbacks = [begun.monitor, Interruption(), begun.checkpoints, begun.evaluate, progress]
+    trainer = build_trainer(cfg, run.checkpoints, callbacks, begun.loggers)
+    announce(console, cfg, str(run.path), first_update, why)
+    with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, begun.checkpoints):
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
+                try:
+                    begun.evaluate.on_train_start(trainer, module)
+                finally:
+                    begun.evaluate.teardown(trainer, module, "fit")
+        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
+            raise InterruptedRun(how_to_go_on(run, module.updates, begun.checkpoints), signals.received()) from None
+
+    result = begun.finish(module)
+    if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
+        summarise(console, run, result)
+    return result
+
+
+def prepare(cfg: DictConfig, parts: Parts | None, console: Console) -> OfflineData:
+    """The data of a run, read and checked, and what it is to be evaluated by looked at.
+
+    Raises:
+        DataError, EnvError, ConfigError: of what cannot be.
+    """
     L.seed_everything(cfg.seed, verbose=False)
     if parts is None:
         data = build(cfg.data)
@@ -143,90 +179,136 @@ def fit(
         find_toy(data.env.env_id)
     if data.val is None and cfg.eval._target_ == "mfrl.callbacks.EvaluateHeldOut":
         raise ConfigError(f"evaluation=held_out: nothing of {data.dataset} is held out; set env.val_fraction=0.05, say")
-    provenance = data.provenance()
+    return data
+
+
+def build_run(
+    cfg: DictConfig, data: OfflineData, saved: dict[str, Any] | None, parts: Parts | None
+) -> tuple[Algorithm, str]:
+    """The algorithm of a run, and why it is compiled or not; what was chosen is noted in ``cfg``.
+
+    Raises:
+        RefusedRun: it goes on, and its data are not those it began with.
+    """
     if saved:
-        refuse_other_data(saved["mfrl"]["provenance"], provenance)
+        refuse_other_data(saved["mfrl"]["provenance"], data.provenance())
     L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
     algorithm = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
     cfg.compile, why = choose(cfg.compile, cfg.updates)  # for good: a resumed run goes on as it began
-    module = Training(algorithm, cfg.batch_size, cfg.compile)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
+    return algorithm, why
 
-    # Everything that can be refused has been looked at: now the run leaves its first trace.
-    lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
+
+@dataclass
+class Begun:
+    """A run that has a folder: what watches its training, and what its result is made of."""
+
+    cfg: DictConfig
+    overrides: list[str]
+    run: RunFolder
+    data: OfflineData
+    monitor: Monitor
+    checkpoints: Checkpoint
+    evaluate: L.Callback
+    loggers: list[Logger]
+    started: float
+
+    def finish(self, module: Training) -> dict[str, Any]:
+        """Write result.json, and return what it holds."""
+        cfg, run = self.cfg, self.run
+        result = {
+            "env": self.data.env.env_id,
+            "dataset": self.data.dataset,
+            "algo": cfg.algo_name,
+            "variant": cfg.variant.name,
+            **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
+            "seed": cfg.seed,
+            "data": self.checkpoints.extra["provenance"]["source"],
+            "updates": module.updates,
+            **final_scores(run),
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "updates_per_second": round(self.monitor.updates / max(self.monitor.seconds, 1e-9), 3),
+            "compiled": cfg.compile,
+            "matmul": "tf32" if cfg.tf32 and module.device.type == "cuda" else "float32",
+            "warnings": [*self.data.warnings, *self.monitor.explosions.warnings],
+            "versions": versions(),
+        }
+        scores = {
+            f"{part}/{name.removeprefix('eval/')}": value
+            for part in ("final", "mean_of_last_three")
+            for name, value in result[part].items()
+        }
+        with telling_how_to_go_on(run, module, self.checkpoints):
+            log_outcome(run.path, compared(cfg, self.overrides), scores, module.updates)
+            run.write_result(result)
+        return result
+
+
+def begin(
+    cfg: DictConfig,
+    overrides: list[str],
+    console: Console,
+    run: RunFolder,
+    first_update: int,
+    data: OfflineData,
+    module: Training,
+    progress: Progress,
+    parts: Parts | None,
+) -> Begun:
+    """Write down what a run is, and make what watches it."""
     cfg.run_dir = literal(str(run.path))
     cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
+    provenance = data.provenance()
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
-
-    plain = OmegaConf.to_container(cfg, resolve=False)
     extra = {
-        "config": plain,
+        "config": OmegaConf.to_container(cfg, resolve=False),
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
         "action_bounds": data.action_bounds,
         "provenance": provenance,
         "versions": versions(),
     }
-    final_share = cfg.eval.episodes / interim_episodes(cfg) if "episodes" in cfg.eval else 1.0
-    progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every, console)
     evaluation = parts["eval"] if parts else build(cfg.eval)
-    evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
-    # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
-    callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    critic = "critic" in algorithm.trained
     with telling_how_to_go_on(run, module, checkpoints):
+        critic = "critic" in module.algorithm.trained
         tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
         loggers = [tensorboard, MetricsCSV(run.path, first_update)]
-    # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
-    alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
-    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
-    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {run.path}"))
+    return Begun(
+        cfg,
+        overrides,
+        run,
+        data,
+        Monitor(cfg.log.every, console),
+        checkpoints,
+        evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg)),
+        loggers,
+        time.perf_counter(),
+    )
+
+
+def build_trainer(cfg: DictConfig, root: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+    """A trainer of one process, whatever a cluster's variables say.
+
+    With them Lightning also takes up what it finds in its root.
+    """
+    alone = {"plugins": LightningEnvironment(), "default_root_dir": root}
+    return build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
+
+
+def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
+    """What is going to be done, in three lines."""
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {where}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)
-    started = time.perf_counter()
-    with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, checkpoints):
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
-                try:
-                    evaluate.on_train_start(trainer, module)
-                finally:
-                    evaluate.teardown(trainer, module, "fit")
-        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
-            raise InterruptedRun(how_to_go_on(run, module.updates, checkpoints), signals.received()) from None
 
-    result = {
-        "env": data.env.env_id,
-        "dataset": data.dataset,
-        "algo": cfg.algo_name,
-        "variant": cfg.variant.name,
-        **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
-        "seed": cfg.seed,
-        "data": provenance["source"],
-        "updates": module.updates,
-        **final_scores(run),
-        "seconds": round(time.perf_counter() - started, 2),
-        "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
-        "compiled": cfg.compile,
-        "matmul": "tf32" if cfg.tf32 and module.device.type == "cuda" else "float32",
-        "warnings": [*data.warnings, *monitor.explosions.warnings],
-        "versions": versions(),
-    }
-    scores = {
-        f"{part}/{name.removeprefix('eval/')}": value
-        for part in ("final", "mean_of_last_three")
-        for name, value in result[part].items()
-    }
-    with telling_how_to_go_on(run, module, checkpoints):
-        log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
-        run.write_result(result)
-    if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
-        summarise(console, run, result)
-    return result
+
+def final_share(cfg: DictConfig) -> float:
+    """How many times as long the last evaluation is as one on the way."""
+    return cfg.eval.episodes / interim_episodes(cfg) if "episodes" in cfg.eval else 1.0
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError
-from mfrl.algorithms.groups import Average, Group
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
 from mfrl.q_learning import TD

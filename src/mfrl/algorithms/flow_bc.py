@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.data.batch import Batch, DataSpec
 from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Network, Time, Times, interpolate
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy

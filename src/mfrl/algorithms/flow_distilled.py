@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.flow_bc import FlowBCSettings, FlowPolicy, euler, flow_matching_loss
+from mfrl.algorithms.groups import Group
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.algorithms.groups import Group
 from mfrl.meanflow import Network, Times, end_time
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
@@ -45,6 +45,9 @@ class StudentPolicy(Policy):
     ) -> None:
         super().__init__(normalizer, action_dim, sigma, critic)
         self.student = student
+
+    def folded(self) -> StudentPolicy:
+        return self._with("student", self.student.folded(end_time(self.normalizer.mean, two_times=False)))
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         return student_action(self.student, self.student.see(observations), noise)

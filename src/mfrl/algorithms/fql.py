@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.flow_bc import euler, flow_matching_loss
 from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
-from mfrl.data.batch import Batch, DataSpec
 from mfrl.algorithms.groups import Average, Group
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Times
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.data.batch import Batch, DataSpec
 from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import FlowLoss, Times, flow_loss
 from mfrl.policy import OneStepPolicy
 from mfrl.randomness import Draw, Normal

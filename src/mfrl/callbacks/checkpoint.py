@@ -13,9 +13,9 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mfrl.learning.training import Training
 from mfrl.errors import DivergedError
 from mfrl.files import replacing
+from mfrl.learning.training import Training
 from mfrl.run import load_checkpoint
 
 

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl import figures
-from mfrl.learning.training import Training
 from mfrl.callbacks.progress import Progress
 from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
@@ -21,6 +20,7 @@ from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
 from mfrl.files import write_text
+from mfrl.learning.training import Training
 from mfrl.policy import Policy
 from mfrl.run import RunFolder, read_evaluations
 from mfrl.samples import SampleEvaluation
@@ -96,7 +96,7 @@ class Evaluate(L.Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         episodes = self.episodes if pl_module.updates == pl_module.total_updates else self.interim_episodes
         task = self.progress.bar.add_task("evaluate", total=episodes, note="")
-        policy = pl_module.policy()
+        policy = pl_module.policy().folded()
         result = self._evaluator.run(
             policy,
             episodes,

@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning as L
 
-from mfrl.learning.training import Training
 from mfrl.callbacks.evaluation import due, held_out, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
+from mfrl.learning.training import Training
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import lightning as L
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.learning.training import Training
-from mfrl.q_learning import TD
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.explosions import Explosions
 from mfrl.errors import DivergedError
+from mfrl.learning.training import Training
+from mfrl.q_learning import TD
 
 
 class Monitor(L.Callback):

@@ -9,11 +9,11 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl import figures
-from mfrl.learning.training import Training
 from mfrl.callbacks.evaluation import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.data.toy import find_toy
 from mfrl.envs.spec import EnvSpec
+from mfrl.learning.training import Training
 from mfrl.samples import SampleEvaluation, SampleEvaluator, displaced_lines, noise_lines
 
 
@@ -47,7 +47,7 @@ class EvaluateSamples(L.Callback):
 
     def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
-            result = self.evaluator.run(pl_module.policy())
+            result = self.evaluator.run(pl_module.policy().folded())
             record(trainer, pl_module, self.run_dir, self.progress, result)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

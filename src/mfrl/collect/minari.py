@@ -312,7 +312,7 @@ def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tup
     return Plan(
         env=made,
         eval_spec=_recorded_spec(spec),
-        behaviour=Trained(module.policy(), made.action_space, spec.observation_keys, noise, seed),
+        behaviour=Trained(module.policy().folded(), made.action_space, spec.observation_keys, noise, seed),
         algorithm=algorithm,
         description=(
             f"{algorithm} after {module.k:,} updates on {record['provenance']['dataset']}, acting in "

@@ -30,6 +30,10 @@ class RandomCrop:
         require("env.crop_probability", 0.0 <= probability <= 1.0, probability, "in [0, 1]")
         self.probability, self.seed, self.padding = probability, seed, padding
 
+    def of(self, seed: int) -> RandomCrop:
+        """The same for another seed."""
+        return RandomCrop(self.probability, seed, self.padding)
+
     def __call__(self, batch: Batch, k: int) -> Batch:
         """The batch of update ``k``, observations uint8 ``(batch, frames, height, width, channels)``."""
         # Decided on the host, so that half of the updates gather nothing and none waits for the device.

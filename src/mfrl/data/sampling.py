@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,16 +18,28 @@ class Chunk:
     """Several index batches over the same transitions: what Lightning sees as one batch."""
 
     transitions: Transitions
-    indices: Tensor  #: (updates, batch)
+    indices: Tensor  #: (updates, batch), or (updates, members, batch) of a population
     discount: float
     first: int = 0  #: number of the first update
-    augment: Augment | None = None
+    augment: Augment | Sequence[Augment] | None = None  #: of a population, each member's own
     next_actions: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
         for k, index in enumerate(self.indices, self.first):
-            batch = self.transitions.gather(index, self.discount, self.next_actions)
-            yield batch if self.augment is None else self.augment(batch, k)
+            batch = self.transitions.gather(index.flatten(), self.discount, self.next_actions)
+            yield self._alone(batch, k) if index.ndim == 1 else self._together(batch, k, len(index))
+
+    def _alone(self, batch: Batch, k: int) -> Batch:
+        return batch if self.augment is None else self.augment(batch, k)
+
+    def _together(self, batch: Batch, k: int, members: int) -> Batch:
+        """With an axis of members before that of the batch."""
+        own = Batch(*(None if field is None else field.unflatten(0, (members, -1)) for field in batch))
+        if self.augment is None:
+            return own
+        each = (Batch(*(None if field is None else field[m] for field in own)) for m in range(members))
+        shown = [augment(one, k) for augment, one in zip(self.augment, each, strict=True)]
+        return Batch(*(None if field[0] is None else torch.stack(field) for field in zip(*shown, strict=True)))
 
 
 def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
@@ -50,10 +62,10 @@ class ChunkLoader:
     Args:
         transitions: to draw from.
         batch_size: transitions of an update.
-        seed: of the drawing.
+        seed: of the drawing; several of a population, each member of which draws as it would alone.
         first, last, size, marks: where chunks begin and end, see :func:`chunk_ends`.
         discount: of values, see :meth:`Transitions.gather`; 1 for an algorithm that learns none.
-        augment: of each batch.
+        augment: of each batch; of a population, one for each member.
         next_actions: whether batches hold them.
     """
 
@@ -61,13 +73,13 @@ class ChunkLoader:
         self,
         transitions: Transitions,
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
         first: int,
         last: int,
         size: int,
         marks: tuple[int, ...],
         discount: float,
-        augment: Augment | None = None,
+        augment: Augment | Sequence[Augment] | None = None,
         next_actions: bool = False,
     ) -> None:
         self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
@@ -79,9 +91,11 @@ class ChunkLoader:
 
     def __iter__(self) -> Iterator[Chunk]:
         device, at = self.transitions.starts.device, self.first
-        key = key_of(self.seed).to(device)
+        alone = isinstance(self.seed, int)
+        keys = [key_of(seed).to(device) for seed in ([self.seed] if alone else self.seed)]
         for end in self.ends:
             k = torch.arange(at, end, device=device)
-            index = indices(key, "batch", k, self.batch_size, len(self.transitions))
+            drawn = [indices(key, "batch", k, self.batch_size, len(self.transitions)) for key in keys]
+            index = drawn[0] if alone else torch.stack(drawn, 1)
             yield Chunk(self.transitions, index, self.discount, at, self.augment, self.next_actions)
             at = end

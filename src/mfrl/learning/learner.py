@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.data.batch import Batch
 from mfrl.algorithms.groups import Average, Group
+from mfrl.data.batch import Batch
 from mfrl.randomness import Streams, key_of
 from mfrl.schedules import warmup_cosine
 
@@ -87,12 +87,15 @@ class Learner:
         self._groups = {group.network: group for group in first.groups}
         self._averages = first.averages
         self._layouts = {
-            name: Layout(name, network) for name, network in first.named_children() if any(True for _ in network.parameters())
+            name: Layout(name, network)
+            for name, network in first.named_children()
+            if any(True for _ in network.parameters())
         }
         self._parameters = {name: self._adopt_parameters(layout) for name, layout in self._layouts.items()}
         self._buffers = {name: self._adopt_buffer(name) for name in first.state_dict() if name not in self._names()}
         self._moments = {
-            name: (torch.zeros_like(self._parameters[name]), torch.zeros_like(self._parameters[name])) for name in self._groups
+            name: (torch.zeros_like(self._parameters[name]), torch.zeros_like(self._parameters[name]))
+            for name in self._groups
         }
         self._steps = {name: torch.zeros((), device=device) for name in self._groups}
         self._k = torch.tensor(self.k, device=device)
@@ -291,7 +294,8 @@ def adam_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, lr: Tensor) -> 
 
 
 def _rate(group: Group, k: Tensor) -> Tensor:
-    return group.lr * warmup_cosine(k - group.begin, group.end - group.begin, group.warmup, group.floor)
+    k = (k - group.begin).clamp(min=0)
+    return group.lr * warmup_cosine(k, group.end - group.begin, group.warmup, group.floor)
 
 
 def _without_parameters(algorithm: Algorithm) -> Algorithm:

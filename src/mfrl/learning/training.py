@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfrl import signals
 from mfrl.algorithms.base import Algorithm
@@ -30,17 +30,22 @@ class Training(L.LightningModule):
         algorithm: what is trained.
         batch_size: of an update.
         compiled: see :class:`Learner`.
+        beside: further members of a population, each of which :class:`Member` shows like a training of its own.
     """
 
-    def __init__(self, algorithm: Algorithm, batch_size: int, compiled: bool = False) -> None:
+    def __init__(
+        self, algorithm: Algorithm, batch_size: int, compiled: bool = False, beside: Sequence[Algorithm] = ()
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.algorithm, self.batch_size, self.compiled = algorithm, batch_size, compiled
+        self.beside = nn.ModuleList(beside)
         self.learner: Learner | None = None
         self.between_updates = True
         self.seconds_aside = 0.0
-        self._saved: dict[str, Any] | None = None
-        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._saved: dict[int, Any] = {}  # of the learner, by member, until there is one
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # of all members since they were last told apart
+        self._windows: list[Window] = [{} for _ in (algorithm, *beside)]
 
     @property
     def updates(self) -> int:
@@ -62,10 +67,10 @@ class Training(L.LightningModule):
         return []  # the learner steps
 
     def on_fit_start(self) -> None:
-        self.learner = Learner([self.algorithm], self.batch_size, self.compiled)
-        if self._saved is not None:
-            self.learner.load_state_dict(self._saved)
-            self._saved = None
+        self.learner = Learner([self.algorithm, *self.beside], self.batch_size, self.compiled)
+        for member, saved in self._saved.items():
+            self.learner.load_state_dict(saved, member)
+        self._saved.clear()
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
         return batch  # the transitions lie where the update runs
@@ -79,21 +84,11 @@ class Training(L.LightningModule):
             if signals.received():  # the rest of a long chunk can wait
                 return
 
-    @torch.no_grad()
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the loss on data not trained on, with the same noise each time."""
-        algorithm, device = self.algorithm, self.device
-        streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
-        numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
-        noise = streams.values({name: x[0] for name, x in numbers.items()})
-        return algorithm.loss(batch, noise, algorithm.trained)[1]
+        return held_out(self.algorithm, batch)
 
-    @torch.no_grad()
     def nonfinite_parameters(self) -> list[str]:
-        """Names of the parameters that hold NaN or infinity."""
-        names, parameters = zip(*self.algorithm.named_parameters(), strict=True)
-        finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
-        return [name for name, holds in zip(names, finite, strict=True) if not holds]
+        return nonfinite_parameters(self.algorithm)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -112,34 +107,147 @@ class Training(L.LightningModule):
 
     def _add(self, names: tuple[str, ...], values: Tensor) -> None:
         sums, count = self._sums.get(names, (torch.zeros_like(values), 0))
-        self._sums[names] = sums.to(values.device) + values, count + 1  # from where a checkpoint put them
+        self._sums[names] = sums + values, count + 1
 
-    def pop_metrics(self) -> dict[str, float]:
-        """Means of the updates since the last call: the only place where the device is waited for."""
-        means: dict[str, float] = {}
+    def window(self, member: int = 0) -> Window:
+        """Sums of a member's scalars since they were last popped, and of how many updates each."""
         for names, (sums, count) in self._sums.items():
-            means |= zip(names, (sums / count).tolist(), strict=True)
+            for window, own in zip(self._windows, sums[:, None] if sums.ndim == 1 else sums.unbind(1), strict=True):
+                before, counted = window.get(names, (torch.zeros_like(own), 0))
+                window[names] = before.to(own.device) + own, counted + count  # from where a checkpoint put them
         self._sums.clear()
+        return self._windows[member]
+
+    def pop_metrics(self, member: int = 0) -> dict[str, float]:
+        """Means of the updates since the last call: the only place where the device is waited for."""
+        window, means = self.window(member), {}
+        for names, (sums, count) in window.items():
+            means |= zip(names, (sums / count).tolist(), strict=True)
+        window.clear()
         return means
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
         """The algorithm's, under its own names, as tensors of their own."""
-        return {name: tensor.clone() for name, tensor in self.algorithm.state_dict().items()}
+        return own_state(self.algorithm)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         return self.algorithm.load_state_dict(state_dict, strict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.learner is not None
-        checkpoint["updates"] = self.updates
-        checkpoint["learner"] = self.learner.state_dict()
-        # What a window of logging has added up so far, so that its row says the same after a break.
-        checkpoint["window"] = [
-            {"names": list(names), "sums": sums.cpu(), "count": count} for names, (sums, count) in self._sums.items()
-        ]
+        self.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.algorithm.k, self._saved = checkpoint["updates"], checkpoint["learner"]
-        self._sums = {tuple(part["names"]): (part["sums"], part["count"]) for part in checkpoint["window"]}
+        self.load(checkpoint)
         # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
         checkpoint.pop("loops", None)
+
+    def save(self, checkpoint: dict[str, Any], member: int = 0) -> None:
+        """Put into a checkpoint what a member goes on from, besides its parameters."""
+        assert self.learner is not None
+        checkpoint["updates"] = self.updates
+        checkpoint["learner"] = self.learner.state_dict(member)
+        # What a window of logging has added up so far, so that its row says the same after a break.
+        checkpoint["window"] = [
+            {"names": list(names), "sums": sums.cpu(), "count": count}
+            for names, (sums, count) in self.window(member).items()
+        ]
+
+    def load(self, checkpoint: dict[str, Any], member: int = 0) -> None:
+        """Take over what :meth:`save` put there; all members have to be at the same update."""
+        for algorithm in (self.algorithm, *self.beside):
+            algorithm.k = checkpoint["updates"]
+        self._saved[member] = checkpoint["learner"]
+        parts = checkpoint["window"]
+        self._windows[member] = {tuple(part["names"]): (part["sums"], part["count"]) for part in parts}
+
+
+class Member:
+    """One member of a population, to callbacks what :class:`Training` is of a run of its own."""
+
+    def __init__(self, training: Training, index: int) -> None:
+        self.training, self.index = training, index
+        self.algorithm: Algorithm = [training.algorithm, *training.beside][index]
+
+    @property
+    def updates(self) -> int:
+        return self.algorithm.k
+
+    @property
+    def total_updates(self) -> int:
+        return self.algorithm.total_updates
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.algorithm.spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.training.device
+
+    @property
+    def learner(self) -> Learner | None:
+        return self.training.learner
+
+    @property
+    def between_updates(self) -> bool:
+        return self.training.between_updates
+
+    @property
+    def seconds_aside(self) -> float:
+        return self.training.seconds_aside
+
+    def aside(self) -> AbstractContextManager[None]:
+        return self.training.aside()
+
+    def policy(self) -> Policy:
+        return self.algorithm.policy()
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        return held_out(self.algorithm, batch)
+
+    def nonfinite_parameters(self) -> list[str]:
+        return nonfinite_parameters(self.algorithm)
+
+    def pop_metrics(self) -> dict[str, float]:
+        return self.training.pop_metrics(self.index)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What Lightning writes of a run of its own, so that one goes on from it."""
+        checkpoint = {
+            "pytorch-lightning_version": L.__version__,
+            "epoch": 0,
+            "global_step": 0,
+            "state_dict": own_state(self.algorithm),
+            "optimizer_states": [],
+            "lr_schedulers": [],
+            "callbacks": {},
+        }
+        self.training.save(checkpoint, self.index)
+        return checkpoint
+
+
+#: Sums of scalars ``(scalars,)`` and the number of updates, by the scalars' names, which differ between stages.
+Window = dict[tuple[str, ...], tuple[Tensor, int]]
+
+
+@torch.no_grad()
+def held_out(algorithm: Algorithm, batch: Batch) -> dict[str, Tensor]:
+    """The parts of the loss on data not trained on, with the same noise each time."""
+    device = batch.actions.device
+    streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
+    numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
+    noise = streams.values({name: x[0] for name, x in numbers.items()})
+    return algorithm.loss(batch, noise, algorithm.trained)[1]
+
+
+@torch.no_grad()
+def nonfinite_parameters(algorithm: Algorithm) -> list[str]:
+    """Names of the parameters that hold NaN or infinity."""
+    names, parameters = zip(*algorithm.named_parameters(), strict=True)
+    finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
+    return [name for name, holds in zip(names, finite, strict=True) if not holds]
+
+
+def own_state(algorithm: Algorithm) -> dict[str, Tensor]:
+    """Parameters and buffers as tensors of their own, and not views of what all members share."""
+    return {name: tensor.clone() for name, tensor in algorithm.state_dict().items()}

@@ -119,6 +119,14 @@ class DualNetwork(nn.Module):
         assert g.tangent is not None
         return g.value, g.tangent
 
+    def folded(self, time: Time) -> nn.Module:
+        """A network for this one time alone, called alike: what depends on time only is constant, and folded in.
+
+        Args:
+            time: of one row.
+        """
+        raise NotImplementedError
+
     def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
         """The pass itself; a tangent of the actions asks for the derivative, time's own tangent being 1."""
         raise NotImplementedError

@@ -42,6 +42,10 @@ class Sees(nn.Module):
             return self.network.jvp(seen, actions, time, velocity)
         return path_derivative(self.network, seen, actions, time, velocity)
 
+    def folded(self, time: Time) -> Sees:
+        """Of an actor: for this one time alone, see :meth:`DualNetwork.folded`; another network stays as it is."""
+        return Sees(self.network.folded(time), self.encoder) if isinstance(self.network, DualNetwork) else self
+
 
 class ImpalaEncoder(nn.Module):
     """The convolutional network of IMPALA (arXiv 1802.01561), in the form FQL published for OGBench's pixel tasks.
