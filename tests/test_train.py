@@ -284,7 +284,7 @@ def test_the_same_command_twice_gives_the_same_numbers(
 def test_another_seed_gives_other_numbers(reference: tuple[Path, dict], data_dir: Path, tmp_path: Path) -> None:
     run(data_dir, tmp_path / "other", "seed=1")
     a, b = weights(reference[0]), weights(tmp_path / "other")
-    assert not torch.equal(a["critic.head_weight"], b["critic.head_weight"])
+    assert not torch.equal(a["critic.network.head_weight"], b["critic.network.head_weight"])
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -406,7 +406,7 @@ def test_a_loose_checkpoint_is_evaluated_but_not_resumed(reference: tuple[Path, 
     shutil.copy(find_checkpoint(reference[0]), tmp_path / "loose.ckpt")
     with pytest.raises(CheckpointError, match="lies in no run folder"):
         resume(tmp_path / "loose.ckpt", "updates=48")
-    assert load_algorithm(tmp_path / "loose.ckpt")[0].updates == 24
+    assert load_algorithm(tmp_path / "loose.ckpt")[0].k == 24
 
 
 def test_data_that_is_refused_leaves_no_run_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
+from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
 from mfrl.networks import MLP, DiT, QEnsemble
+from mfrl.randomness import Draw, Streams, key_of
 from mfrl.reformulation import Reformulation
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
@@ -51,6 +54,40 @@ def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
     generator = torch.Generator().manual_seed(seed)
     t = 1.0 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)
     return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
+
+
+@dataclass(frozen=True)
+class Double:
+    """The same random numbers, given to the loss in float64."""
+
+    draw: Draw
+
+    @property
+    def words(self) -> int:
+        return self.draw.words
+
+    def numbers(self, words: Tensor) -> Tensor:
+        return self.draw.numbers(words)
+
+    def value(self, numbers: Tensor) -> Any:
+        value = self.draw.value(numbers)
+        if isinstance(value, Time):
+            return Time(value.rows.double(), value.index, None if value.start is None else value.start.double())
+        return value.double()
+
+
+def doubled(module: Algorithm) -> Algorithm:
+    """The algorithm in float64, its random numbers too: what compiling rounds differently is then not to be seen."""
+    draws = module.draws
+    module.draws = lambda size: {name: Double(draw) for name, draw in draws(size).items()}
+    return module.double()
+
+
+def noise_of(module: Algorithm, k: int, size: int) -> dict[str, Any]:
+    """The random numbers of update k, as the loss takes them."""
+    streams = Streams(module.draws(size), "update")
+    drawn = streams.numbers(key_of(module.seed), torch.tensor([k]))
+    return streams.values({name: x[0] for name, x in drawn.items()})
 
 
 def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64, discount: float = 0.99) -> Batch:
