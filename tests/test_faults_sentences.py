@@ -165,13 +165,19 @@ def test_an_empty_path_is_not_taken_for_none(override: str) -> None:
         ("/", "run_dir=/ is the root of all folders"),
         ("/../.", "is the root of all folders"),
         ("runs/${nothing}", "run_dir=runs/${nothing}"),
+        ("runs/${algo}", "run_dir=runs/${algo}: ${algo} is a group of settings and no name; ${algo_name} is one"),
+        ("${env}/${seed}", "${env} is a group of settings and no name; ${env.name} is one"),
+        ("runs/${algo.actor}/1", "${algo.actor} is a group of settings and no name"),
     ],
 )
-def test_a_run_needs_a_folder_of_its_own(run_dir: str, message: str, tmp_path: Path) -> None:
-    done = mfrl("train", *TOY, f"run_dir={run_dir}", cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_run_needs_a_folder_of_its_own(
+    run_dir: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, text = told(capsys, "train", *TOY, f"run_dir={run_dir}")
+    assert status == 2
+    assert message in text
+    assert "Traceback" not in text
     assert not list(tmp_path.iterdir())
 
 
