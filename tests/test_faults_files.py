@@ -893,7 +893,7 @@ def test_a_checkpoint_whose_data_are_no_description_of_data_is_refused(toy: Path
             {"observation_std": "ab"},
             {"reward_min": None},
             {"reward_max": float("nan")},
-            {"image_shape": (3, 64)},
+            {"image_shape": (3, 64), "observation_dim": 0},
             {"x": 1},
         )
     ):
