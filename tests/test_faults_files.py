@@ -21,13 +21,15 @@ from typing import Any
 import minari
 import numpy as np
 import pytest
+import tiny
 import torch
 from gymnasium.spaces import Box
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
-from test_train import assert_equal, compose, resume, weights
+from test_train import assert_equal, resume, weights
+from tiny import compose
 
 from mfrl.collect.minari import collect
 from mfrl.config import CONFIG_DIR
@@ -40,18 +42,7 @@ from mfrl.run import load_checkpoint
 from mfrl.saved import INSIDE, WHOLE, Saved
 from mfrl.train import train
 
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=24",
-    "log.every=6",
-    "checkpoint.every=12",
-    "checkpoint.keep_all=true",
-    "eval.every=24",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
+TOY = [*tiny.TOY, "eval.every=24", "checkpoint.keep_all=true"]
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (3,), np.float32), Box(-2.0, 2.0, (1,), np.float32)
 
 

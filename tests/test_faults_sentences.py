@@ -16,14 +16,14 @@ from importlib import metadata
 from multiprocessing import active_children
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from tiny import COMMAND, ENVIRONMENT, TOY, compose, mfrl
 
 from mfrl import signals
 from mfrl.cli import check_overrides, run
@@ -42,36 +42,13 @@ from mfrl.run import load_checkpoint
 from mfrl.sweep import FAILED, attempt
 from mfrl.train import train
 
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
-ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=24",
-    "log.every=6",
-    "checkpoint.every=12",
-    "eval.every=12",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
 NASTY = """R&D größe (1) a[1] {x} "q" it's $HOME ${seed} ~ update=10, a;b"""
-
-
-def mfrl(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
-    return subprocess.run([*COMMAND, *arguments], **keywords)
-
-
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
 
 
 def train_toy(folder: Path, *overrides: str) -> dict:
     """A toy run in ``folder``, which has to have an innocent name."""
     changes = [*TOY, f"run_dir={folder}", *overrides]
-    return train(compose(*changes), changes)
+    return train(compose("train", *changes), changes)
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +362,7 @@ def test_a_program_on_a_full_disk_ends_with_a_sentence(disk: Disk) -> None:
 def test_a_job_of_a_sweep_on_a_full_disk_fails_alone_and_in_one_line(disk: Disk) -> None:
     disk.leave(4)
     changes = [*TOY, f"run_dir={disk.path}/run", "existing=continue"]
-    outcome = attempt(compose(*changes), changes, aside=False)
+    outcome = attempt(compose("train", *changes), changes, aside=False)
     assert outcome.status == FAILED
     assert "No space left on device" in outcome.note
     assert "see " not in outcome.note
