@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,22 @@ def test_no_trick_of_hydras_gets_past_the_check(trick: str, toy: Path, tmp_path:
     node, message = TRICKS[trick]
     with pytest.raises(CheckpointError, match=message):
         load_algorithm(changed(toy, tmp_path / "run", put("algo.actor", node)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.batch_size", "x"), ("data.seed", None), ("data.chunk", True), ("eval.seed", "1"), ("algo.actor_lr", [1])],
+)
+def test_a_setting_of_another_kind_is_refused_before_anything_is_built(
+    key: str, value: Any, toy: Path, tmp_path: Path
+) -> None:
+    part = key.partition(".")[0]
+    file = changed(toy, tmp_path / "run", put(key, value)) / "checkpoints" / "last.ckpt"
+    saved = Saved(load_checkpoint(file)["mfrl"]["config"])
+    with pytest.raises(CheckpointError, match=rf"has {re.escape(repr(value))} as {key}, which is of another kind"):
+        saved.check(part)
+    with pytest.raises(CheckpointError, match="of another kind"):
+        into_a_resumed_run(tmp_path / "run")
 
 
 FOREIGN = [
