@@ -120,19 +120,22 @@ def arguments_of(found: Any) -> dict[str, str] | None:
     """
     called = [found]
     known: dict[str, str] = {}
+    complete, settings = False, getattr(found, "Settings", None)
     if inspect.isclass(found):
         called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
-    if is_dataclass(settings := getattr(found, "Settings", None)):
+    if is_dataclass(settings):
         known |= {field.name: str(field.type) for field in fields(settings)}
     for function in called:
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):  # written in C
             return None
-        known = {name: str(parameter.annotation) for name, parameter in parameters.items()} | known
-        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return {name: annotation for name, annotation in known.items() if name != "self"}
-    return None
+        named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        known = {name: str(parameter.annotation) for name, parameter in named.items()} | known
+        if complete := not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            break
+    known.pop("self", None)
+    return known if complete or is_dataclass(settings) else None
 
 
 def _as_values(node: Any) -> Any:
