@@ -119,20 +119,23 @@ def arguments_of(found: Any) -> dict[str, str] | None:
     A class's ``**settings`` are those of the class it derives from, and the fields of its ``Settings``.
     """
     called = [found]
-    known: dict[str, str] = {}
     if inspect.isclass(found):
         called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
-    if is_dataclass(settings := getattr(found, "Settings", None)):
-        known |= {field.name: str(field.type) for field in fields(settings)}
+    settings = getattr(found, "Settings", None)
+    known = {field.name: str(field.type) for field in fields(settings)} if is_dataclass(settings) else {}
     for function in called:
         try:
-            parameters = inspect.signature(function).parameters
+            parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # written in C
             return None
-        known = {name: str(parameter.annotation) for name, parameter in parameters.items()} | known
-        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return {name: annotation for name, annotation in known.items() if name != "self"}
-    return None
+        named = {p.name: str(p.annotation) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        known = named | known
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        if not is_dataclass(settings):
+            return None
+    return {name: annotation for name, annotation in known.items() if name != "self"}
 
 
 def _as_values(node: Any) -> Any:
