@@ -23,6 +23,8 @@ from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
 from mfrl.data.sampling import ChunkLoader, chunk_ends
 from mfrl.data.storage import Transitions
 from mfrl.errors import DataError
+from mfrl.learning.learner import Learner
+from mfrl.learning.training import Training
 from mfrl.networks import GaussianMLP
 
 
@@ -315,17 +317,20 @@ def test_actions_may_have_further_axes() -> None:
 
 
 @pytest.mark.parametrize(("name", "discount"), [("fql", 0.9), ("gaussian_bc", 1.0)])
-def test_an_algorithm_gets_batches_with_its_own_discount(data_dir: Path, name: str, discount: float) -> None:
+def test_an_algorithm_gets_batches_with_its_own_discount(
+    data_dir: Path, name: str, discount: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = OGBenchData(DATASET, data_dir=str(data_dir), batch_size=32, updates=3)
     data.setup()
     make = {
         "fql": lambda: FQL(data.spec, tiny_mlp, tiny_critic, updates=3, discount=0.9),
         "gaussian_bc": lambda: GaussianBC(data.spec, partial(GaussianMLP, hidden=[16]), updates=3),
     }
-    module, seen = make[name](), []
-    for method in ("update", "held_out"):
-        recorded = getattr(module, method)
-        setattr(module, method, lambda batch, recorded=recorded: (seen.append(batch), recorded(batch))[1])
+    module, seen = Training(make[name](), batch_size=32), []
+    for kind, method in ((Learner, "update"), (Training, "held_out")):
+        whole = getattr(kind, method)
+        noting = lambda self, batch, whole=whole: (seen.append(batch), whole(self, batch))[1]  # noqa: E731
+        monkeypatch.setattr(kind, method, noting)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     L.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet).fit(module, datamodule=data)
     held_out(data, module)
@@ -341,8 +346,9 @@ def test_a_name_that_is_a_path_is_refused_and_leaves_nothing(name: str, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_are_drawn_on_the_cpu_wherever_the_transitions_lie() -> None:
-    """The meta device has no random numbers of its own, so that none can come from there."""
+def test_batches_are_drawn_where_the_transitions_lie() -> None:
+    # From counters alone: the meta device has no random numbers of its own, and nothing waits for another device.
     there = transitions(40).to(torch.device("meta"))
     chunk = next(iter(ChunkLoader(there, 8, 3, 0, 2, 2, (), 1.0)))
     assert (chunk.indices.device.type, chunk.indices.shape) == ("meta", (2, 8))
+    assert {x.device.type for batch in chunk for x in batch if x is not None} == {"meta"}

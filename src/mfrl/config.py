@@ -41,7 +41,7 @@ RESUMABLE = (
 )
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
-BOOKKEEPING = ("run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
+BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
 
 
 def among(key: str, names: Iterable[str]) -> bool:
@@ -119,23 +119,23 @@ def arguments_of(found: Any) -> dict[str, str] | None:
     A class's ``**settings`` are those of the class it derives from, and the fields of its ``Settings``.
     """
     called = [found]
-    known: dict[str, str] = {}
-    complete, settings = False, getattr(found, "Settings", None)
     if inspect.isclass(found):
         called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
-    if is_dataclass(settings):
-        known |= {field.name: str(field.type) for field in fields(settings)}
+    settings = getattr(found, "Settings", None)
+    known = {field.name: str(field.type) for field in fields(settings)} if is_dataclass(settings) else {}
     for function in called:
         try:
-            parameters = inspect.signature(function).parameters
+            parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # written in C
             return None
-        named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        known = {name: str(parameter.annotation) for name, parameter in named.items()} | known
-        if complete := not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        named = {p.name: str(p.annotation) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        known = named | known
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
-    known.pop("self", None)
-    return known if complete or is_dataclass(settings) else None
+    else:
+        if not is_dataclass(settings):
+            return None
+    return {name: annotation for name, annotation in known.items() if name != "self"}
 
 
 def _as_values(node: Any) -> Any:
