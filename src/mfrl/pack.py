@@ -34,6 +34,7 @@ from mfrl.train import (
     finished,
     how_to_go_on,
     prepare,
+    refuse_earlier,
 )
 
 
@@ -132,6 +133,7 @@ def _claim(job: Job, locks: ExitStack) -> None:
         job.outcome = Outcome(SKIPPED, job.folder, score(result))
     elif job.run.last_checkpoint.is_file():
         job.saved = load_checkpoint(job.run.last_checkpoint)
+        refuse_earlier(job.run.last_checkpoint, job.saved)
     else:
         job.run.clear()
 

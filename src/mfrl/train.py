@@ -104,6 +104,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
             return result
         if run.last_checkpoint.is_file():
             saved = load_checkpoint(run.last_checkpoint)
+            refuse_earlier(run.last_checkpoint, saved)
             return fit(cfg, overrides, console, run, run.last_checkpoint, saved)
         run.clear()
         return fit(cfg, overrides, console, run)
@@ -430,11 +431,7 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
             left to do.
         CheckpointError: for a configuration that is more than settings and references among them.
     """
-    if "learner" not in saved:
-        raise RefusedRun(
-            f"{path} was written by an earlier version of mfrl, whose updates drew other random numbers: mfrl eval "
-            "takes it, but no run goes on from it"
-        )
+    refuse_earlier(path, saved)
     Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
     old = OmegaConf.create(saved["mfrl"]["config"])
     for part in ("algo", "data", "eval", "log", "checkpoint"):
@@ -469,6 +466,19 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
         raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
+
+
+def refuse_earlier(path: Path, saved: dict[str, Any]) -> None:
+    """No run goes on from a checkpoint of a version before there was a learner.
+
+    Raises:
+        RefusedRun: it is one.
+    """
+    if "learner" not in saved:
+        raise RefusedRun(
+            f"{path} was written by an earlier version of mfrl, whose updates drew other random numbers: mfrl eval "
+            "takes it, but no run goes on from it"
+        )
 
 
 Parts = dict[str, Callable[..., Any]]

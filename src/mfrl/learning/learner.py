@@ -161,10 +161,11 @@ class Learner:
         for average in self._averages:
             if not average.before:
                 self._follow(average)
+        values = torch.stack(list(metrics.values()))  # before what follows: alpha among them is the buffer itself
         for name, value in self._after(metrics).items():
             self._buffers[name].copy_(value)
         self._k.add_(1)
-        return tuple(metrics), torch.stack(list(metrics.values()))
+        return tuple(metrics), values
 
     def _gradients(
         self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
