@@ -41,7 +41,7 @@ RESUMABLE = (
 )
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
-BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
+BOOKKEEPING = ("run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
 
 
 def among(key: str, names: Iterable[str]) -> bool:

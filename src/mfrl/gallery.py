@@ -40,8 +40,8 @@ def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int | None = 
         raise ConfigError(f"a gallery is of runs evaluated alike, not with {found}")
     evaluator = SampleEvaluator(toy, *settings.pop())
     clouds = {f"data\n$W_2$ floor {evaluator.floor:.3f}": evaluator.data}
-    for name, (module, _) in loaded.items():
-        result = evaluator.run(module.policy().folded())
+    for name, (algorithm, _) in loaded.items():
+        result = evaluator.run(algorithm.policy().folded())
         clouds[f"{name}\n$W_2$ {result.scores['eval/w2']:.3f}"] = result.drawn
     return figures.sample_clouds(clouds, columns=columns)
 
@@ -75,7 +75,7 @@ def load_policies(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str,
         ConfigError: there is none, or they are of different toys.
     """
     toy, loaded = _load(checkpoints)
-    return toy, {name: module.policy() for name, (module, _) in loaded.items()}
+    return toy, {name: algorithm.policy() for name, (algorithm, _) in loaded.items()}
 
 
 def _load(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, tuple[Algorithm, dict[str, Any]]]]:

@@ -355,7 +355,7 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: naming the setting.
     """
     counts = [f"eval.{name}" for name in ("every", "episodes", "num_envs", "samples") if name in cfg.eval]
-    for key in ("updates", "batch_size", "chunk", "log.every", *counts, "checkpoint.every"):
+    for key in ("updates", "batch_size", "chunk", "pack", "log.every", *counts, "checkpoint.every"):
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")

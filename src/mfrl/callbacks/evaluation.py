@@ -67,15 +67,23 @@ class Evaluate(L.Callback):
         self.progress = progress
         self._evaluator: Evaluator | None = None
         self._layout: MazeLayout | None = None
+        self._lender: Evaluate | None = None
+
+    def borrow(self, lender: Evaluate) -> None:
+        """Evaluate in the environments of another, started before this one: members of a population share them."""
+        self._lender = lender
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         k = pl_module.updates
         done = keep_until(self.run_dir, k)
         with pl_module.aside():
             # Started now: a simulator or renderer that does not work should not wait for the first evaluation.
-            self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
-            if self.videos:
-                self._evaluator.check_filming()
+            if self._lender is None:
+                self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
+                if self.videos:
+                    self._evaluator.check_filming()
+            else:
+                self._evaluator = self._lender._evaluator
             self._layout = self._evaluator.env.signature.maze
             if k and due(pl_module, self.every) and k not in done:
                 self._evaluate(trainer, pl_module)
@@ -86,9 +94,9 @@ class Evaluate(L.Callback):
                 self._evaluate(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._evaluator is not None:
+        if self._evaluator is not None and self._lender is None:
             self._evaluator.close()
-            self._evaluator = None
+        self._evaluator = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error

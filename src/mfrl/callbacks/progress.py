@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -113,10 +114,13 @@ class Progress(L.Callback):
     def report(self, updates: int, summary: dict[str, float], seconds: float) -> None:
         """One line of an evaluation, above the bar, and its first score on the bar."""
         scores = [f"{score_name(key)} [bold]{format_score(key, value)}[/]" for key, value in summary.items()]
+        self.say(updates, scores, f"{seconds:.1f} s", seconds)
+
+    def say(self, updates: int, scores: Sequence[str], over: str, seconds: float) -> None:
+        """The line of :meth:`report`, of scores in words."""
         self._score, self._evaluation_seconds = scores[0], seconds
-        self.bar.console.print(
-            f"update {updates:>9,}   {'   '.join(scores)}   ({seconds:.1f} s)", highlight=False, soft_wrap=True
-        )
+        line = f"update {updates:>9,}   {'   '.join(scores)}   ({over})"
+        self.bar.console.print(line, highlight=False, soft_wrap=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()

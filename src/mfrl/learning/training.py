@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,23 @@ from mfrl.data.sampling import Chunk
 from mfrl.learning.learner import Learner
 from mfrl.policy import Policy
 from mfrl.randomness import Streams, key_of
+
+
+@dataclass
+class Window:
+    """Scalars of the updates since they were last logged.
+
+    Attributes:
+        sums: ``(scalars, members)``.
+        counts: of how many updates, by member.
+    """
+
+    sums: Tensor
+    counts: list[int]
+
+    @classmethod
+    def empty(cls, scalars: int, members: int) -> Window:
+        return cls(torch.zeros(scalars, members), [0] * members)
 
 
 class Training(L.LightningModule):
@@ -44,8 +62,7 @@ class Training(L.LightningModule):
         self.between_updates = True
         self.seconds_aside = 0.0
         self._saved: dict[int, Any] = {}  # of the learner, by member, until there is one
-        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # of all members since they were last told apart
-        self._windows: list[Window] = [{} for _ in (algorithm, *beside)]
+        self._windows: dict[tuple[str, ...], Window] = {}  # by the scalars' names, which differ between stages
 
     @property
     def updates(self) -> int:
@@ -106,24 +123,20 @@ class Training(L.LightningModule):
             self.seconds_aside += time.perf_counter() - start
 
     def _add(self, names: tuple[str, ...], values: Tensor) -> None:
-        sums, count = self._sums.get(names, (torch.zeros_like(values), 0))
-        self._sums[names] = sums + values, count + 1
-
-    def window(self, member: int = 0) -> Window:
-        """Sums of a member's scalars since they were last popped, and of how many updates each."""
-        for names, (sums, count) in self._sums.items():
-            for window, own in zip(self._windows, sums[:, None] if sums.ndim == 1 else sums.unbind(1), strict=True):
-                before, counted = window.get(names, (torch.zeros_like(own), 0))
-                window[names] = before.to(own.device) + own, counted + count  # from where a checkpoint put them
-        self._sums.clear()
-        return self._windows[member]
+        members = 1 + len(self.beside)
+        window = self._windows.setdefault(names, Window.empty(len(names), members))
+        window.sums = window.sums.to(values.device)  # from where a checkpoint put them
+        window.sums += values.view(-1, members)
+        window.counts = [count + 1 for count in window.counts]
 
     def pop_metrics(self, member: int = 0) -> dict[str, float]:
         """Means of the updates since the last call: the only place where the device is waited for."""
-        window, means = self.window(member), {}
-        for names, (sums, count) in window.items():
-            means |= zip(names, (sums / count).tolist(), strict=True)
-        window.clear()
+        means: dict[str, float] = {}
+        for names, window in self._windows.items():
+            if window.counts[member]:
+                means |= zip(names, (window.sums[:, member] / window.counts[member]).tolist(), strict=True)
+                window.sums[:, member] = 0.0
+                window.counts[member] = 0
         return means
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
@@ -148,8 +161,9 @@ class Training(L.LightningModule):
         checkpoint["learner"] = self.learner.state_dict(member)
         # What a window of logging has added up so far, so that its row says the same after a break.
         checkpoint["window"] = [
-            {"names": list(names), "sums": sums.cpu(), "count": count}
-            for names, (sums, count) in self.window(member).items()
+            {"names": list(names), "sums": window.sums[:, member].cpu(), "count": window.counts[member]}
+            for names, window in self._windows.items()
+            if window.counts[member]
         ]
 
     def load(self, checkpoint: dict[str, Any], member: int = 0) -> None:
@@ -157,8 +171,10 @@ class Training(L.LightningModule):
         for algorithm in (self.algorithm, *self.beside):
             algorithm.k = checkpoint["updates"]
         self._saved[member] = checkpoint["learner"]
-        parts = checkpoint["window"]
-        self._windows[member] = {tuple(part["names"]): (part["sums"], part["count"]) for part in parts}
+        for part in checkpoint["window"]:
+            names = tuple(part["names"])
+            window = self._windows.setdefault(names, Window.empty(len(names), 1 + len(self.beside)))
+            window.sums[:, member], window.counts[member] = part["sums"], part["count"]
 
 
 class Member:
@@ -224,10 +240,6 @@ class Member:
         }
         self.training.save(checkpoint, self.index)
         return checkpoint
-
-
-#: Sums of scalars ``(scalars,)`` and the number of updates, by the scalars' names, which differ between stages.
-Window = dict[tuple[str, ...], tuple[Tensor, int]]
 
 
 @torch.no_grad()
