@@ -76,6 +76,23 @@ def test_another_key_takes_the_place_of_a_stale_entry(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / ".prepared").glob("[!.]*")) == ["checksums.json", "set-v0"]
 
 
+def test_what_is_no_number_is_the_same_the_next_time(tmp_path: Path) -> None:
+    # A dataset's own description may hold NaN, which equals nothing.
+    key, made = KEY | {"description": {"scores": [float("nan"), 1.0]}}, []
+
+    def build(store: Store) -> dict[str, Any]:
+        made.append(1)
+        store.write("small", (4,), np.int64, [np.arange(4)])
+        return {"mean": float("nan")}
+
+    for _ in range(3):
+        entry, cache = open_entry(tmp_path, build, key)
+        assert np.isnan(entry.facts["mean"])
+        assert cache.warnings == []
+    open_entry(tmp_path, build, KEY | {"description": {"scores": [float("nan"), 2.0]}})
+    assert len(made) == 2
+
+
 def test_what_a_key_leaves_out_is_not_compared(tmp_path: Path) -> None:
     build = Builds()
     open_entry(tmp_path, build, KEY | {"labelled by": "1.2"})

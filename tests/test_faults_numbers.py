@@ -21,6 +21,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from mfrl.algorithms.ranges import RANGES
 from minari.data_collector import EpisodeBuffer
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 from mfrl import algorithms
 from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.base import OfflineAlgorithm
-from mfrl.algorithms.ranges import RANGES
 from mfrl.callbacks.explosions import Explosions
 from mfrl.collect.minari import collect
 from mfrl.config import CONFIG_DIR

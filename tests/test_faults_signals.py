@@ -10,25 +10,24 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 
-import hydra
 import pytest
+import tiny
 import torch
 from conftest import DATASET
 from fault_process import Command, kill_what_is_left, processes_of_group
-from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import COMMAND, ENVIRONMENT
 
 from mfrl import signals
-from mfrl.config import CONFIG_DIR
 from mfrl.data.toy import ToyData
 from mfrl.envs import ogbench
 from mfrl.errors import ConfigError, DivergedError
@@ -38,17 +37,7 @@ from mfrl.run import RunFolder, load_checkpoint
 from mfrl.train import check_settings, train
 
 # What is logged is no divisor of what is saved, so that windows of logging are cut by checkpoints.
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=60",
-    "log.every=7",
-    "checkpoint.every=10",
-    "eval.every=15",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
+TOY = [*tiny.TOY, "updates=60", "log.every=7", "checkpoint.every=10", "eval.every=15"]
 ENDLESS = [*TOY, "updates=1000000", "eval.every=1000000", "checkpoint.every=1000000"]
 SIMULATED = [
     f"env=ogbench/{DATASET}",
@@ -66,14 +55,8 @@ SIMULATED = [
     "eval.workers=2",
     "accelerator=cpu",
 ]
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
 STARTED: list[subprocess.Popen[str]] = []
-ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-
-
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+compose = partial(tiny.compose, "train")
 
 
 def run(folder: Path, *overrides: str) -> dict:
@@ -399,7 +382,7 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NTASKS_PER_NODE": "2",
     }
-    command = [*COMMAND, *TOY, f"run_dir={path}", "existing=continue"]
+    command = [*COMMAND, "train", *TOY, f"run_dir={path}", "existing=continue"]
     settings = {"cwd": cwd, "env": ENVIRONMENT | names, "text": True, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **settings, start_new_session=True)
     STARTED.append(process)
@@ -423,7 +406,7 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
 def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
     changes = [*ENDLESS, "sweep=reformulation", "jobs=2", "variant=residual", "seed=0,1,2", "run_dir=runs/s${seed}"]
     process = subprocess.Popen(
-        [*COMMAND, *changes, *overrides],
+        [*COMMAND, "train", *changes, *overrides],
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,

@@ -16,7 +16,6 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
-import hydra
 import minari
 import numpy as np
 import pytest
@@ -25,9 +24,9 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
-from omegaconf import DictConfig
+from tiny import compose
 
-from mfrl.config import CONFIG_DIR, build
+from mfrl.config import build
 from mfrl.data.assembly import loaded
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Cache
@@ -71,11 +70,6 @@ WITHOUT_EPISODES = [
     "evaluation=held_out",
     *(name for name in TINY if not name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))),
 ]
-
-
-def compose(name: str, *overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(name, list(overrides))
 
 
 @contextmanager

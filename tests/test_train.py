@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from conftest import DATASET
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import compose, mfrl
 
 from mfrl.config import CONFIG_DIR, refuse_settings_of_another_algorithm
 from mfrl.data.ogbench import OGBenchData
@@ -51,11 +51,6 @@ TINY = [
     "eval.workers=0",
     "accelerator=cpu",
 ]
-
-
-def compose(name: str, *overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(name, list(overrides))
 
 
 def run(data_dir: Path, run_dir: Path, *overrides: str) -> dict:
@@ -588,11 +583,6 @@ def test_weights_that_do_not_fit_are_refused(reference: tuple[Path, dict], tmp_p
 
 
 # ---- the command line
-
-
-def mfrl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from mfrl.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
 
 
 def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> None:

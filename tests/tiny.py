@@ -1,16 +1,22 @@
-"""Small things several test files build: settings of the family, networks, batches."""
+"""Small things several test files build: settings of the family, networks, batches, commands and runs of a moment."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import hydra
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.base import Algorithm
+from mfrl.config import CONFIG_DIR
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
@@ -31,9 +37,37 @@ SPEC = DataSpec(
 
 RESIDUAL = Reformulation(1.0, -1.0)
 
+#: The command line, to be started by `subprocess`, and the surroundings that make what it says one line each.
+COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
+ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+#: A run of a moment on a known distribution, without a simulator.
+TOY = [
+    "experiment=toy",
+    "network.actor.hidden=[16]",
+    "batch_size=8",
+    "updates=24",
+    "log.every=6",
+    "checkpoint.every=12",
+    "eval.every=12",
+    "eval.samples=16",
+    "accelerator=cpu",
+]
+
 tiny_dit = partial(DiT, width=16, depth=2, mlp_ratio=2.0)
 tiny_mlp = partial(MLP, hidden=[16, 12], time_width=8)
 tiny_critic = partial(QEnsemble, hidden=[16, 12], ensemble=2)
+
+
+def compose(command: str, *overrides: str) -> DictConfig:
+    """What ``mfrl COMMAND OVERRIDES`` is given."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(command, list(overrides))
+
+
+def mfrl(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """``mfrl ARGUMENTS`` in a process of its own, come to its end; ``settings`` are those of `subprocess.run`."""
+    keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
+    return subprocess.run([*COMMAND, *arguments], **keywords)
 
 
 def randomise_(network: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:

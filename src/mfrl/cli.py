@@ -32,7 +32,7 @@ from rich.markup import escape
 from mfrl import signals
 from mfrl.config import CONFIG_DIR, settings_of
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, refused_by_system, require
-from mfrl.paths import run_folder, take_as_they_are
+from mfrl.paths import refuse_groups, run_folder, take_as_they_are
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
 
@@ -388,6 +388,7 @@ def check_composed(cfg: DictConfig) -> None:
         raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
     if "run_dir" in cfg:
         try:
+            refuse_groups(cfg, "run_dir")
             run_folder(cfg.run_dir)
         except OmegaConfBaseException as error:
             raise ConfigError(f"run_dir={dotted(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error

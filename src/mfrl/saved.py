@@ -25,6 +25,7 @@ from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mfrl.config import arguments_of
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
 
 #: What a part of the configuration may be, by its name in conf/.
@@ -222,6 +223,8 @@ class Saved:
         if "_target_" not in node:
             return lambda: {key: make() for key, make in settings.items()}
         found = self._class(node["_target_"], at, here)
+        if node["_target_"] in here:
+            _refuse_other_kinds(node, at, found)
         partial, arguments = node.get("_partial_", False), node.get("_args_", [])
         if type(partial) is not bool or not isinstance(arguments, list) or node.get("_recursive_", True) is not True:
             raise CheckpointError(
@@ -257,6 +260,27 @@ class Saved:
         if not inspect.isclass(found) or found.__module__.split(".")[0] not in self._trusted:
             raise CheckpointError(f"{name}, which the checkpoint has as {at}, is not a class of {package}")
         return found
+
+
+#: Annotations whose values are plain data, and their types; of others, classes say themselves what they need.
+_KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "Path": (str,), "None": (type(None),)}
+
+
+def _refuse_other_kinds(node: dict[str, Any], at: str, found: type) -> None:
+    """Refuse a text where a class of mfrl has a number, and the like: it would be noticed in the middle of training.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    for name, annotation in (arguments_of(found) or {}).items():
+        parts = annotation.split(" | ")
+        if name not in node or not all(part in _KINDS for part in parts):
+            continue
+        if not any(type(node[name]) in _KINDS[part] for part in parts):  # True is no number
+            raise CheckpointError(
+                f"the configuration in the checkpoint has {node[name]!r} as {at}.{name}, which is of another kind "
+                f"({annotation})"
+            )
 
 
 def settle(cfg: DictConfig) -> None:

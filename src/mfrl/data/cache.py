@@ -142,7 +142,7 @@ class Cache:
         if not os.path.exists(folder):
             return None
         meta = _meta(folder)
-        if meta is not None and {name: meta["key"].get(name) for name in key} != key:
+        if meta is not None and not _same({name: meta["key"].get(name) for name in key}, key):
             return None
         try:
             if meta is None:
@@ -158,7 +158,7 @@ class Cache:
                 self.warnings.append(f"{folder} is damaged ({error}) and is prepared again")
             return None
         # Another process may have put a new entry in its place while the files were opened.
-        return Prepared(arrays, meta["facts"]) if _meta(folder) == meta else None
+        return Prepared(arrays, meta["facts"]) if _same(_meta(folder), meta) else None
 
     def _built(self, root: Path, name: str, key: dict[str, Any], build: Build) -> Prepared:
         folder, temporary, old = root / name, root / f".{name}.tmp", root / f".{name}.old"
@@ -266,6 +266,15 @@ def _meta(folder: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(meta, dict) and all(isinstance(meta.get(name), dict) for name in ("key", "facts", "files"))
     return meta if whole and all(Path(field).name == field for field in meta["files"]) else None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether plain data are equal, NaN to NaN as well: a dataset's own description may hold it."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b or (a != a and b != b)
 
 
 def _map(path: Path) -> np.ndarray:
