@@ -262,13 +262,24 @@ def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) 
     assert_same_run(undisturbed, path)
 
 
+def wait_in_an_update() -> None:
+    """Plant an update that says when it has begun, and then takes minutes."""
+    from mfrl.callbacks import Interruption
+
+    look = Interruption.on_train_batch_start
+
+    def look_and_wait(self, *arguments):
+        look(self, *arguments)
+        Path("begun").touch()
+        time.sleep(600.0)
+
+    Interruption.on_train_batch_start = look_and_wait
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    # One update takes many seconds.
-    slow = ["network.actor.hidden=[2048,2048,2048]", "batch_size=4096", f"run_dir={path}"]
-    command = Command(["train", *ENDLESS, *slow], tmp_path)
-    command.wait_until(logged(path, 0))  # the evaluation before the first update
-    time.sleep(1.0)
+    command = Command(["train", *ENDLESS, f"run_dir={path}"], tmp_path, wait_in_an_update)
+    command.wait_until((tmp_path / "begun").exists)
     command.signal(signal.SIGINT)
     time.sleep(1.0)
     assert command.process.is_alive()
