@@ -339,8 +339,17 @@ def test_the_list_of_classes_is_what_the_configurations_name() -> None:
     assert {name for names in (*WHOLE.values(), *INSIDE.values()) for name in names} == named
 
 
-@pytest.mark.parametrize("algo", ["meanflowql", "meanflow_bc", "fql", "flow_bc", "flow_distilled", "gaussian_bc"])
-@pytest.mark.parametrize("env", ["ogbench/visual-cube-single-play", "d4rl/pen-human", "toy/two_moons"])
+@pytest.mark.parametrize(
+    ("env", "algo"),
+    [
+        *(
+            ("d4rl/pen-human", algo)
+            for algo in ("meanflowql", "meanflow_bc", "fql", "flow_bc", "flow_distilled", "gaussian_bc")
+        ),
+        ("ogbench/visual-cube-single-play", "meanflowql"),
+        ("toy/two_moons", "meanflow_bc"),
+    ],
+)
 def test_what_is_composed_can_be_read_back(env: str, algo: str) -> None:
     images = ["encoder=tiny"] if "visual" in env else []
     cfg = compose("train", f"env={env}", f"algo={algo}", "run_dir=x", *images)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import DATASET
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minari.data_collector import EpisodeBuffer
@@ -216,6 +216,9 @@ def boxes(draw: st.DrawFn) -> spaces.Box:
 
 @given(space=boxes(), share=st.floats(-1, 1), kind=st.sampled_from([np.float32, np.float64]))
 @settings(max_examples=300, deadline=None)
+@example(  # where even the mean of the bounds leaves them
+    spaces.Box(1.9944843831512364, 1.9944843831512367, (1,), np.float64), 0.00532679283105777, np.float64
+)
 def test_scaled_actions_reach_the_bounds_exactly_and_never_leave_them(
     space: spaces.Box, share: float, kind: type
 ) -> None:

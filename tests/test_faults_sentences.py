@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from tiny import COMMAND, ENVIRONMENT, TOY, compose, mfrl
+from tiny import ENVIRONMENT, TOY, compose, mfrl
 
 from mfrl import signals
 from mfrl.cli import check_overrides, run
@@ -173,33 +173,39 @@ def test_a_run_needs_a_folder_of_its_own(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_in_a_folder_of_any_name_is_gone_on_with_by_what_it_printed(trained: Path, tmp_path: Path) -> None:
-    """Every printed command goes through a real shell."""
-    folder = tmp_path / NASTY
+def test_a_run_in_a_folder_of_any_name_is_gone_on_with_by_what_it_printed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every printed command goes through a real shell, and what the shell makes of it through the command line."""
+    folder, home = tmp_path / NASTY, NASTY[:10]
     shutil.copytree(trained, folder)
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, code in (("mfrl", COMMAND[2]), ("tensorboard", "from tensorboard.main import run_main; run_main()")):
-        script = programs / name
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{code}" "$@"\n')
-        script.chmod(0o755)
-    environment = ENVIRONMENT | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    for name in ("mfrl", "tensorboard"):  # which tell what they are given
+        (programs / name).write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def given(command: str) -> list[str]:
+        environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.split("\0")[:-1]
 
     def paste(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with signals.handled_by(signals.leave):
+            run(given(command))
+        return capsys.readouterr().err
 
-    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in paste(
-        f"{pasted('mfrl', 'train', resume=folder)} updates=26"
-    ).splitlines() if line.startswith(("look ", "evaluate "))}  # fmt: skip
-    assert "eval/w2" in paste(f"{shown['look']} --inspect")
-    assert "update 26" in paste(f"{shown['evaluate']} out='~/{NASTY[:10]}'")
-    assert [path.name for path in (tmp_path / NASTY[:10]).iterdir()] == ["evaluation-last-seed=1000-episodes=16.json"]
+    said = paste(f"{pasted('mfrl', 'train', resume=folder)} updates=26")
+    shown = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith(("look ", "evaluate ")))
+    assert given(shown["look"]) == ["--logdir", str(folder)]
+    assert "update 26" in paste(f"{shown['evaluate']} out='~/{home}'")
+    assert [path.name for path in (tmp_path / home).iterdir()] == ["evaluation-last-seed=1000-episodes=16.json"]
     assert "update 12" in paste(pasted("mfrl", "eval", ckpt=folder / "checkpoints" / "update=12.ckpt"))
-    assert {path.name for path in tmp_path.glob("[!.]*")} == {NASTY, NASTY[:10], "bin"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {NASTY, home, "bin"}
 
 
 # ---- Hydra's own ways

@@ -262,13 +262,24 @@ def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) 
     assert_same_run(undisturbed, path)
 
 
+def wait_in_an_update() -> None:
+    """Plant an update that says when it has begun, and then takes minutes."""
+    from mfrl.callbacks import Interruption
+
+    look = Interruption.on_train_batch_start
+
+    def look_and_wait(self, *arguments):
+        look(self, *arguments)
+        Path("begun").touch()
+        time.sleep(600.0)
+
+    Interruption.on_train_batch_start = look_and_wait
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    # One update takes many seconds.
-    slow = ["network.actor.hidden=[2048,2048,2048]", "batch_size=4096", f"run_dir={path}"]
-    command = Command(["train", *ENDLESS, *slow], tmp_path)
-    command.wait_until(logged(path, 0))  # the evaluation before the first update
-    time.sleep(1.0)
+    command = Command(["train", *ENDLESS, f"run_dir={path}"], tmp_path, wait_in_an_update)
+    command.wait_until((tmp_path / "begun").exists)
     command.signal(signal.SIGINT)
     time.sleep(1.0)
     assert command.process.is_alive()
@@ -369,7 +380,7 @@ def test_a_run_that_fails_closes_its_simulators_at_once(data_dir: Path, tmp_path
 # ---- Slurm
 
 
-def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> None:
+def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cwd = tmp_path / "run", tmp_path / "job"
     cwd.mkdir()
     other = tmp_path / "other"
@@ -382,6 +393,7 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NTASKS_PER_NODE": "2",
     }
+    # A process of its own, since Lightning looks at them as it is imported, too.
     command = [*COMMAND, "train", *TOY, f"run_dir={path}", "existing=continue"]
     settings = {"cwd": cwd, "env": ENVIRONMENT | names, "text": True, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **settings, start_new_session=True)
@@ -393,8 +405,10 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
     assert process.returncode == 128 + signal.SIGUSR1, said
     assert f"go on with: mfrl train resume={path}" in said
     assert saved_updates(path) < 60
-    done = subprocess.run(command, **settings, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(cwd)
+    run(path)
     assert_same_run(reference, path)
     assert [p.name for p in cwd.iterdir()] == ["hpc_ckpt_1.ckpt"]
     assert not list(path.rglob("hpc_ckpt*"))
