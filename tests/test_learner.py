@@ -94,7 +94,7 @@ def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int)
     torch._dynamo.reset()
     learner = Learner([make(name, seed) for seed in range(members)], SIZE)
     counter = CompileCounter()
-    learner._step = torch.compile(learner._update, fullgraph=True, dynamic=False, backend=counter)
+    learner._step = learner._compiled(counter)
     for one in batches(8):  # rates and alpha change from update to update
         learner.update(one if members == 1 else stacked([one] * members))
     stages = 2 if name == "flow_distilled" else 1
@@ -126,13 +126,7 @@ def test_two_learners_of_one_process_do_not_take_each_other_s_graph():
     results = []
     for tau in (0.5, 0.001):
         learner = Learner([make("fql", tau=tau)], SIZE)
-        learner._step = torch.compile(
-            learner._update,
-            fullgraph=True,
-            dynamic=False,
-            backend="eager",
-            options=None,
-        )
+        learner._step = learner._compiled("eager")
         train(learner, batches(2))
         alone = Learner([make("fql", tau=tau)], SIZE)
         train(alone, batches(2))

@@ -220,12 +220,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     holds = {f"mfrl.{name}": isinstance(record, dict) and isinstance(record.get(name), dict) for name in RECORD}
     holds["state_dict"] = isinstance(checkpoint.get("state_dict"), dict)
     holds["updates"] = type(checkpoint.get("updates")) is int and checkpoint["updates"] >= 0
+    if "learner" in checkpoint:
+        holds["learner"] = isinstance(checkpoint["learner"], dict)
+        holds["window"] = _is_window(checkpoint.get("window"))
     if holds["mfrl.provenance"]:
         holds["mfrl.provenance.dataset"] = isinstance(record["provenance"].get("dataset"), str)
         holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)
     if wrong := [name for name, held in holds.items() if not held]:
         raise CheckpointError(f"{path} is not as mfrl wrote it: its {wrong[0]} is missing or of another kind")
     return checkpoint if "learner" in checkpoint else _under_todays_names(checkpoint)
+
+
+def _is_window(window: Any) -> bool:
+    """Whether this is what a run has summed up since it last logged, as :class:`mfrl.learning.training.Training` has it."""
+    return isinstance(window, list) and all(
+        isinstance(part, dict)
+        and isinstance(part.get("names"), list)
+        and all(isinstance(name, str) for name in part["names"])
+        and isinstance(part.get("sums"), torch.Tensor)
+        and part["sums"].shape == (len(part["names"]),)
+        and type(part.get("count")) is int
+        for part in window
+    )
 
 
 def _under_todays_names(checkpoint: dict[str, Any]) -> dict[str, Any]:

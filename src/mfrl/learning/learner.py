@@ -14,9 +14,10 @@ number of the update and with it all rates.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ from mfrl.schedules import warmup_cosine
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 DRAWN_TOGETHER = 8  #: updates
-_IDENTITIES = itertools.count()
 _ALIGNED = 16  #: float32 numbers in 64 bytes
 
 
@@ -103,11 +103,7 @@ class Learner:
         self._streams = Streams(first.draws(batch_size), "update", device)
         self._skeleton = _without_parameters(first)
         self._drawn: list[dict[str, Tensor]] = []
-        self._identity = next(_IDENTITIES)
-        self._step = self._update
-        if compiled:
-            options = {"guard_filter_fn": _arguments_alone}
-            self._step = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
+        self._step = self._compiled() if compiled else self._update
 
     @torch.no_grad()
     def update(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
@@ -121,7 +117,7 @@ class Learner:
             waiting for the device.
         """
         trained = tuple(name for name, group in self._groups.items() if group.steps_at(self.k))
-        names, values = self._step(self._identity, batch, self._numbers(), trained)
+        names, values = self._step(batch, self._numbers(), trained)
         self.k += 1
         for algorithm in self.algorithms:
             algorithm.k = self.k
@@ -143,8 +139,15 @@ class Learner:
 
     # ---- one update, which torch.compile takes whole
 
+    def _compiled(self, backend: Any = "inductor") -> Callable[..., tuple[tuple[str, ...], Tensor]]:
+        # torch.compile keeps what it compiled with a function's code: with a copy of it, no learner meets another's.
+        update = type(self)._update
+        own = FunctionType(update.__code__.replace(), update.__globals__, update.__name__)
+        options = {"guard_filter_fn": _arguments_alone}
+        return partial(torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options), self)
+
     def _update(
-        self, identity: int, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
+        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
     ) -> tuple[tuple[str, ...], Tensor]:
         gradients, metrics = self._gradients(batch, numbers, trained)
         for average in self._averages:
@@ -270,13 +273,14 @@ class Learner:
 
 
 def _arguments_alone(guards: Sequence[Any]) -> list[bool]:
-    """What torch.compile checks before a call: which learner it is and what it is called with.
+    """What torch.compile checks before a call: what the learner is called with.
 
-    Nothing else that it looks up while tracing ever changes, but for values in tensors; checking all of it anew takes
-    half a millisecond a call.
+    Nothing that it looks up in the learner while tracing ever changes, but for values in tensors; checking all of it
+    anew takes half a millisecond a call.
     """
-    arguments = ("L['identity']", "L['batch']", "L['numbers']", "L['trained']")
-    return [guard.name.startswith(arguments) or not guard.name for guard in guards]
+    arguments = ("batch", "numbers", "trained")
+    names = [guard.name.removeprefix("L['") for guard in guards]  # locals bear that in some versions
+    return [not name or name.startswith(arguments) for name in names]
 
 
 def adam_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, lr: Tensor) -> None:

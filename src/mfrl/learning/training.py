@@ -16,6 +16,7 @@ from mfrl import signals
 from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import Chunk
+from mfrl.errors import CheckpointError
 from mfrl.learning.learner import Learner
 from mfrl.policy import Policy
 from mfrl.randomness import Streams, key_of
@@ -86,7 +87,10 @@ class Training(L.LightningModule):
     def on_fit_start(self) -> None:
         self.learner = Learner([self.algorithm, *self.beside], self.batch_size, self.compiled)
         for member, saved in self._saved.items():
-            self.learner.load_state_dict(saved, member)
+            try:
+                self.learner.load_state_dict(saved, member)
+            except Exception as error:  # of whatever kinds what is no such state may raise
+                raise CheckpointError(f"the checkpoint's moments of Adam do not fit its networks: {error!r}") from error
         self._saved.clear()
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
