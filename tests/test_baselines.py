@@ -505,8 +505,8 @@ def test_training_learns_the_action_of_a_dataset_with_one(name: str):
 def test_the_compiled_update_is_the_eager_one(name: str):
     def updated(compiled: bool) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         module = build(name, updates=4)  # of a distillation, two in each stage
-        learner = Learner([module], SIZE, compiled)
-        values = [dict(zip(*learner.update(batch(SIZE, seed=k)), strict=True)) for k in range(4)]
+        learner = Learner([module], 16, compiled)
+        values = [dict(zip(*learner.update(batch(16, seed=k)), strict=True)) for k in range(4)]
         return snapshot(module), values
 
     eager, fast = updated(False), updated(True)

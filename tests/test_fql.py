@@ -439,8 +439,8 @@ def test_a_small_alpha_finds_the_best_action_and_a_large_one_stays_with_the_data
 def test_the_compiled_update_is_the_eager_one():
     def updated(compiled: bool) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         module = doubled(build(actor_average=0.5))
-        learner = Learner([module], SIZE, compiled)
-        values = [dict(zip(*learner.update(batch(SIZE, seed=k)), strict=True)) for k in range(4)]
+        learner = Learner([module], 16, compiled)
+        values = [dict(zip(*learner.update(batch(16, seed=k)), strict=True)) for k in range(4)]
         return snapshot(module), values
 
     eager, fast = updated(False), updated(True)
