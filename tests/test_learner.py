@@ -17,7 +17,9 @@ from mfrl.algorithms import FQL, FlowBC, FlowDistilled, GaussianBC, MeanFlowBC, 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch
+from mfrl.errors import CheckpointError
 from mfrl.learning.learner import Layout, Learner, adam_
+from mfrl.learning.training import Training
 from mfrl.networks import GaussianMLP, VectorField
 from mfrl.reformulation import Reformulation
 from mfrl.settings import Settings
@@ -332,3 +334,21 @@ def test_what_acts_shares_the_learner_s_parameters():
     train(learner, batches(6))
     assert not torch.allclose(policy.act(observations, noise), before)
     torch.testing.assert_close(algorithm.policy().act(observations, noise), policy.act(observations, noise))
+
+
+@pytest.mark.parametrize("harm", ["no moments", "another network's", "a text for a moment"])
+def test_moments_that_do_not_fit_are_refused(harm: str):
+    learner = Learner([make("fql")], SIZE)
+    train(learner, batches(2))
+    saved = learner.state_dict()
+    if harm == "no moments":
+        del saved["adam"]["critic"]
+    elif harm == "another network's":
+        saved["adam"]["critic"] = saved["adam"]["actor"]
+    else:
+        saved["adam"]["critic"]["exp_avg"]["critic.network.head_weight"] = "zero"
+    algorithm = make("fql")
+    training = Training(algorithm, SIZE)
+    training.load({"updates": 2, "learner": saved, "window": []})
+    with pytest.raises(CheckpointError, match="moments of Adam do not fit"):
+        training.on_fit_start()

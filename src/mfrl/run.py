@@ -232,7 +232,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _is_window(window: Any) -> bool:
-    """Whether this is what a run has summed up since it last logged, as :class:`mfrl.learning.training.Training` has it."""
+    """Whether this is what a run has summed up since it last logged, as it saves it."""
     return isinstance(window, list) and all(
         isinstance(part, dict)
         and isinstance(part.get("names"), list)
