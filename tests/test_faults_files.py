@@ -719,6 +719,45 @@ def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, t
             load_algorithm(tmp_path / "x.ckpt")
 
 
+@pytest.mark.parametrize("key", ["seed", "updates", "algo_name", "env", "env.name", "variant.name", "data", "log"])
+def test_a_run_whose_checkpoint_lacks_a_setting_is_not_gone_on_with(key: str, toy: Path, tmp_path: Path) -> None:
+    *way, last = key.split(".")
+
+    def drop(record: dict[str, Any]) -> None:
+        node = record["config"]
+        for name in way:
+            node = node[name]
+        del node[last]
+
+    for number, change in enumerate((drop, put(key, -1), put(key, None))):
+        path = changed(toy, tmp_path / str(number), change)
+        with pytest.raises(CheckpointError, match=f"its {key} is missing or of another kind|there is no {key}"):
+            into_a_resumed_run(path)
+
+
+def test_settings_that_came_after_a_run_began_are_as_they_are_by_default(toy: Path, tmp_path: Path) -> None:
+    def drop(record: dict[str, Any]) -> None:
+        del record["config"]["threads"]
+        del record["config"]["checkpoint"]["minutes"]
+
+    assert resume(changed(toy, tmp_path / "run", drop), "updates=30")["updates"] == 30
+    resume(toy_copy := changed(toy, tmp_path / "whole", lambda record: None), "updates=30")
+    assert_equal(weights(tmp_path / "run"), weights(toy_copy))
+
+
+def test_what_is_overridden_as_a_run_goes_on_is_evaluated_for_the_user(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPDATES", "30")
+    shutil.copytree(toy, tmp_path / "run")
+    more = ["updates='${oc.decode:${oc.env:UPDATES}}'", "checkpoint={every: '${oc.decode:${oc.env:UPDATES}}'}"]
+    assert resume(tmp_path / "run", *more)["updates"] == 30
+    written = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert (written.updates, written.checkpoint.every) == (30, 30)
+    with pytest.raises(ConfigError, match=r"updates=\$\{oc.env:NOWHERE\} has no value"):
+        resume(tmp_path / "run", "updates=${oc.env:NOWHERE}")
+
+
 def test_a_checkpoint_needs_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     run(tmp_path / "run", *TOY)

@@ -354,6 +354,7 @@ def test_a_run_that_filled_the_disk_says_so_and_goes_on_to_the_same_weights(
     assert "Traceback" not in text
     assert str(disk.path) in text
     assert "No space left on device (0." in text
+    assert text.count("No space left on device") == 1
     assert "free some room there, or choose a folder on another disk" in text
     saved = (disk.path / "run" / "checkpoints" / "last.ckpt").exists()
     assert (f"mfrl train resume={disk.path}/run" in text) == saved

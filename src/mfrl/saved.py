@@ -19,6 +19,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class, get_object
@@ -262,6 +263,28 @@ class Saved:
         return found
 
 
+def refuse_incomplete(config: dict[str, Any], path: Path) -> None:
+    """Refuse to go on with a configuration without what every run has had from the first on.
+
+    Args:
+        config: of the run, as plain data.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    groups = ("algo", "data", "eval", "log", "checkpoint", "env", "variant")
+    holds = {part: isinstance(config.get(part), dict) for part in groups}
+    for part in ("env", "variant"):
+        holds[f"{part}.name"] = holds[part] and isinstance(config[part].get("name"), str)
+    holds["algo_name"] = isinstance(config.get("algo_name"), str)
+    holds |= {key: type(config.get(key)) is int and 0 <= config[key] < 2**32 for key in ("seed", "updates")}
+    if wrong := [key for key, held in holds.items() if not held]:
+        raise CheckpointError(
+            f"{path} does not hold the configuration of a run: its {wrong[0]} is missing or of another kind"
+        )
+
+
 #: Annotations whose values are plain data, and their types; of others, classes say themselves what they need.
 _KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "Path": (str,), "None": (type(None),)}
 
@@ -305,6 +328,21 @@ def settle(cfg: DictConfig) -> None:
                 node[key] = _OPENING.sub(lambda m: 2 * m[1] + r"\${", value) if isinstance(value, str) else value
 
     visit(cfg, OmegaConf.to_container(cfg, resolve=False), "")
+
+
+def settled(cfg: DictConfig, key: str, value: Any) -> Any:
+    """The value of an override, with what the user has evaluated in it as :func:`settle` evaluated it.
+
+    Args:
+        cfg: composed with the override, and settled.
+        key: of the setting.
+        value: as Hydra reads it.
+    """
+    if isinstance(value, dict):
+        return {name: settled(cfg, f"{key}.{name}", part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [settled(cfg, f"{key}.{index}", part) for index, part in enumerate(value)]
+    return OmegaConf.select(cfg, key) if isinstance(value, str) and not _readable(value) else value
 
 
 def _readable(text: str) -> bool:

@@ -59,7 +59,7 @@ from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
-from mfrl.saved import WHOLE, Saved, settle
+from mfrl.saved import WHOLE, Saved, refuse_incomplete, settle, settled
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
@@ -77,6 +77,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
     refuse_unguarded_script()
     signals.forget()
     console = console or Console(stderr=True)
+    settle(cfg)
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
     if resumed := cfg.resume:
@@ -85,7 +86,6 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         saved = load_checkpoint(checkpoint)
         cfg, trusted = continued(run, checkpoint, saved, cfg, overrides), tuple(cfg.trust)
     else:
-        settle(cfg)
         check_settings(cfg)
         refuse_settings_of_another_algorithm(cfg, overrides)
         refuse_settings_of_another_evaluation(cfg, overrides)
@@ -321,7 +321,8 @@ def telling_how_to_go_on(run: RunFolder, module: Training, checkpoints: Checkpoi
         refusal = error if isinstance(error, WorkerError) else refused_by_system(error, run.path)
         if refusal is None:
             raise
-        raise type(refusal)(f"{refusal}. The run {how_to_go_on(run, module.updates, checkpoints)}") from error
+        left = how_to_go_on(run, module.updates, checkpoints, str(refusal))
+        raise type(refusal)(f"{refusal}. The run {left}") from error
 
 
 def interim_episodes(cfg: DictConfig) -> int:
@@ -339,11 +340,16 @@ def plan(cfg: DictConfig, first_update: int) -> str:
     return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
 
 
-def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
-    """Where a run was stopped, what of it is saved, and the command that goes on."""
+def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint, told: str = "") -> str:
+    """Where a run was stopped, what of it is saved, and the command that goes on.
+
+    Args:
+        told: what is told already; it may be what kept the run from being saved as well.
+    """
     where = f"stopped at update {update:,}"
     if checkpoints.saved not in (None, update):  # None: it only evaluated
-        where += f", which could not be saved ({checkpoints.problem})" if checkpoints.problem else ", unsaved"
+        why = "either" if checkpoints.problem in told else f"({checkpoints.problem})"
+        where += f", which could not be saved {why}" if checkpoints.problem else ", unsaved"
     if not run.last_checkpoint.is_file():
         return f"{where}; there is no checkpoint, so it has to begin anew"
     return f"{where}; go on with:  {pasted('mfrl', 'train', resume=run.path)}"
@@ -432,13 +438,12 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
         CheckpointError: for a configuration that is more than settings and references among them.
     """
     refuse_earlier(path, saved)
-    Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
+    plain = Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
+    refuse_incomplete(plain, path)
     old = OmegaConf.create(saved["mfrl"]["config"])
-    for part in ("algo", "data", "eval", "log", "checkpoint"):
-        if not isinstance(old.get(part), DictConfig):
-            raise CheckpointError(
-                f"{path} does not hold the configuration of a run: its {part} is no group of settings"
-            )
+    for key in RESUMABLE:
+        if "." not in key and key not in old:  # a setting that came later
+            old[key] = cfg[key]
     for part in ("log", "checkpoint"):
         if unknown := old[part].keys() - cfg[part].keys():
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
@@ -455,7 +460,7 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
         if key == "resume":
             continue
         try:
-            OmegaConf.update(old, key, override.value())
+            OmegaConf.update(old, key, settled(cfg, key, override.value()))
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
             raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error

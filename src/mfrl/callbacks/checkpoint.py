@@ -93,7 +93,7 @@ class Checkpoint(L.Callback):
         try:
             self._save(trainer, pl_module)
         except Exception as error:  # what ended the training is to be told, and not what came of it
-            self.problem = str(error)
+            self.problem = getattr(error, "strerror", None) or str(error)
 
     def _save(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
