@@ -20,9 +20,8 @@ CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
 
-# What may change when a run goes on with resume=: its length, how it is watched, what leaves its numbers alone but for
-# rounding, and the accelerator. On another kind of device the same seed draws other noise (not other batches): the run
-# goes on as well, but not with the numbers it would have had.
+# What may change when a run goes on with resume=: its length, how it is watched, and what leaves its numbers alone but
+# for rounding, the accelerator among it.
 RESUMABLE = (
     "resume",
     "updates",
@@ -41,7 +40,7 @@ RESUMABLE = (
 )
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
-BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
+BOOKKEEPING = ("run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
 
 
 def among(key: str, names: Iterable[str]) -> bool:
