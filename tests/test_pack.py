@@ -199,10 +199,11 @@ def test_jobs_are_packed_with_those_that_differ_in_seed_and_alpha_alone():
         ["variant=b", "algo.alpha=1", "seed=0"],
         ["variant=a", "algo.alpha=3", "seed=0"],
     ]
-    assert packed(jobs, 8) == [["variant=a", "algo.alpha=1", "seed=0", "+members=[[0,1],[1,1],[0,3]]"], jobs[2]]
-    assert packed(jobs, 2) == [["variant=a", "algo.alpha=1", "seed=0", "+members=[[0,1],[1,1]]"], jobs[3], jobs[2]]
+    own = ["['algo.alpha=1','seed=0']", "['algo.alpha=1','seed=1']", "['algo.alpha=3','seed=0']"]
+    assert packed(jobs, 8) == [[*jobs[0], f"+members=[{','.join(own)}]"], jobs[2]]
+    assert packed(jobs, 2) == [[*jobs[0], f"+members=[{','.join(own[:2])}]"], jobs[3], jobs[2]]
     assert packed(jobs, 1) == [jobs[0], jobs[1], jobs[3], jobs[2]]
-    assert packed([["seed=0"], ["seed=1"]], 4) == [["seed=0", "+members=[[0,null],[1,null]]"]]
+    assert packed([["seed=0"], ["seed=1"]], 4) == [["seed=0", "+members=[['seed=0'],['seed=1']]"]]
 
 
 def test_seeds_is_short_for_a_packed_multirun():
@@ -212,3 +213,50 @@ def test_seeds_is_short_for_a_packed_multirun():
     for wrong in (["train", "seeds=0"], ["train", "seeds=x"], ["train", "seeds=2", "seed=1"]):
         with pytest.raises(ConfigError, match="seeds="):
             spell_out_seeds(wrong)
+
+
+def test_a_member_that_cannot_begin_leaves_the_others_to(data_dir: Path, tmp_path: Path):
+    broken = folder(tmp_path, 1.0, 0)
+    start(tmp_path, *SMALL, f"data_dir={data_dir}", FOLDER, "algo.alpha=1.0", "seed=0")
+    (broken / "result.json").unlink()
+    (broken / "eval.jsonl").write_text("no evaluation\n")
+    (folder(tmp_path, 1.0, 1)).mkdir()
+    shutil.copytree(broken / "checkpoints", folder(tmp_path, 1.0, 1) / "checkpoints")  # at the same update
+    shutil.copy(broken / "config.yaml", folder(tmp_path, 1.0, 1))
+    done = start(tmp_path, "-m", *SMALL, f"data_dir={data_dir}", FOLDER, "algo.alpha=1.0", "seed=0,1", "pack=2")
+    assert done.returncode == 1
+    assert "eval.jsonl is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "AttributeError" not in done.stderr
+
+
+def test_seeds_that_choose_their_own_part_of_the_data_are_no_population(data_dir: Path, tmp_path: Path):
+    options = [*SMALL, f"data_dir={data_dir}", FOLDER, "data.fraction=0.5", "updates=12", "seed=0,1", "pack=2"]
+    done = start(tmp_path, "-m", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(" → r\n") == 2
+    assert "2 finished" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "2.5"])
+def test_a_pack_has_at_least_one_member(size: str, tmp_path: Path):
+    done = start(tmp_path, "-m", *SMALL, FOLDER, "seed=0,1", f"pack={size}")
+    assert done.returncode != 0
+    assert f"pack={size} must be a whole number of at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_sweep_is_the_same_packed_or_not(data_dir: Path, tmp_path: Path):
+    options = [
+        "-m",
+        *SMALL,
+        f"data_dir={data_dir}",
+        "updates=12",
+        "algo.alpha=1e1,.5",
+        "run_dir=r/x${changed:}-${seed}",
+    ]
+    done = start(tmp_path, *options, "pack=2")
+    assert done.returncode == 0, done.stderr
+    again = start(tmp_path, *options)
+    assert "2 skipped" in again.stderr

@@ -143,8 +143,10 @@ class Packing:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         given = [text.partition("=")[2] for text in job_overrides[0] if text.startswith("pack=")]
-        size = int(given[-1]) if given else self.size
-        return self.launcher.launch(packed(job_overrides, size), initial_job_idx)
+        size = given[-1] if given else str(self.size)
+        if not size.isdecimal() or int(size) < 1:
+            raise ConfigError(f"pack={size} must be a whole number of at least 1")
+        return self.launcher.launch(packed(job_overrides, int(size)), initial_job_idx)
 
 
 def _jobs() -> list[BaseProcess]:

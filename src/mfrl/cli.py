@@ -187,6 +187,8 @@ def spell_out_seeds(arguments: list[str]) -> list[str]:
     if any(argument.startswith("seed=") for argument in arguments):
         raise ConfigError(f"seeds={given[-1]} stands for seeds 0 to {int(given[-1]) - 1}: leave seed= out")
     others = [argument for argument in arguments if not argument.startswith("seeds=")]
+    if {"--cfg", "-c", "--info", "-i", "--help"} & {*others}:  # of the configuration that all of them have
+        return others
     count = int(given[-1])
     listed = [f"seed={','.join(str(seed) for seed in range(count))}"]
     if not any(argument.startswith("pack=") for argument in others):

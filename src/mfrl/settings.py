@@ -82,4 +82,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            check(field.name, value)
+            require(f"algo.{field.name}", field.type != "bool" or type(value) is bool, value, "true or false")

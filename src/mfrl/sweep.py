@@ -34,10 +34,10 @@ _PARENT_SECONDS = 0.5  # between two looks whether the sweep's process is still 
 _SAVING_SECONDS = 60.0  # for a job to save, once it is not
 _watching, _at_work = threading.Event(), threading.Event()
 
-# Overrides that a folder's name need not repeat: they stand elsewhere in the path, or any run may have them.
-#: What the members of a population may differ in, in the order of ``members``.
+#: What the members of a population may differ in.
 OF_MEMBERS = ("seed", "algo.alpha")
 
+# Overrides that a folder's name need not repeat: they stand elsewhere in the path, or any run may have them.
 _ELSEWHERE = {"env", "algo", "algo_name", "variant", "variant.name", "seed", "sweep", "collect"}
 
 
@@ -124,16 +124,10 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
 
 def _attempt_pack(cfg: DictConfig, overrides: list[str], aside: bool) -> list[Outcome]:
     """As :func:`_attempt`, of a job that stands for several."""
-    import torch
-
     from mfrl.pack import members_of, train_pack
 
     size = len(cfg.members)
     console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} pack of {size}") if aside else None
-    if cfg.resume:
-        raise ConfigError("resume= goes on with one run: a pack goes on when its sweep is started again")
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
     outcomes = train_pack(members_of(cfg, overrides), console or Console(stderr=True))
     if signals.received() and not aside:
         raise KeyboardInterrupt
@@ -169,7 +163,7 @@ def failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
 
 
 def packed(jobs: Sequence[Sequence[str]], size: int) -> list[list[str]]:
-    """Jobs that differ in seed and alpha alone, up to ``size`` of them as one that lists them as ``members``.
+    """Jobs that differ in seed and alpha alone, up to ``size`` of them as one that lists theirs as ``members``.
 
     Args:
         jobs: the overrides of each, as Hydra hands them to a launcher.
@@ -177,18 +171,19 @@ def packed(jobs: Sequence[Sequence[str]], size: int) -> list[list[str]]:
     """
     alike: dict[tuple[str, ...], list[list[str]]] = {}
     for job in jobs:
-        alike.setdefault(tuple(text for text in job if text.partition("=")[0] not in OF_MEMBERS), []).append(list(job))
+        alike.setdefault(tuple(text for text in job if not _of_member(text)), []).append(list(job))
     packs = []
     for same in alike.values():
         for start in range(0, len(same), size):
             members = same[start : start + size]
-            own = [dict(text.split("=", 1) for text in job if text.partition("=")[0] in OF_MEMBERS) for job in members]
-            if len(members) > 1:
-                listed = ",".join(f"[{','.join(one.get(key, 'null') for key in OF_MEMBERS)}]" for one in own)
-                packs.append([*members[0], f"+members=[{listed}]"])
-            else:
-                packs.append(members[0])
+            listed = ",".join(f"[{','.join(repr(text) for text in job if _of_member(text))}]" for job in members)
+            packs.append([*members[0], f"+members=[{listed}]"] if len(members) > 1 else members[0])
     return packs
+
+
+def _of_member(text: str) -> bool:
+    """Whether an override is of what members may differ in; what Hydra would read otherwise in a list is not."""
+    return text.partition("=")[0] in OF_MEMBERS and not set(text) & set("'\"\\")
 
 
 def _stop_with_parent() -> None:

@@ -145,6 +145,7 @@ def fit(
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
+                module.to(trainer.strategy.root_device)  # from where Lightning has put it
                 try:
                     begun.evaluate.on_train_start(trainer, module)
                 finally:
@@ -230,7 +231,7 @@ class Begun:
             "seconds": round(time.perf_counter() - self.started, 2),
             "updates_per_second": round(self.monitor.updates / max(self.monitor.seconds, 1e-9), 3),
             "compiled": cfg.compile,
-            "matmul": "tf32" if cfg.tf32 and module.device.type == "cuda" else "float32",
+            "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
             "warnings": [*self.data.warnings, *self.monitor.explosions.warnings],
             "versions": versions(),
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ class Checkpoint(L.Callback):
         self.every, self.keep_all, self.extra, self.minutes = every, keep_all, extra, minutes
         self.saved: int | None = None
         self.problem = ""
-        self._saved_at = time.monotonic()
+        self._saved_at = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = InPlace()
@@ -73,12 +72,12 @@ class Checkpoint(L.Callback):
         checkpoint["mfrl"] = self.extra
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
-        self.saved, self._saved_at = pl_module.updates, time.monotonic()
+        self.saved, self._saved_at = pl_module.updates, pl_module.stamp
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
         due = k % self.every == 0 or k == pl_module.total_updates
-        if due or (self.minutes is not None and time.monotonic() - self._saved_at >= 60.0 * self.minutes):
+        if due or (self.minutes is not None and pl_module.stamp - self._saved_at >= 60.0 * self.minutes):
             self._save(trainer, pl_module)
         if due and self.keep_all:
             with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
@@ -103,7 +102,7 @@ class Checkpoint(L.Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.last) as temporary:
                 trainer.save_checkpoint(temporary)
-            self.saved, self._saved_at = pl_module.updates, time.monotonic()
+            self.saved, self._saved_at = pl_module.updates, pl_module.stamp
 
     def _copy(self, path: Path) -> None:
         """A second name for ``last.ckpt``, or a copy where the file system has none."""

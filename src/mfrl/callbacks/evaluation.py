@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +68,22 @@ class Evaluate(L.Callback):
         self.progress = progress
         self._evaluator: Evaluator | None = None
         self._layout: MazeLayout | None = None
-        self._lender: Evaluate | None = None
+        self._others: Sequence[Evaluate] = ()
 
-    def borrow(self, lender: Evaluate) -> None:
-        """Evaluate in the environments of another, started before this one: members of a population share them."""
-        self._lender = lender
+    def share(self, others: Sequence[Evaluate]) -> None:
+        """Evaluate in the environments of the first of these that has some: members of a population share them."""
+        self._others = others
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         k = pl_module.updates
         done = keep_until(self.run_dir, k)
         with pl_module.aside():
             # Started now: a simulator or renderer that does not work should not wait for the first evaluation.
-            if self._lender is None:
+            self._evaluator = next((other._evaluator for other in self._others if other._evaluator), None)
+            if self._evaluator is None:
                 self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
                 if self.videos:
                     self._evaluator.check_filming()
-            else:
-                self._evaluator = self._lender._evaluator
             self._layout = self._evaluator.env.signature.maze
             if k and due(pl_module, self.every) and k not in done:
                 self._evaluate(trainer, pl_module)
@@ -94,9 +94,9 @@ class Evaluate(L.Callback):
                 self._evaluate(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._evaluator is not None and self._lender is None:
+        if self._evaluator is not None:
             self._evaluator.close()
-        self._evaluator = None
+            self._evaluator = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error

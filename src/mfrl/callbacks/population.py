@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from rich.progress import Progress as Bar
 
-from mfrl.callbacks.checkpoint import InPlace
+from mfrl.callbacks.checkpoint import Checkpoint, InPlace
 from mfrl.callbacks.progress import Progress, format_score, score_name
 from mfrl.errors import MfrlError
 from mfrl.learning.training import Member
@@ -37,6 +37,13 @@ class Watched:
     @property
     def strategy(self) -> Any:
         return self.trainer.strategy
+
+    def fail(self, error: MfrlError) -> None:
+        """The member ends here, saved as a run of its own that ends in this error would be."""
+        self.failed = error
+        for callback in self.callbacks:
+            if isinstance(callback, Checkpoint):
+                callback.on_exception(self, self.member, error)
 
     def save_checkpoint(self, path: str | Path) -> None:
         checkpoint = self.member.checkpoint()
@@ -68,7 +75,7 @@ class Each(L.Callback):
                 try:
                     getattr(callback, hook)(watched, watched.member, *arguments)
                 except MfrlError as error:
-                    watched.failed = error
+                    watched.fail(error)
         if all(watched.failed for watched, _ in self.pairs):
             raise self.pairs[-1][0].failed
 
@@ -85,15 +92,15 @@ class Each(L.Callback):
         self._each("on_train_batch_end", trainer, *arguments)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._all(lambda watched, callback: callback.teardown(watched, watched.member, stage))
+        for watched, callback in self.pairs:  # what a callback holds is let go of, whatever became of its member
+            callback.teardown(watched, watched.member, stage)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._all(lambda watched, callback: callback.on_exception(watched, watched.member, exception))
-
-    def _all(self, end: Callable[[Watched, L.Callback], None]) -> None:
-        """What a callback holds is let go of, whatever became of its member."""
         for watched, callback in self.pairs:
-            end(watched, callback)
+            if watched.failed is None:
+                callback.on_exception(watched, watched.member, exception)
+            else:
+                callback.teardown(watched, watched.member, "fit")
 
 
 class Spread(L.Callback):
@@ -132,6 +139,6 @@ class Spread(L.Callback):
             low, mean, high = min(values), sum(values) / len(values), max(values)
             shown = [format_score(key, value) for value in (low, high, mean)]
             scores.append(f"{score_name(key)} {shown[0]} to {shown[1]}, mean [bold]{shown[2]}[/]")
-        members = f"{len(self._reports)} members"
+        members = f"{len(self._reports)} member{'s' * (len(self._reports) > 1)}"
         self.progress.say(self._updates, scores, f"{members}, {self._seconds:.1f} s", self._seconds)
         self._reports, self._seconds = [], 0.0

@@ -123,6 +123,11 @@ class Learner:
             algorithm.k = self.k
         return names, values
 
+    @property
+    def device(self) -> torch.device:
+        """Where it trains, whatever becomes of the algorithms afterwards."""
+        return self._k.device
+
     def rates(self) -> dict[str, float]:
         """Each network's learning rate in the next update."""
         return {name: float(_rate(group, torch.tensor(self.k))) for name, group in self._groups.items()}

@@ -62,6 +62,7 @@ class Training(L.LightningModule):
         self.learner: Learner | None = None
         self.between_updates = True
         self.seconds_aside = 0.0
+        self.stamp = time.monotonic()  # of the last chunk's end: by one clock all members do the same
         self._saved: dict[int, Any] = {}  # of the learner, by member, until there is one
         self._windows: dict[tuple[str, ...], Window] = {}  # by the scalars' names, which differ between stages
 
@@ -103,7 +104,8 @@ class Training(L.LightningModule):
             self._add(*self.learner.update(batch))
             self.between_updates = True
             if signals.received():  # the rest of a long chunk can wait
-                return
+                break
+        self.stamp = time.monotonic()
 
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
         return held_out(self.algorithm, batch)
@@ -215,6 +217,10 @@ class Member:
     @property
     def seconds_aside(self) -> float:
         return self.training.seconds_aside
+
+    @property
+    def stamp(self) -> float:
+        return self.training.stamp
 
     def aside(self) -> AbstractContextManager[None]:
         return self.training.aside()
