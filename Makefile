@@ -22,11 +22,14 @@ train:
 	@$(MAKE) --no-print-directory $(READY)
 	$(BIN)/mfrl train experiment=quickstart $(ARGS)
 
+# A file's tests share what they train, so that files and not tests go to processes.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import time
 import torch
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.data.transitions import DataSpec
+from mfrl.data.batch import DataSpec
 from mfrl.networks import DiT, QEnsemble
 from mfrl.reformulation import Reformulation
 from mfrl.run import versions
@@ -21,7 +21,7 @@ def main() -> None:
     spec = DataSpec(28, 5, (0.0,) * 28, (1.0,) * 28, -1.0, 0.0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = MeanFlowQL(spec, DiT, QEnsemble, Reformulation(1.0, -1.0), updates=1).to(device).eval()
-    policy = module.policy()
+    policy = module.policy().folded()
     print(f"{versions()['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'batch':>5}{'candidates':>12}{'median ms':>11}{'95 % ms':>9}")
     for batch in (1, 50):

@@ -36,7 +36,7 @@ import json, resource, sys, threading, time
 from pathlib import Path
 import torch
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import ChunkLoader
+from mfrl.data.sampling import ChunkLoader
 
 settings, batches = json.loads(sys.argv[1]), int(sys.argv[2])
 
@@ -65,7 +65,7 @@ row = {"seconds": opened}
 if batches:
     places = torch.tensor([1, 256, 65536], dtype=torch.int32)
     start = time.perf_counter()
-    for chunk in ChunkLoader(data.train, 256, 0, 0, batches, 8, ()):
+    for chunk in ChunkLoader(data.train, 256, 0, 0, batches, 8, (), discount=0.99):
         for batch in chunk:
             if batch.observations.ndim > 2:          # frames carry the number of their row
                 last = batch.observations[:, -1, 0, 0].int() @ places

@@ -1,10 +1,13 @@
-r"""Updates per second of MeanFlowQL, eager and compiled, against the machine's fp32 matrix product.
+r"""Updates per second of MeanFlowQL, eager and compiled, alone and as a population, against fp32 matrix products.
 
-    python benchmarks/train_step.py [--sizes published quickstart] [--modes eager compiled] [--out FILE.json]
+    python benchmarks/train_step.py [--sizes published quickstart] [--modes eager compiled] [--members 1 8]
 
-Training runs through lightning.Trainer as in `mfrl train`, on random transitions of the task's size. A row reports
-the median over chunks of 8 updates, once warm; "matmul" is the rate in GFLOP/s of a 2048-cubed fp32 product, measured
-right after it, "share" the share of it that the necessary operations reach, "loop" the time outside the updates.
+The learner is called as training calls it, on random batches of the task's size. All of them are made first, and then
+measured in turns, so that a machine whose speed wanders wanders for all alike; a row reports the median over the turns
+of the updates of all members together, "to eager" is its ratio to one member's eager rate at that size, "matmul" the
+rate in GFLOP/s of a 2048-cubed fp32 product, "share" the share of it that the necessary operations reach, "start-up"
+the first update, and "kernels" how many operations that are no views an eager update dispatches, or how many loops
+torch.compile generated, matrix products not counted.
 
 Necessary floating-point operations of one update (2 per multiplication with addition; normalisations, activations and
 optimisers not counted), B = batch, N = candidates, A = multiplications of the actor for one sample without its
@@ -30,18 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._inductor import metrics
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.callbacks import Monitor
-from mfrl.cli import quiet_lightning
 from mfrl.config import CONFIG_DIR, build_algorithm
-from mfrl.data.transitions import ChunkLoader, DataSpec, Transitions
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.learning.learner import Learner
 from mfrl.run import versions
 
-BATCH, CHUNK, ROWS = 256, 8, 100_000
+BATCH = 256
 # Sizes of observation and action, and the overrides of conf/train.yaml.
 SIZES: dict[str, tuple[int, int, list[str]]] = {
     "published": (28, 5, ["experiment=paper/cube-double-play-task2"]),
@@ -50,36 +53,88 @@ SIZES: dict[str, tuple[int, int, list[str]]] = {
 }
 
 
-class ChunkTimes(L.Callback):
-    """Seconds from the start of each chunk to the start of the next."""
+class Kernels(TorchDispatchMode):
+    """Counts operations that are no views."""
 
     def __init__(self) -> None:
-        self.starts: list[float] = []
+        super().__init__()
+        self.count = 0
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.starts.append(time.perf_counter())
-
-    def updates_per_second(self, warm_up: int) -> float:
-        seconds = [b - a for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)][warm_up:]
-        return CHUNK / statistics.median(seconds)
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
 
 
-def matmul_rate(device: torch.device) -> float:
-    """FLOP/s of a 2048-cubed fp32 product, the median of 10."""
-    a, b = torch.randn(2, 2048, 2048, device=device)
-    seconds = []
-    for _ in range(12):
+class Measured:
+    """A learner with batches to train on, and what was measured of it."""
+
+    def __init__(self, size: str, mode: str, members: int, updates: int) -> None:
+        self.size, self.mode, self.members, self.updates = size, mode, members, updates
+        algorithms = [build(size, seed) for seed in range(members)]
+        self.gflop = necessary_flops(algorithms[0]) / 1e9
+        self.learner = Learner(algorithms, BATCH, compiled=mode == "compiled")
+        self.batches = [batch(size, members, seed) for seed in range(8)]
+        before = metrics.generated_kernel_count
+        self.start_up = self.run(1)
+        self.run(5)
+        if mode == "compiled":
+            self.kernels = metrics.generated_kernel_count - before
+        else:
+            with Kernels() as counted:
+                self.run(1)
+            self.kernels = counted.count
+        self.seconds: list[float] = []
+
+    def turn(self) -> None:
+        self.seconds.append(self.run(self.updates) / self.updates)
+
+    def run(self, updates: int) -> float:
+        """Seconds that so many updates take."""
+        synchronise()
         start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / statistics.median(seconds[2:])
+        for k in range(updates):
+            self.learner.update(self.batches[k % len(self.batches)])
+        synchronise()
+        return time.perf_counter() - start
+
+    def row(self, alone: float | None, matmul: float) -> dict[str, Any]:
+        rate = self.members / statistics.median(self.seconds)
+        return {
+            "size": self.size,
+            "mode": self.mode,
+            "members": self.members,
+            "updates_per_second": rate,
+            "to_eager": rate / alone if alone else None,
+            "fastest": self.members / min(self.seconds),
+            "slowest": self.members / max(self.seconds),
+            "gflop_per_update": self.gflop,
+            "matmul_gflops": matmul,
+            "share_of_matmul_rate": rate * self.gflop / matmul,
+            "first_update_seconds": self.start_up,
+            "kernels": self.kernels,
+        }
 
 
-def necessary_flops(module: MeanFlowQL) -> float:
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def matmul_gflops() -> float:
+    """GFLOP/s of a 2048-cubed fp32 product."""
+    a, b = torch.randn(2, 2048, 2048, device=device())
+    synchronise()
+    start = time.perf_counter()
+    a @ b
+    synchronise()
+    return 2 * 2048**3 / (time.perf_counter() - start) / 1e9
+
+
+def necessary_flops(algorithm: MeanFlowQL) -> float:
     """By the formula above, from the weights of the networks."""
 
     def multiplications(network: nn.Module, wanted: bool) -> int:
@@ -87,10 +142,11 @@ def necessary_flops(module: MeanFlowQL) -> float:
         matrices = ((name, p) for name, p in network.named_parameters() if p.ndim >= 2 and "weight" in name)
         return sum(p.numel() for name, p in matrices if any(word in name for word in of_time) is wanted)
 
-    A, M = multiplications(module.actor, False), multiplications(module.actor, True)
-    C = multiplications(module.critic, False)
-    B, N = BATCH, module.target_candidates
-    T = min(module.time_steps or B, B)
+    A, M = multiplications(algorithm.actor, False), multiplications(algorithm.actor, True)
+    C = multiplications(algorithm.critic, False)
+    settings = algorithm.settings
+    B, N = BATCH, settings.target_candidates or settings.num_candidates
+    T = min(settings.time_steps or B, B)
     flow = 8 * (B * A + T * M)
     policy = 6 * B * A + 4 * B * C
     critic = 6 * B * C
@@ -98,71 +154,64 @@ def necessary_flops(module: MeanFlowQL) -> float:
     return float(flow + policy + critic + target)
 
 
-def build(size: str, compile: bool, updates: int) -> MeanFlowQL:
+def build(size: str, seed: int) -> MeanFlowQL:
     observation_dim, action_dim, overrides = SIZES[size]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose("train", [*overrides, f"updates={updates}", f"compile={str(compile).lower()}"])
+        cfg = hydra.compose("train", [*overrides, f"seed={seed}"])
     zeros, ones = (0.0,) * observation_dim, (1.0,) * observation_dim
-    torch.manual_seed(0)
-    return build_algorithm(cfg, DataSpec(observation_dim, action_dim, zeros, ones, reward_min=-1.0, reward_max=0.0))
+    torch.manual_seed(seed)
+    spec = DataSpec(observation_dim, action_dim, zeros, ones, reward_min=-1.0, reward_max=0.0)
+    return build_algorithm(cfg, spec).to(device())
 
 
-def measure(size: str, compile: bool, updates: int) -> dict[str, Any]:
-    module = build(size, compile, updates)
+def batch(size: str, members: int, seed: int) -> Batch:
     observation_dim, action_dim, _ = SIZES[size]
-    transitions = Transitions(
-        torch.randn(ROWS, observation_dim),
-        torch.rand(ROWS, action_dim) * 2 - 1,
-        -torch.ones(ROWS),
-        torch.ones(ROWS),
-        torch.arange(ROWS - 1),
-    )
-    monitor, times = Monitor(every=updates // 2), ChunkTimes()
-    trainer = L.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=1,
-        callbacks=[monitor, times],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    transitions = transitions.to(trainer.strategy.root_device)
-    trainer.fit(module, ChunkLoader(transitions, BATCH, 0, 0, updates, CHUNK, (updates // 2,)))
-    warm_up = 2
-    return {
-        "size": size,
-        "mode": "compiled" if compile else "eager",
-        "updates_per_second": times.updates_per_second(warm_up),
-        "first_chunk_seconds": times.starts[1] - times.starts[0],
-        "loop_share": monitor.loop_share,
-        "gflop_per_update": necessary_flops(module) / 1e9,
-    }
+    lead = (BATCH,) if members == 1 else (members, BATCH)
+    draw = torch.Generator(device()).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*lead, *shape, generator=draw, device=device())
+
+    ones = torch.ones(lead, device=device())
+    return Batch(normal(observation_dim), normal(action_dim).tanh(), -ones, ones, normal(observation_dim), 0.99 * ones)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
-    parser.add_argument("--updates", type=int, default=160)
+    parser.add_argument("--members", nargs="+", type=int, default=[1], help="of populations")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    quiet_lightning()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{versions()['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'size':<18}{'mode':<10}{'updates/s':>10}{'GFLOP':>8}{'matmul':>8}{'share':>7}{'start-up':>10}{'loop':>7}")
+    print(
+        f"{'size':<18}{'mode':<10}{'members':>8}{'updates/s':>10}{'to eager':>10}{'GFLOP':>7}{'matmul':>8}{'share':>7}"
+        f"{'start-up':>10}{'kernels':>9}"
+    )
     rows = []
     for size in args.sizes:
+        measured = []
         for mode in args.modes:
-            row = measure(size, mode == "compiled", args.updates)
-            rate = (matmul_rate(device) + matmul_rate(device)) / 2  # just after: the machine's own speed wanders
-            row["matmul_gflops"] = rate / 1e9
-            row["share_of_matmul_rate"] = row["updates_per_second"] * row["gflop_per_update"] * 1e9 / rate
+            for members in args.members:
+                one = Measured(size, mode, members, updates=1)
+                one.updates = max(1, round(args.seconds / one.run(4) * 4))
+                measured.append(one)
+        matmul = []
+        for _ in range(args.turns):
+            for one in measured:
+                one.turn()
+                matmul.append(matmul_gflops())
+        alone = [m for m in measured if (m.mode, m.members) == ("eager", 1)]
+        for one in measured:
+            rate = statistics.median(matmul)
+            row = one.row(1.0 / statistics.median(alone[0].seconds) if alone else None, rate)
             rows.append(row)
+            ratio = "" if row["to_eager"] is None else f"{row['to_eager']:.2f}"
             print(
-                f"{size:<18}{mode:<10}{row['updates_per_second']:>10.2f}{row['gflop_per_update']:>8.2f}"
-                f"{row['matmul_gflops']:>8.0f}{row['share_of_matmul_rate']:>7.2f}{row['first_chunk_seconds']:>9.1f}s{row['loop_share']:>7.1%}",
+                f"{size:<18}{one.mode:<10}{one.members:>8}{row['updates_per_second']:>10.2f}{ratio:>10}{one.gflop:>7.2f}"
+                f"{rate:>8.0f}{row['share_of_matmul_rate']:>7.2f}{one.start_up:>9.1f}s{one.kernels:>9}",
                 flush=True,
             )
     if args.out:

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from mfrl.data import provenance
-from mfrl.data.cache import Cache, CacheError, Pages, Store
+from mfrl.data.cache import Cache, CacheError, Store
 from mfrl.data.provenance import Checksums
-from mfrl.data.transitions import DataError
-from mfrl.errors import ConfigError
+from mfrl.data.storage import Pages
+from mfrl.errors import ConfigError, DataError
 
 NUMBERS = np.arange(600.0, dtype=np.float32).reshape(200, 3)
 KEY = {"sources": {"a.npz": {"sha256": "0"}}}
@@ -74,6 +74,23 @@ def test_another_key_takes_the_place_of_a_stale_entry(tmp_path: Path) -> None:
     np.testing.assert_array_equal(old.arrays["large"], NUMBERS)  # a run that goes on keeps what it opened
     assert not cache.warnings
     assert sorted(path.name for path in (tmp_path / ".prepared").glob("[!.]*")) == ["checksums.json", "set-v0"]
+
+
+def test_what_is_no_number_is_the_same_the_next_time(tmp_path: Path) -> None:
+    # A dataset's own description may hold NaN, which equals nothing.
+    key, made = KEY | {"description": {"scores": [float("nan"), 1.0]}}, []
+
+    def build(store: Store) -> dict[str, Any]:
+        made.append(1)
+        store.write("small", (4,), np.int64, [np.arange(4)])
+        return {"mean": float("nan")}
+
+    for _ in range(3):
+        entry, cache = open_entry(tmp_path, build, key)
+        assert np.isnan(entry.facts["mean"])
+        assert cache.warnings == []
+    open_entry(tmp_path, build, KEY | {"description": {"scores": [float("nan"), 2.0]}})
+    assert len(made) == 2
 
 
 def test_what_a_key_leaves_out_is_not_compared(tmp_path: Path) -> None:

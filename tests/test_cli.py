@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import COMMAND, mfrl
 
 from mfrl.cli import check_overrides
 from mfrl.collect import CollectError, collect
 from mfrl.data.download import download
-from mfrl.data.transitions import DataError
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, DataError
 from mfrl.tasks import choose
-
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +166,6 @@ def test_a_run_stopped_before_a_checkpoint_is_due_is_saved(data_dir: Path, tmp_p
     _, text = process.communicate(timeout=60)
     assert f"go on with: mfrl train resume={tmp_path}/run" in " ".join(text.split())
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-def mfrl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False)
 
 
 def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> subprocess.Popen[str]:

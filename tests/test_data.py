@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import ogbench
 import pytest
@@ -12,11 +14,18 @@ import torch
 from conftest import DATASET
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import transitions
+from tiny import tiny_critic, tiny_mlp, transitions
 
+from mfrl.algorithms import FQL, GaussianBC
+from mfrl.callbacks.evaluation import held_out
 from mfrl.data.assembly import keep_trajectories
 from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
-from mfrl.data.transitions import ChunkLoader, DataError, Transitions, chunk_ends
+from mfrl.data.sampling import ChunkLoader, chunk_ends
+from mfrl.data.storage import Transitions
+from mfrl.errors import DataError
+from mfrl.learning.learner import Learner
+from mfrl.learning.training import Training
+from mfrl.networks import GaussianMLP
 
 
 @pytest.fixture
@@ -27,8 +36,8 @@ def data(data_dir: Path) -> OGBenchData:
 
 
 def everything(data: OGBenchData) -> tuple[np.ndarray, ...]:
-    batch = data.train[torch.arange(len(data.train))]
-    return tuple(x.numpy() for x in batch)
+    """Observations, actions, rewards, masks and next observations of all transitions."""
+    return tuple(x.numpy() for x in data.train[torch.arange(len(data.train))][:5])
 
 
 @pytest.mark.parametrize("task", [None, 1, 4])
@@ -126,18 +135,18 @@ def test_chunks_cover_every_update_once_and_stop_at_every_mark(
 
 def test_update_k_draws_the_same_batch_whatever_the_chunk_and_the_start(data: OGBenchData) -> None:
     def indices(first: int, size: int) -> torch.Tensor:
-        return torch.cat([c.indices for c in ChunkLoader(data.train, 16, 3, first, 20, size, ())])
+        return torch.cat([c.indices for c in ChunkLoader(data.train, 16, 3, first, 20, size, (), 1.0)])
 
     one_by_one = indices(0, 1)
     assert torch.equal(one_by_one, indices(0, 8))
     assert torch.equal(one_by_one[13:], indices(13, 4))
     assert len({tuple(row.tolist()) for row in one_by_one}) == 20
-    other_seed = torch.cat([c.indices for c in ChunkLoader(data.train, 16, 4, 0, 20, 1, ())])
+    other_seed = torch.cat([c.indices for c in ChunkLoader(data.train, 16, 4, 0, 20, 1, (), 1.0)])
     assert not torch.equal(one_by_one, other_seed)
 
 
 def test_sampling_reaches_every_transition_equally(data: OGBenchData) -> None:
-    drawn = torch.cat([c.indices.flatten() for c in ChunkLoader(data.train, 256, 0, 0, 400, 8, ())])
+    drawn = torch.cat([c.indices.flatten() for c in ChunkLoader(data.train, 256, 0, 0, 400, 8, (), 1.0)])
     counts = torch.bincount(drawn, minlength=len(data.train)).double()
     expected = len(drawn) / len(data.train)
     chi_square = ((counts - expected).square() / expected).sum().item()
@@ -272,6 +281,64 @@ def test_gathering_reads_a_row_and_its_successor() -> None:
     assert len(data) == 4
 
 
+def test_a_batch_discounts_what_is_not_complete() -> None:
+    data, index = transitions(40), torch.tensor([3, 0, 30, 17])
+    masks = data.masks[index]
+    assert 0 < masks.sum() < 4
+    batch = data.gather(index, discount=0.9)
+    assert torch.equal(batch.masks, masks)
+    assert torch.equal(batch.discounts, 0.9 * masks)
+    assert torch.equal(data[index].discounts, masks)
+    (chunk,) = ChunkLoader(data, 8, 3, 0, 2, 2, (), discount=0.7)
+    for batch in chunk:
+        assert torch.equal(batch.discounts, 0.7 * batch.masks)
+
+
+def test_next_actions_are_the_datas_own_and_stay_within_a_trajectory() -> None:
+    # Trajectories of rows 0 to 2, 3 to 5 and 6 to 7; of the last state of each, the action is no part of the data.
+    actions = torch.arange(16.0).view(8, 2)
+    row = torch.arange(8.0)
+    data = Transitions(row[:, None], actions, row, row, torch.tensor([0, 1, 3, 4, 6]))
+    batch = data.gather(torch.tensor([4, 3, 2, 1, 0]), discount=0.9, next_actions=True)
+    assert torch.equal(batch.next_actions, actions[[6, 4, 4, 1, 1]])
+    assert data.gather(torch.tensor([0]), discount=0.9).next_actions is None
+    (chunk,) = ChunkLoader(data, 8, 3, 0, 2, 2, (), 0.9, next_actions=True)
+    for index, batch in zip(chunk.indices, chunk, strict=True):
+        assert torch.equal(batch.next_actions, actions[torch.tensor([1, 1, 4, 4, 6])[index]])
+
+
+def test_actions_may_have_further_axes() -> None:
+    row = torch.arange(6.0)
+    actions = torch.randn(6, 4, 2)
+    data = Transitions(row[:, None], actions, row, row, torch.tensor([0, 1, 3, 4]))
+    batch = data.gather(torch.tensor([3, 0]), discount=0.9, next_actions=True)
+    assert torch.equal(batch.actions, actions[[4, 0]])
+    assert torch.equal(batch.next_actions, actions[[4, 1]])
+
+
+@pytest.mark.parametrize(("name", "discount"), [("fql", 0.9), ("gaussian_bc", 1.0)])
+def test_an_algorithm_gets_batches_with_its_own_discount(
+    data_dir: Path, name: str, discount: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = OGBenchData(DATASET, data_dir=str(data_dir), batch_size=32, updates=3)
+    data.setup()
+    make = {
+        "fql": lambda: FQL(data.spec, tiny_mlp, tiny_critic, updates=3, discount=0.9),
+        "gaussian_bc": lambda: GaussianBC(data.spec, partial(GaussianMLP, hidden=[16]), updates=3),
+    }
+    module, seen = Training(make[name](), batch_size=32), []
+    for kind, method in ((Learner, "update"), (Training, "held_out")):
+        whole = getattr(kind, method)
+        noting = lambda self, batch, whole=whole: (seen.append(batch), whole(self, batch))[1]  # noqa: E731
+        monkeypatch.setattr(kind, method, noting)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet).fit(module, datamodule=data)
+    held_out(data, module)
+    assert len(seen) == 4
+    for batch in seen:
+        assert torch.equal(batch.discounts, discount * batch.masks)
+
+
 @pytest.mark.parametrize("name", [f"../evil/{DATASET}-v0", f"/tmp/{DATASET}-v0", "cube-single play", ".."])
 def test_a_name_that_is_a_path_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no name of an OGBench dataset"):
@@ -279,8 +346,9 @@ def test_a_name_that_is_a_path_is_refused_and_leaves_nothing(name: str, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_are_drawn_on_the_cpu_wherever_the_transitions_lie() -> None:
-    """The meta device has no random numbers of its own, so that none can come from there."""
+def test_batches_are_drawn_where_the_transitions_lie() -> None:
+    # From counters alone: the meta device has no random numbers of its own, and nothing waits for another device.
     there = transitions(40).to(torch.device("meta"))
-    chunk = next(iter(ChunkLoader(there, 8, 3, 0, 2, 2, ())))
+    chunk = next(iter(ChunkLoader(there, 8, 3, 0, 2, 2, (), 1.0)))
     assert (chunk.indices.device.type, chunk.indices.shape) == ("meta", (2, 8))
+    assert {x.device.type for batch in chunk for x in batch if x is not None} == {"meta"}

@@ -29,8 +29,7 @@ from mfrl.data import download as module
 from mfrl.data import provenance
 from mfrl.data.download import download
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import DataError
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, DataError
 from mfrl.train import fetch_missing
 
 DATASET = "cube-single-play-v0"

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,35 +22,28 @@ from typing import Any
 import minari
 import numpy as np
 import pytest
+import tiny
 import torch
 from gymnasium.spaces import Box
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
-from test_train import assert_equal, compose, resume, weights
+from test_train import assert_equal, resume, weights
+from tiny import compose
 
 from mfrl.collect.minari import collect
 from mfrl.config import CONFIG_DIR
-from mfrl.data.transitions import DataSpec
+from mfrl.data.batch import DataSpec
+from mfrl.data.minari import ADROIT_LABELS
+from mfrl.envs.minari import write_spec
 from mfrl.errors import CheckpointError, ConfigError, DataError, MfrlError
 from mfrl.eval import EvaluationError, evaluate_checkpoint, load_algorithm, load_data
 from mfrl.run import load_checkpoint
 from mfrl.saved import INSIDE, WHOLE, Saved
 from mfrl.train import train
 
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=24",
-    "log.every=6",
-    "checkpoint.every=12",
-    "checkpoint.keep_all=true",
-    "eval.every=24",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
+TOY = [*tiny.TOY, "eval.every=24", "checkpoint.keep_all=true"]
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (3,), np.float32), Box(-2.0, 2.0, (1,), np.float32)
 
 
@@ -221,6 +215,22 @@ def test_no_trick_of_hydras_gets_past_the_check(trick: str, toy: Path, tmp_path:
         load_algorithm(changed(toy, tmp_path / "run", put("algo.actor", node)))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.batch_size", "x"), ("data.seed", None), ("data.chunk", True), ("eval.seed", "1"), ("algo.actor_lr", [1])],
+)
+def test_a_setting_of_another_kind_is_refused_before_anything_is_built(
+    key: str, value: Any, toy: Path, tmp_path: Path
+) -> None:
+    part = key.partition(".")[0]
+    file = changed(toy, tmp_path / "run", put(key, value)) / "checkpoints" / "last.ckpt"
+    saved = Saved(load_checkpoint(file)["mfrl"]["config"])
+    with pytest.raises(CheckpointError, match=rf"has {re.escape(repr(value))} as {key}, which is of another kind"):
+        saved.check(part)
+    with pytest.raises(CheckpointError, match="of another kind"):
+        into_a_resumed_run(tmp_path / "run")
+
+
 FOREIGN = [
     "${oc.env:SECRET}",
     "before ${oc.env:SECRET} after",
@@ -329,8 +339,17 @@ def test_the_list_of_classes_is_what_the_configurations_name() -> None:
     assert {name for names in (*WHOLE.values(), *INSIDE.values()) for name in names} == named
 
 
-@pytest.mark.parametrize("algo", ["meanflowql", "meanflow_bc", "fql", "flow_bc", "flow_distilled", "gaussian_bc"])
-@pytest.mark.parametrize("env", ["ogbench/visual-cube-single-play", "d4rl/pen-human", "toy/two_moons"])
+@pytest.mark.parametrize(
+    ("env", "algo"),
+    [
+        *(
+            ("d4rl/pen-human", algo)
+            for algo in ("meanflowql", "meanflow_bc", "fql", "flow_bc", "flow_distilled", "gaussian_bc")
+        ),
+        ("ogbench/visual-cube-single-play", "meanflowql"),
+        ("toy/two_moons", "meanflow_bc"),
+    ],
+)
 def test_what_is_composed_can_be_read_back(env: str, algo: str) -> None:
     images = ["encoder=tiny"] if "visual" in env else []
     cfg = compose("train", f"env={env}", f"algo={algo}", "run_dir=x", *images)
@@ -700,6 +719,45 @@ def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, t
             load_algorithm(tmp_path / "x.ckpt")
 
 
+@pytest.mark.parametrize("key", ["seed", "updates", "algo_name", "env", "env.name", "variant.name", "data", "log"])
+def test_a_run_whose_checkpoint_lacks_a_setting_is_not_gone_on_with(key: str, toy: Path, tmp_path: Path) -> None:
+    *way, last = key.split(".")
+
+    def drop(record: dict[str, Any]) -> None:
+        node = record["config"]
+        for name in way:
+            node = node[name]
+        del node[last]
+
+    for number, change in enumerate((drop, put(key, -1), put(key, None))):
+        path = changed(toy, tmp_path / str(number), change)
+        with pytest.raises(CheckpointError, match=f"its {key} is missing or of another kind|there is no {key}"):
+            into_a_resumed_run(path)
+
+
+def test_settings_that_came_after_a_run_began_are_as_they_are_by_default(toy: Path, tmp_path: Path) -> None:
+    def drop(record: dict[str, Any]) -> None:
+        del record["config"]["threads"]
+        del record["config"]["checkpoint"]["minutes"]
+
+    assert resume(changed(toy, tmp_path / "run", drop), "updates=30")["updates"] == 30
+    resume(toy_copy := changed(toy, tmp_path / "whole", lambda record: None), "updates=30")
+    assert_equal(weights(tmp_path / "run"), weights(toy_copy))
+
+
+def test_what_is_overridden_as_a_run_goes_on_is_evaluated_for_the_user(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPDATES", "30")
+    shutil.copytree(toy, tmp_path / "run")
+    more = ["updates='${oc.decode:${oc.env:UPDATES}}'", "checkpoint={every: '${oc.decode:${oc.env:UPDATES}}'}"]
+    assert resume(tmp_path / "run", *more)["updates"] == 30
+    written = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert (written.updates, written.checkpoint.every) == (30, 30)
+    with pytest.raises(ConfigError, match=r"updates=\$\{oc.env:NOWHERE\} has no value"):
+        resume(tmp_path / "run", "updates=${oc.env:NOWHERE}")
+
+
 def test_a_checkpoint_needs_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     run(tmp_path / "run", *TOY)
@@ -839,6 +897,8 @@ def test_a_run_without_an_environment_is_evaluated_in_one_that_is_named(
         (["env.gym_id=Pendulum-v1", "env.observation_keys=[a]"], "observations are no dictionary"),
         (["env.gym_id=pointmaze-medium-singletask-v0"], r"shows observations of shape \(2,\)"),
         (["env.gym_id=pointmaze-medium-singletask-v0", "env.max_episode_steps=7"], "which OGBench defines"),
+        (["env.gym_id=pointmaze-medium-v0"], r"another goal in every episode.* e\.g\. pointmaze-medium-singletask-v0"),
+        (["env.gym_id=ogbench:pointmaze-medium-v0"], "another goal in every episode"),
         (["num_candidates=0", "env.gym_id=Pendulum-v1"], "num_candidates=0 must be a whole number of at least 1"),
     ],
 )
@@ -864,3 +924,35 @@ def test_a_checkpoint_that_does_not_know_its_bounds_is_evaluated_with_a_word(
     path = changed(pendulum[0], tmp_path / "run", lambda record: record.pop("action_bounds"))
     evaluate_checkpoint(compose("eval", f"ckpt={path}", *ONCE, "env.gym_id=Pendulum-v1", "env.max_episode_steps=7"))
     assert "does not say in which bounds" in " ".join(capfd.readouterr().err.split())
+
+
+def test_what_was_put_around_the_environment_in_training_is_not_put_around_another_without_a_word(
+    pendulum: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    labels = {"name": "AdroitLabels", "entry_point": ADROIT_LABELS, "kwargs": {"rule": "pen"}}
+    spec = write_spec("AdroitHandPen-v1", wrappers=[labels])
+    path = changed(pendulum[0], tmp_path / "run", lambda record: record["env"].update(gym_spec=spec))
+    here = [f"ckpt={path}", *ONCE, "env.gym_id=Pendulum-v1", "env.max_episode_steps=7"]
+    report = evaluate_checkpoint(compose("eval", *here))
+    (note,) = report["notes"]
+    assert "rewards and observations are those of Pendulum-v1 as it gives them" in note
+    assert "in training (AdroitLabels)" in note
+    assert note in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_checkpoint_whose_data_are_no_description_of_data_is_refused(toy: Path, tmp_path: Path) -> None:
+    for number, change in enumerate(
+        (
+            {"observation_dim": "2"},
+            {"action_dim": 0},
+            {"observation_mean": 9 * (0.0,)},
+            {"observation_std": "ab"},
+            {"reward_min": None},
+            {"reward_max": float("nan")},
+            {"image_shape": (3, 64), "observation_dim": 0},
+            {"x": 1},
+        )
+    ):
+        path = changed(toy, tmp_path / str(number), lambda record, c=change: record["spec"].update(c))
+        with pytest.raises(CheckpointError, match=f"does not describe its data as mfrl does: .*{next(iter(change))}"):
+            load_algorithm(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import shutil
@@ -18,35 +17,39 @@ import pytest
 import torch
 from conftest import DATASET
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minari.data_collector import EpisodeBuffer
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import SPEC, algorithm, batch, tiny_critic, tiny_dit, tiny_mlp
+from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from mfrl import algorithms
 from mfrl.algorithms import MeanFlowQL
-from mfrl.algorithms.base import OfflineAlgorithm
-from mfrl.algorithms.ranges import RANGES
+from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks.explosions import Explosions
 from mfrl.collect.minari import collect
-from mfrl.config import CONFIG_DIR
+from mfrl.config import CONFIG_DIR, arguments_of
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
-from mfrl.data.transitions import Batch, _room
+from mfrl.data.storage import _room
 from mfrl.envs import minari as minari_envs
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import ConfigError, DataError, DivergedError, MfrlError
 from mfrl.files import write_json
+from mfrl.learning.learner import Learner
+from mfrl.learning.training import Training
+from mfrl.networks import GaussianMLP
 from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
 from mfrl.report import report
 from mfrl.report.groups import group_runs
 from mfrl.report.runs import FINISHED, Run
+from mfrl.settings import CHOICES, RANGES
 from mfrl.train import fetch_missing, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
@@ -213,6 +216,9 @@ def boxes(draw: st.DrawFn) -> spaces.Box:
 
 @given(space=boxes(), share=st.floats(-1, 1), kind=st.sampled_from([np.float32, np.float64]))
 @settings(max_examples=300, deadline=None)
+@example(  # where even the mean of the bounds leaves them
+    spaces.Box(1.9944843831512364, 1.9944843831512367, (1,), np.float64), 0.00532679283105777, np.float64
+)
 def test_scaled_actions_reach_the_bounds_exactly_and_never_leave_them(
     space: spaces.Box, share: float, kind: type
 ) -> None:
@@ -508,20 +514,27 @@ def test_an_absurd_entry_of_an_npz_is_told_too(tmp_path: Path, data_dir: Path) -
 
 
 class NaNCritic(MeanFlowQL):
-    """Its target critic is NaN after the fourth update; the actor's actions stay finite."""
+    """Its critics are NaN after the fourth update; the actor's actions stay finite."""
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        metrics = super().update(batch)
-        if self.updates == 3:
-            with torch.no_grad():
-                next(iter(self.target_critic.parameters())).fill_(float("nan"))
-        return metrics
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register_buffer("updates_made", torch.tensor(0.0))
+
+    def critic_loss(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().critic_loss(*arguments)
+        return torch.where(self.updates_made == 3, float("nan"), 1.0) * loss, metrics
+
+    def after(self, k: Tensor, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().after(k, metrics) | {"updates_made": k + 1.0}
 
 
 def test_an_evaluation_with_a_critic_of_nan_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_dataset(tmp_path / "data", monkeypatch)
-    with pytest.raises(DivergedError, match=r"update 4: parameters are not finite \(target_critic.*not recorded"):
-        run(root, tmp_path / "run", "algo._target_=test_faults_numbers.NaNCritic", "algo.num_candidates=3")
+    critic = ("algo._target_=test_faults_numbers.NaNCritic", "algo.num_candidates=3", "log.every=3")
+    with pytest.raises(
+        DivergedError, match=r"update 4: parameters are not finite \(critic\S* and 11 more.*not recorded"
+    ):
+        run(root, tmp_path / "run", *critic)  # six of the critic, as many of its average, none of the actor
     assert not (tmp_path / "run" / "eval.jsonl").exists()
     assert "eval/" not in (tmp_path / "run" / "metrics.csv").read_text()
 
@@ -541,46 +554,42 @@ def test_a_checkpoint_is_spoken_of_only_where_there_is_one(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", algorithms.__all__)
-def test_every_numeric_setting_of_every_algorithm_has_a_range(name: str) -> None:
-    annotated: dict[str, str] = {}
-    for base in inspect.getmro(getattr(algorithms, name)):
-        if base.__module__.startswith("mfrl.") and "__init__" in vars(base):
-            annotated |= {key: str(p.annotation) for key, p in inspect.signature(base).parameters.items()}
-    numbers = {key for key, kind in annotated.items() if kind.split(" |")[0] in ("int", "float")}
-    assert "updates" in numbers
-    assert numbers <= RANGES.keys(), f"no range in mfrl/algorithms/ranges.py: {numbers - RANGES.keys()}"
+def test_every_number_has_a_range_and_every_name_its_choices(name: str) -> None:
+    kinds = {key: kind.split(" |")[0] for key, kind in arguments_of(getattr(algorithms, name)).items()}
+    numbers = {key for key, kind in kinds.items() if kind in ("int", "float")}
+    assert {"updates", "seed", "actor_lr"} <= numbers
+    assert numbers <= RANGES.keys(), f"no range in mfrl/settings.py: {numbers - RANGES.keys()}"
+    names = {key for key, kind in kinds.items() if kind == "str"}
+    assert names <= CHOICES.keys(), f"no choices in mfrl/settings.py: {names - CHOICES.keys()}"
 
 
-def build(name: str, **changes: Any) -> OfflineAlgorithm:
+def build(name: str, **changes: Any) -> Algorithm:
     made = {
         "spec": SPEC,
-        "actor": tiny_mlp,
+        "actor": GaussianMLP if name == "GaussianBC" else tiny_mlp,
         "critic": tiny_critic,
         "reformulation": Reformulation(1.0, -1.0),
         "updates": 10,
     }
     kind = getattr(algorithms, name)
-    known = {
-        key for base in inspect.getmro(kind) if "__init__" in vars(base) for key in inspect.signature(base).parameters
-    }
-    if name == "GaussianBC":
-        from mfrl.networks import GaussianMLP
-
-        made["actor"] = GaussianMLP
+    known = arguments_of(kind)
     return kind(**{key: value for key, value in (made | changes).items() if key in known or key in changes})
 
 
 @pytest.mark.parametrize("name", algorithms.__all__)
 def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name: str) -> None:
     build(name)
-    kind = getattr(algorithms, name)
-    known = {
-        key for base in inspect.getmro(kind) if "__init__" in vars(base) for key in inspect.signature(base).parameters
-    }
+    known = arguments_of(getattr(algorithms, name)).keys()
     for setting in known & RANGES.keys():
         for value in (float("nan"), -5, -3.0, True):
             with pytest.raises(ConfigError, match=f"{setting}={value} must be"):
                 build(name, **{setting: value})
+    for setting in known & CHOICES.keys():
+        for value in ("meen", None, 1):
+            with pytest.raises(ConfigError, match=f"{setting}={value} is not one of"):
+                build(name, **{setting: value})
+    with pytest.raises(TypeError, match="actor_rl"):
+        build(name, actor_rl=1e-3)
 
 
 def test_precisions_that_spoil_clipping_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -632,25 +641,43 @@ class Dropping(nn.Module):
 
 
 def test_policies_act_and_losses_are_held_out_without_dropout_and_training_goes_on_with_it() -> None:
-    module = algorithm(actor=Dropping).float()
-    module.critic.eval()  # whoever froze a part finds it frozen
+    module = Training(algorithm(actor=Dropping).float(), 8)
+    actor, critic = module.algorithm.actor, module.algorithm.critic
+    critic.eval()  # whoever froze a part finds it frozen
     b = batch(8, dtype=torch.float32)
     with module.aside():
         policy = module.policy()
         noise = policy.sample_noise((2, 8, 2), torch.Generator().manual_seed(0))
         first, again = policy.act(b.observations, noise), policy.act(b.observations, noise)
-        module.held_out(b)
+        losses, same = module.held_out(b), module.held_out(b)
     assert torch.equal(first, again)
-    assert set(module.actor.modes) == {False}
-    assert module.actor.training
-    assert module.actor.dropout.training
-    assert not module.critic.training
+    assert losses == same
+    assert set(actor.network.modes) == {False}
+    assert actor.training
+    assert actor.network.dropout.training
+    assert not critic.training
 
 
-@pytest.mark.parametrize("p_q", [(1.0, -1.0), (1.0, (0.0, -1.0))])
-def test_the_loss_compiles_to_one_graph_cold(p_q: tuple[Any, Any]) -> None:
+COLD = [(name, {}) for name in algorithms.__all__] + [
+    ("MeanFlowQL", {"reformulation": Reformulation(1.0, (0.0, -1.0))})
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), COLD)
+def test_an_update_compiles_to_one_graph_cold(name: str, settings: dict[str, Any]) -> None:
+    def learner() -> Learner:
+        torch.manual_seed(0)
+        return Learner([build(name, **settings)], 16)
+
     torch._dynamo.reset()
-    module = MeanFlowQL(SPEC, tiny_dit, tiny_critic, Reformulation(*p_q), 10, normalize_q="gradient")
-    b, noise = batch(4, dtype=torch.float32), module.noise(0, 4)
-    compiled = torch.compile(module.loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(b, noise, module.alpha.alpha)[0], module.loss(b, noise, module.alpha.alpha)[0])
+    graphs = CompileCounter()
+    eager, traced = learner(), learner()
+    traced._step = torch.compile(traced._update, fullgraph=True, dynamic=False, backend=graphs)
+    for k in range(3):
+        b = batch(16, seed=k, dtype=torch.float32)
+        (names, wanted), (same, values) = eager.update(b), traced.update(b)
+        assert names == same
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-6)
+    assert graphs.frame_count == 1, "neither the learning rate nor the update or alpha makes another graph"
+    for mine, other in zip(traced.algorithms[0].parameters(), eager.algorithms[0].parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)

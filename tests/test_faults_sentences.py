@@ -16,14 +16,14 @@ from importlib import metadata
 from multiprocessing import active_children
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from tiny import ENVIRONMENT, TOY, compose, mfrl
 
 from mfrl import signals
 from mfrl.cli import check_overrides, run
@@ -42,36 +42,28 @@ from mfrl.run import load_checkpoint
 from mfrl.sweep import FAILED, attempt
 from mfrl.train import train
 
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
-ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=24",
-    "log.every=6",
-    "checkpoint.every=12",
-    "eval.every=12",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
 NASTY = """R&D größe (1) a[1] {x} "q" it's $HOME ${seed} ~ update=10, a;b"""
 
 
-def mfrl(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
-    return subprocess.run([*COMMAND, *arguments], **keywords)
-
-
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status of a command and what it says, in this process: what it changes of it is put back."""
+    before, hook = sys.argv, threading.excepthook
+    capsys.readouterr()
+    try:
+        with signals.handled_by(signals.leave):
+            run(list(arguments))
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv, threading.excepthook = before, hook
+    return status, " ".join(capsys.readouterr().err.split())
 
 
 def train_toy(folder: Path, *overrides: str) -> dict:
     """A toy run in ``folder``, which has to have an innocent name."""
     changes = [*TOY, f"run_dir={folder}", *overrides]
-    return train(compose(*changes), changes)
+    return train(compose("train", *changes), changes)
 
 
 @pytest.fixture(scope="module")
@@ -165,43 +157,55 @@ def test_an_empty_path_is_not_taken_for_none(override: str) -> None:
         ("/", "run_dir=/ is the root of all folders"),
         ("/../.", "is the root of all folders"),
         ("runs/${nothing}", "run_dir=runs/${nothing}"),
+        ("runs/${algo}", "run_dir=runs/${algo}: ${algo} is a group of settings and no name; ${algo_name} is one"),
+        ("${env}/${seed}", "${env} is a group of settings and no name; ${env.name} is one"),
+        ("runs/${algo.actor}/1", "${algo.actor} is a group of settings and no name"),
     ],
 )
-def test_a_run_needs_a_folder_of_its_own(run_dir: str, message: str, tmp_path: Path) -> None:
-    done = mfrl("train", *TOY, f"run_dir={run_dir}", cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_run_needs_a_folder_of_its_own(
+    run_dir: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, text = told(capsys, "train", *TOY, f"run_dir={run_dir}")
+    assert status == 2
+    assert message in text
+    assert "Traceback" not in text
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_in_a_folder_of_any_name_is_gone_on_with_by_what_it_printed(trained: Path, tmp_path: Path) -> None:
-    """Every printed command goes through a real shell."""
-    folder = tmp_path / NASTY
+def test_a_run_in_a_folder_of_any_name_is_gone_on_with_by_what_it_printed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every printed command goes through a real shell, and what the shell makes of it through the command line."""
+    folder, home = tmp_path / NASTY, NASTY[:10]
     shutil.copytree(trained, folder)
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, code in (("mfrl", COMMAND[2]), ("tensorboard", "from tensorboard.main import run_main; run_main()")):
-        script = programs / name
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{code}" "$@"\n')
-        script.chmod(0o755)
-    environment = ENVIRONMENT | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    for name in ("mfrl", "tensorboard"):  # which tell what they are given
+        (programs / name).write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def given(command: str) -> list[str]:
+        environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.split("\0")[:-1]
 
     def paste(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with signals.handled_by(signals.leave):
+            run(given(command))
+        return capsys.readouterr().err
 
-    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in paste(
-        f"{pasted('mfrl', 'train', resume=folder)} updates=26"
-    ).splitlines() if line.startswith(("look ", "evaluate "))}  # fmt: skip
-    assert "eval/w2" in paste(f"{shown['look']} --inspect")
-    assert "update 26" in paste(f"{shown['evaluate']} out='~/{NASTY[:10]}'")
-    assert [path.name for path in (tmp_path / NASTY[:10]).iterdir()] == ["evaluation-last-seed=1000-episodes=16.json"]
+    said = paste(f"{pasted('mfrl', 'train', resume=folder)} updates=26")
+    shown = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith(("look ", "evaluate ")))
+    assert given(shown["look"]) == ["--logdir", str(folder)]
+    assert "update 26" in paste(f"{shown['evaluate']} out='~/{home}'")
+    assert [path.name for path in (tmp_path / home).iterdir()] == ["evaluation-last-seed=1000-episodes=16.json"]
     assert "update 12" in paste(pasted("mfrl", "eval", ckpt=folder / "checkpoints" / "update=12.ckpt"))
-    assert {path.name for path in tmp_path.glob("[!.]*")} == {NASTY, NASTY[:10], "bin"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {NASTY, home, "bin"}
 
 
 # ---- Hydra's own ways
@@ -223,28 +227,35 @@ def searched(how: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["flag", "searchpath"])
-def test_configurations_of_the_users_own_are_found(how: str, own_conf: Path, tmp_path: Path) -> None:
-    done = mfrl("train", "+place=here", "network=my_own", *TOY, *searched(how, own_conf), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_configurations_of_the_users_own_are_found(
+    how: str, own_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, text = told(capsys, "train", "+place=here", "network=my_own", *TOY, *searched(how, own_conf))
+    assert status == 0, text
     assert (tmp_path / "runs" / "here" / "result.json").is_file()
 
 
 @pytest.mark.parametrize("how", ["flag", "searchpath"])
-def test_the_users_own_configurations_have_near_names(how: str, own_conf: Path) -> None:
-    done = mfrl("train", "network=my_won", *TOY, *searched(how, own_conf))
-    assert done.returncode == 2
-    assert "(did you mean my_own" in done.stderr
-    done = mfrl("train", "sede=1", *TOY, *searched(how, own_conf))
-    assert done.returncode == 2
-    assert "there is no setting 'sede' (did you mean seed" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_users_own_configurations_have_near_names(
+    how: str, own_conf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = told(capsys, "train", "network=my_won", *TOY, *searched(how, own_conf))
+    assert status == 2
+    assert "(did you mean my_own" in text
+    status, text = told(capsys, "train", "sede=1", *TOY, *searched(how, own_conf))
+    assert status == 2
+    assert "there is no setting 'sede' (did you mean seed" in text
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["-r"], ["-c", "hydra"]])
-def test_a_flag_of_hydras_does_not_switch_the_near_names_off(flags: list[str]) -> None:
-    done = mfrl("train", *flags, "algo.alhpa=1")
-    assert done.returncode == 2
-    assert "there is no setting 'algo.alhpa' (did you mean algo.alpha" in done.stderr
+def test_a_flag_of_hydras_does_not_switch_the_near_names_off(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = told(capsys, "train", *flags, "algo.alhpa=1")
+    assert status == 2
+    assert "there is no setting 'algo.alhpa' (did you mean algo.alpha" in text
 
 
 def test_a_flag_that_shows_the_configuration_asks_for_nothing_else() -> None:
@@ -253,9 +264,8 @@ def test_a_flag_that_shows_the_configuration_asks_for_nothing_else() -> None:
     assert "ckpt: ???" in done.stdout
 
 
-def test_a_folder_of_configurations_that_is_not_there_is_named() -> None:
-    done = mfrl("train", "--config-dir", "/no/such")
-    assert (done.returncode, done.stderr) == (2, "error --config-dir /no/such is no folder\n")
+def test_a_folder_of_configurations_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "train", "--config-dir", "/no/such") == (2, "error --config-dir /no/such is no folder")
 
 
 def test_a_sweep_over_many_values_is_checked_in_a_moment_and_all_the_same() -> None:
@@ -274,15 +284,17 @@ def test_the_package_is_a_program() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, metadata.version("mfrl"))
 
 
-def test_what_a_message_advises_to_take_out_can_be_taken_out(tmp_path: Path) -> None:
+def test_what_a_message_advises_to_take_out_can_be_taken_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = ["experiment=study_pointmaze", "env=minari/pointmaze-umaze", "evaluation=held_out", "collect=null"]
-    refused = mfrl("train", *changes)
-    assert refused.returncode == 1
-    advised = shlex.split(refused.stderr.partition("take them out with")[2] or refused.stderr.partition("with  ")[2])
+    status, text = told(capsys, "train", *changes)
+    assert status == 1
+    advised = shlex.split(text.partition("take them out with ")[2])
     assert advised
     assert all(word.startswith("~eval.") for word in advised)
-    done = mfrl("train", *changes, *advised, f"data_dir={tmp_path}")
-    assert "is not in" in done.stderr  # the data; nothing is wrong with the settings any more
+    _, text = told(capsys, "train", *changes, *advised, f"data_dir={tmp_path}")
+    assert "is not in" in text  # the data; nothing is wrong with the settings any more
     for needed in ("~algo.alpha", "~seed", "~eval.every"):
         with pytest.raises(ConfigError, match=f"{needed}: a setting cannot be taken away"):
             check_overrides("train", [needed])
@@ -322,21 +334,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit status of a command and what it says, in this process: what it changes of it is put back."""
-    before, hook = sys.argv, threading.excepthook
-    capsys.readouterr()
-    try:
-        with signals.handled_by(signals.leave):
-            run(list(arguments))
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv, threading.excepthook = before, hook
-    return status, " ".join(capsys.readouterr().err.split())
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
 
@@ -357,6 +354,7 @@ def test_a_run_that_filled_the_disk_says_so_and_goes_on_to_the_same_weights(
     assert "Traceback" not in text
     assert str(disk.path) in text
     assert "No space left on device (0." in text
+    assert text.count("No space left on device") == 1
     assert "free some room there, or choose a folder on another disk" in text
     saved = (disk.path / "run" / "checkpoints" / "last.ckpt").exists()
     assert (f"mfrl train resume={disk.path}/run" in text) == saved
@@ -379,7 +377,7 @@ def test_a_program_on_a_full_disk_ends_with_a_sentence(disk: Disk) -> None:
 def test_a_job_of_a_sweep_on_a_full_disk_fails_alone_and_in_one_line(disk: Disk) -> None:
     disk.leave(4)
     changes = [*TOY, f"run_dir={disk.path}/run", "existing=continue"]
-    outcome = attempt(compose(*changes), changes, aside=False)
+    outcome = attempt(compose("train", *changes), changes, aside=False)
     assert outcome.status == FAILED
     assert "No space left on device" in outcome.note
     assert "see " not in outcome.note

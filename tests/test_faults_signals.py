@@ -10,25 +10,24 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 
-import hydra
 import pytest
+import tiny
 import torch
 from conftest import DATASET
 from fault_process import Command, kill_what_is_left, processes_of_group
-from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import COMMAND, ENVIRONMENT
 
 from mfrl import signals
-from mfrl.config import CONFIG_DIR
 from mfrl.data.toy import ToyData
 from mfrl.envs import ogbench
 from mfrl.errors import ConfigError, DivergedError
@@ -38,17 +37,7 @@ from mfrl.run import RunFolder, load_checkpoint
 from mfrl.train import check_settings, train
 
 # What is logged is no divisor of what is saved, so that windows of logging are cut by checkpoints.
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=60",
-    "log.every=7",
-    "checkpoint.every=10",
-    "eval.every=15",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
+TOY = [*tiny.TOY, "updates=60", "log.every=7", "checkpoint.every=10", "eval.every=15"]
 ENDLESS = [*TOY, "updates=1000000", "eval.every=1000000", "checkpoint.every=1000000"]
 SIMULATED = [
     f"env=ogbench/{DATASET}",
@@ -66,14 +55,8 @@ SIMULATED = [
     "eval.workers=2",
     "accelerator=cpu",
 ]
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
 STARTED: list[subprocess.Popen[str]] = []
-ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-
-
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+compose = partial(tiny.compose, "train")
 
 
 def run(folder: Path, *overrides: str) -> dict:
@@ -279,13 +262,24 @@ def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) 
     assert_same_run(undisturbed, path)
 
 
+def wait_in_an_update() -> None:
+    """Plant an update that says when it has begun, and then takes minutes."""
+    from mfrl.callbacks import Interruption
+
+    look = Interruption.on_train_batch_start
+
+    def look_and_wait(self, *arguments):
+        look(self, *arguments)
+        Path("begun").touch()
+        time.sleep(600.0)
+
+    Interruption.on_train_batch_start = look_and_wait
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    # One update takes many seconds.
-    slow = ["network.actor.hidden=[2048,2048,2048]", "batch_size=4096", f"run_dir={path}"]
-    command = Command(["train", *ENDLESS, *slow], tmp_path)
-    command.wait_until(logged(path, 0))  # the evaluation before the first update
-    time.sleep(1.0)
+    command = Command(["train", *ENDLESS, f"run_dir={path}"], tmp_path, wait_in_an_update)
+    command.wait_until((tmp_path / "begun").exists)
     command.signal(signal.SIGINT)
     time.sleep(1.0)
     assert command.process.is_alive()
@@ -386,7 +380,7 @@ def test_a_run_that_fails_closes_its_simulators_at_once(data_dir: Path, tmp_path
 # ---- Slurm
 
 
-def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> None:
+def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cwd = tmp_path / "run", tmp_path / "job"
     cwd.mkdir()
     other = tmp_path / "other"
@@ -399,7 +393,8 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NTASKS_PER_NODE": "2",
     }
-    command = [*COMMAND, *TOY, f"run_dir={path}", "existing=continue"]
+    # A process of its own, since Lightning looks at them as it is imported, too.
+    command = [*COMMAND, "train", *TOY, f"run_dir={path}", "existing=continue"]
     settings = {"cwd": cwd, "env": ENVIRONMENT | names, "text": True, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **settings, start_new_session=True)
     STARTED.append(process)
@@ -410,8 +405,10 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
     assert process.returncode == 128 + signal.SIGUSR1, said
     assert f"go on with: mfrl train resume={path}" in said
     assert saved_updates(path) < 60
-    done = subprocess.run(command, **settings, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(cwd)
+    run(path)
     assert_same_run(reference, path)
     assert [p.name for p in cwd.iterdir()] == ["hpc_ckpt_1.ckpt"]
     assert not list(path.rglob("hpc_ckpt*"))
@@ -423,7 +420,7 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path) -> Non
 def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
     changes = [*ENDLESS, "sweep=reformulation", "jobs=2", "variant=residual", "seed=0,1,2", "run_dir=runs/s${seed}"]
     process = subprocess.Popen(
-        [*COMMAND, *changes, *overrides],
+        [*COMMAND, "train", *changes, *overrides],
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,

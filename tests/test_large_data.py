@@ -18,14 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import assert_equal, resume, run, weights
 
-from mfrl.data import npz, ogbench, transitions
+from mfrl.data import npz, ogbench, storage
 from mfrl.data.augment import RandomCrop
-from mfrl.data.cache import Cache, CacheError, Pages, as_tensor
+from mfrl.data.batch import Batch
+from mfrl.data.cache import Cache, CacheError
 from mfrl.data.npz import Npz
 from mfrl.data.ogbench import OGBenchData, Simulator, write_labels, write_rows
 from mfrl.data.provenance import ProvenanceError
-from mfrl.data.transitions import Batch, DataError, Transitions
+from mfrl.data.storage import Pages, Transitions, as_tensor
 from mfrl.envs.ogbench import EnvError
+from mfrl.errors import DataError
 
 CPU = torch.device("cpu")
 NAME = f"{DATASET}-v0"
@@ -39,7 +41,7 @@ def opened(dataset: str, data_dir: Path, **options: object) -> OGBenchData:
 
 
 def everything(part: Transitions) -> Batch:
-    return part[torch.arange(len(part))]
+    return part.gather(torch.arange(len(part)), discount=0.9, next_actions=True)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -276,10 +278,10 @@ def test_mapped_data_move_to_a_device_with_room(
 ) -> None:
     data = opened(dataset, cube, frames=frames, memory_gib=0.0)
     before, size = everything(data.train), data.train.nbytes()
-    monkeypatch.setattr(transitions, "_room", lambda device: size - 1)
+    monkeypatch.setattr(storage, "_room", lambda device: size - 1)
     assert data.train.to(CPU).pages is not None
-    monkeypatch.setattr(transitions, "_room", lambda device: size)
-    monkeypatch.setattr(transitions, "_MOVED_TOGETHER", 7)
+    monkeypatch.setattr(storage, "_room", lambda device: size)
+    monkeypatch.setattr(storage, "_MOVED_TOGETHER", 7)
     moved = data.train.to(CPU)
     assert (moved.pages, moved.ships_to) == (None, None)
     assert same(everything(moved), before)

@@ -10,10 +10,11 @@ from tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, randn, randomise_, times
 from torch import Tensor, nn
 
 from mfrl.meanflow import (
+    FlowLoss,
     Time,
+    Times,
     adaptive_loss,
     bound_loss,
-    draw_time,
     end_time,
     flow_loss,
     flow_target,
@@ -21,6 +22,7 @@ from mfrl.meanflow import (
     interpolate,
     path_derivative,
 )
+from mfrl.randomness import Streams, key_of
 from mfrl.reformulation import Reformulation
 
 BATCH = 7
@@ -204,10 +206,10 @@ def test_the_flow_target_is_that_of_the_interval_s_start():
 def test_endpoint_s_loss_is_residual_s_with_errors_scaled_by_t(name: str):
     # Pinned, g = (1 - t) a_t + t F with F = a_t - u: the same network learns the same thing.
     network, (s, a, e), time = build(name), path_point(), times(BATCH)
-    plain = {"clip": 1e9, "gamma": 1.0, "c": 1e-4}  # unweighted, so that errors can be compared
+    plain = FlowLoss(target_clip=1e9, gamma_adaptive=1.0)  # unweighted, so that errors can be compared
     endpoint, residual = Reformulation(1.0, [0.0, -1.0]), RESIDUAL
     per_sample = [
-        tuple(flow_loss(network, r, s[[i]], a[[i]], e[[i]], Time(time.rows[[i]]), **plain)[0] for i in range(BATCH))
+        tuple(flow_loss(network, r, s[[i]], a[[i]], e[[i]], Time(time.rows[[i]]), plain)[0] for i in range(BATCH))
         for r in (endpoint, residual)
     ]
     errors = [torch.stack(values) for values in per_sample]
@@ -217,7 +219,7 @@ def test_endpoint_s_loss_is_residual_s_with_errors_scaled_by_t(name: str):
 def test_a_pinned_variant_learns_from_a_zero_initialised_head():
     torch.manual_seed(0)
     network, (s, a, e) = BACKBONES["mlp"]().double(), path_point()
-    loss, _ = flow_loss(network, Reformulation(1.0, [0.0, -1.0]), s, a, e, times(BATCH), clip=5.0, gamma=0.8, c=1e-4)
+    loss, _ = flow_loss(network, Reformulation(1.0, [0.0, -1.0]), s, a, e, times(BATCH), FlowLoss())
     loss.backward()
     assert network.head.weight.grad.abs().max() > 0
 
@@ -243,14 +245,15 @@ def test_a_network_of_two_times_depends_on_both_and_its_derivative_keeps_the_sta
         network(s, x, Time(t))
 
 
-def draws(seed: int = 0) -> dict[str, object]:
-    return {"device": torch.device("cpu"), "generator": torch.Generator().manual_seed(seed)}
+def draw_time(n: int, num_steps: int | None, share: float | None, seed: int = 0) -> Time:
+    streams = Streams({"time": Times(n, num_steps, share)}, "update")
+    return streams.values({name: x[0] for name, x in streams.numbers(key_of(seed), torch.tensor([0])).items()})["time"]
 
 
 @pytest.mark.parametrize("num_steps", [None, 4])
 def test_with_two_times_the_start_lies_below_except_for_its_share(num_steps: int | None):
     n, share = 40_000, 0.75
-    time = draw_time(n, num_steps, share, **draws())
+    time = draw_time(n, num_steps, share)
     t, b = time.t[:, 0], time.b[:, 0]
     assert ((t > 0) & (t <= 1) & (b >= 0) & (b <= t)).all()
     assert (b == t).double().mean().item() == pytest.approx(share, abs=0.02)
@@ -264,13 +267,13 @@ def test_with_two_times_the_start_lies_below_except_for_its_share(num_steps: int
         # Of the 16 pairs of indices, 7 end at t = 1, and one of them starts at b = 0.75.
         assert (t == 1.0).double().mean().item() == pytest.approx(7 / 16, abs=0.02)
         assert ((t == 1.0) & (b == 0.75)).double().mean().item() == pytest.approx(1 / 16, abs=0.01)
-    assert torch.equal(draw_time(50, num_steps, 1.0, **draws()).b, draw_time(50, num_steps, 1.0, **draws()).t)
-    assert (draw_time(5000, num_steps, 0.0, **draws()).b < draw_time(5000, num_steps, 0.0, **draws()).t).all()
+    assert torch.equal(draw_time(50, num_steps, 1.0).b, draw_time(50, num_steps, 1.0).t)
+    assert (draw_time(5000, num_steps, 0.0).b < draw_time(5000, num_steps, 0.0).t).all()
 
 
 def test_without_a_share_every_interval_starts_at_the_data():
     for num_steps in (None, 4):
-        time = draw_time(50, num_steps, None, **draws())
+        time = draw_time(50, num_steps, None)
         assert time.start is None
         assert time.b == 0.0
         assert len(time.rows) == (num_steps or 50)

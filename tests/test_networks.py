@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfrl.meanflow import Time
-from mfrl.networks import MLP, DiT, QEnsemble
+from mfrl.networks import MLP, DiT, QEnsemble, Sees, primitives
 from mfrl.networks.dual import Dual, variance_scaling_
 from mfrl.networks.time import TimeEmbedding
 
@@ -268,3 +269,46 @@ def test_each_critic_member_starts_as_a_xavier_network_of_its_own():
         assert not torch.equal(w[0], w[1])
     assert not any(b.any() for b in [*critic.biases, *critic.shifts, critic.head_bias])
     assert all((g == 1).all() for g in critic.gains)
+
+
+# ---- what compiled code computes in another form
+
+X = 3.0 * randn(40, 6, seed=11)
+PRIMITIVES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "gelu": (primitives.gelu, (X,)),
+    "gelu_tangent": (primitives.gelu_tangent, (X, randn(40, 6, seed=12))),
+    "affine": (primitives.affine, (X, randn(3, 6, seed=13), randn(3, seed=14))),
+    "batched_affine": (primitives.batched_affine, (X.view(2, 20, 6), randn(2, 6, 3, seed=15), randn(2, 1, 3, seed=16))),
+}
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_a_layer_s_compiled_form_is_the_eager_one(name: str):
+    function, inputs = PRIMITIVES[name]
+    inputs = tuple(x.clone().requires_grad_() for x in inputs)
+    torch._dynamo.reset()
+    eager, compiled = function(*inputs), torch.compile(function, backend="eager", fullgraph=True)(*inputs)
+    torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-13)
+    assert compiled.requires_grad == eager.requires_grad == (name != "gelu_tangent")
+    if eager.requires_grad:
+        weights = randn(*eager.shape, seed=17)
+        wanted = torch.autograd.grad((weights * eager).sum(), inputs)
+        for mine, other in zip(torch.autograd.grad((weights * compiled).sum(), inputs), wanted, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+# ---- what sees its observations
+
+
+def test_a_network_sees_states_as_they_are_and_images_through_its_encoder():
+    s, a, time = randn(BATCH, OBSERVATION_DIM, seed=18), randn(BATCH, ACTION_DIM, seed=19), times(1)
+    of_states = Sees(build(tiny_dit))
+    assert of_states.see(s) is s
+    assert torch.equal(of_states(s, a, time), of_states.network(s, a, time))
+    encoder = nn.Linear(7, OBSERVATION_DIM).double()
+    of_images, seen = Sees(build(tiny_mlp), encoder), randn(BATCH, 7, seed=20)
+    features = of_images.see(seen)
+    assert torch.equal(features, encoder(seen))
+    of_images(features, a, time).sum().backward()
+    assert encoder.weight.grad.abs().max() > 0
+    assert {name.partition(".")[0] for name in of_images.state_dict()} == {"network", "encoder"}

@@ -8,6 +8,7 @@ from tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, randn, randomise_, tiny_
 from torch import Tensor, nn
 
 from mfrl.meanflow import Time
+from mfrl.networks import Sees
 from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
 from mfrl.reformulation import Reformulation
 
@@ -21,24 +22,24 @@ class Forbidden(nn.Module):
 
 
 @pytest.fixture
-def actor() -> nn.Module:
+def actor() -> Sees:
     torch.manual_seed(0)
     network = randomise_(tiny_dit(OBSERVATION_DIM, ACTION_DIM).double())
     network.head.weight.data *= 0.2  # some actions within the bounds, some outside
-    return network
+    return Sees(network)
 
 
 @pytest.fixture
-def critic() -> nn.Module:
+def critic() -> Sees:
     torch.manual_seed(1)
-    return randomise_(tiny_critic(OBSERVATION_DIM, ACTION_DIM).double(), seed=1)
+    return Sees(randomise_(tiny_critic(OBSERVATION_DIM, ACTION_DIM).double(), seed=1))
 
 
-def policy(actor: nn.Module, critic: nn.Module, n: int, variant: Reformulation = RESIDUAL) -> OneStepPolicy:
+def policy(actor: Sees, critic: Sees, n: int, variant: Reformulation = RESIDUAL) -> OneStepPolicy:
     return OneStepPolicy(actor, critic, variant, Normalizer(MEAN, STD).double(), ACTION_DIM, 1.0, n)
 
 
-def test_best_of_n_takes_what_a_loop_over_candidates_takes(critic: nn.Module):
+def test_best_of_n_takes_what_a_loop_over_candidates_takes(critic: Sees):
     s, candidates = randn(40, OBSERVATION_DIM, seed=1), randn(N, 40, ACTION_DIM, seed=2)
     actions, values = best_of_n(critic, s, candidates)
     assert values.shape == (2, 40)
@@ -72,7 +73,7 @@ def test_best_of_n_draws_among_candidates_that_promise_more_than_there_can_be():
     assert best_of_n(lambda *_: q, torch.zeros(2, 1), candidates)[0][:, 0].tolist() == [2.0, 2.0]
 
 
-def test_a_policy_with_a_ceiling_acts_as_its_actor_where_the_critic_is_beyond_it(actor: nn.Module, critic: nn.Module):
+def test_a_policy_with_a_ceiling_acts_as_its_actor_where_the_critic_is_beyond_it(actor: Sees, critic: Sees):
     raw, e = MEAN + STD * randn(BATCH, OBSERVATION_DIM, seed=11), randn(N, BATCH, ACTION_DIM, seed=12)
     free, bounded = policy(actor, critic, N), policy(actor, critic, N)
     bounded.ceiling = -1e6
@@ -81,7 +82,7 @@ def test_a_policy_with_a_ceiling_acts_as_its_actor_where_the_critic_is_beyond_it
 
 
 @pytest.mark.parametrize("variant", [RESIDUAL, Reformulation(0.0, 1.0), Reformulation(0.5, [-0.5, -1.0], 0.25)])
-def test_one_step_removes_the_average_velocity_at_time_one(actor: nn.Module, variant: Reformulation):
+def test_one_step_removes_the_average_velocity_at_time_one(actor: Sees, variant: Reformulation):
     s, e = randn(BATCH, OBSERVATION_DIM, seed=3), randn(N, BATCH, ACTION_DIM, seed=4)
     one = torch.ones(BATCH, 1, dtype=torch.float64)
     for n in range(N):
@@ -90,7 +91,7 @@ def test_one_step_removes_the_average_velocity_at_time_one(actor: nn.Module, var
         torch.testing.assert_close(one_step(actor, variant, s, e)[n], expected, rtol=0, atol=1e-12)
 
 
-def test_act_normalises_clips_and_takes_the_best(actor: nn.Module, critic: nn.Module):
+def test_act_normalises_clips_and_takes_the_best(actor: Sees, critic: Sees):
     raw, e = MEAN + STD * randn(BATCH, OBSERVATION_DIM, seed=5), 2.0 * randn(N, BATCH, ACTION_DIM, seed=6)
     taken = policy(actor, critic, N).act(raw, e)
     s = (raw - MEAN) / STD
@@ -105,14 +106,14 @@ def test_act_normalises_clips_and_takes_the_best(actor: nn.Module, critic: nn.Mo
     assert (unclipped.argmax(0) != best).any()
 
 
-def test_one_candidate_is_taken_without_asking_the_critic(actor: nn.Module):
+def test_one_candidate_is_taken_without_asking_the_critic(actor: Sees):
     raw, e = randn(BATCH, OBSERVATION_DIM, seed=7), 2.0 * randn(1, BATCH, ACTION_DIM, seed=8)
-    taken = policy(actor, Forbidden(), 1).act(raw, e)
+    taken = policy(actor, Sees(Forbidden()), 1).act(raw, e)
     expected = actor((raw - MEAN) / STD, e[0], Time(torch.ones(1, 1, dtype=torch.float64))).clamp(-1, 1)
     torch.testing.assert_close(taken, expected, rtol=0, atol=1e-12)
 
 
-def test_value_is_the_mean_q_of_the_action_taken(actor: nn.Module, critic: nn.Module):
+def test_value_is_the_mean_q_of_the_action_taken(actor: Sees, critic: Sees):
     raw = MEAN + STD * randn(BATCH, OBSERVATION_DIM, seed=9)
     for n in (1, N):
         acting, e = policy(actor, critic, n), randn(n, BATCH, ACTION_DIM, seed=10)
@@ -121,7 +122,9 @@ def test_value_is_the_mean_q_of_the_action_taken(actor: nn.Module, critic: nn.Mo
 
 
 def test_noise_has_the_deviation_sigma_and_follows_its_generator():
-    acting = OneStepPolicy(nn.Identity(), nn.Identity(), RESIDUAL, Normalizer(MEAN, STD), ACTION_DIM, 0.5, N)
+    acting = OneStepPolicy(
+        Sees(nn.Identity()), Sees(nn.Identity()), RESIDUAL, Normalizer(MEAN, STD), ACTION_DIM, 0.5, N
+    )
 
     def draw(seed: int) -> Tensor:
         return acting.sample_noise((4, 20_000, 2), torch.Generator().manual_seed(seed))

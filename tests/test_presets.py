@@ -14,8 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from mfrl.cli import check_overrides
 from mfrl.config import CONFIG_DIR, build, build_algorithm, refuse_settings_of_another_algorithm
-from mfrl.data.transitions import DataSpec
+from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError
+from mfrl.networks import Sees
+from mfrl.report.runs import flatten
+from mfrl.tasks import PRESETS as KNOWN_KINDS
 from mfrl.tasks import benchmark
 from mfrl.train import check_settings
 
@@ -82,8 +85,10 @@ TASKS: dict[str, tuple[str, int | None]] = {
     **{f"{name}-task1": (name, 1) for name in PIXELS},
     **{name: (name, None) for name in D4RL},
 }
-KINDS = ("paper", "fql")
+KINDS = ("paper", "fql")  # with every setting in their files
+ALL_KINDS = (*KINDS, "code")  # which is paper with other numbers
 each_preset = pytest.mark.parametrize("preset", [f"{kind}/{name}" for kind in KINDS for name in TASKS])
+each_of_every_kind = pytest.mark.parametrize("preset", [f"{kind}/{name}" for kind in ALL_KINDS for name in TASKS])
 
 
 @cache
@@ -104,12 +109,15 @@ def task_of(preset: str) -> tuple[str, str]:
 def test_there_is_one_of_each_kind_for_each_of_the_73_tasks():
     assert (len(STATES), len(PIXELS), len(D4RL), len(TASKS)) == (10, 5, 18, 73)
     assert {task.name for task in benchmark()} == set(TASKS)
-    for kind in KINDS:
+    assert set(KNOWN_KINDS) == set(ALL_KINDS)
+    for task in benchmark():
+        assert task.presets == [f"{kind}/{task.name}" for kind in KNOWN_KINDS]
+    for kind in ALL_KINDS:
         files = {path.stem for path in (PRESETS / kind).glob("*.yaml")}
         assert {name for name in files if not name.startswith("_")} == set(TASKS)
 
 
-@each_preset
+@each_of_every_kind
 def test_a_preset_is_of_the_environment_it_is_named_after(preset: str):
     cfg = composed(preset)
     dataset, number = TASKS[task_of(preset)[1]]
@@ -150,6 +158,24 @@ def test_a_preset_follows_its_benchmark_s_protocol(preset: str):
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_a_preset_of_the_code_is_the_paper_s_but_for_what_the_code_does_otherwise(name: str):
+    paper, code = (
+        flatten(OmegaConf.to_container(composed(f"{kind}/{name}"), resolve=False)) for kind in ("paper", "code")
+    )
+    expected: dict[str, Any] = {"algo.critic_lr": 3e-4}
+    if TASKS[name][0] not in PIXELS:
+        expected["data.normalize"] = "padded"
+    if name not in D4RL and not name.startswith("humanoidmaze"):
+        expected["algo.discount"] = 0.99
+    assert {key: code.get(key) for key in paper | code if code.get(key) != paper.get(key)} == expected
+    assert (paper["algo.critic_lr"], paper["data.normalize"]) == (1e-4, True)
+    cfg = composed(f"code/{name}")
+    assert cfg.algo.discount == (0.995 if name.startswith("humanoidmaze") else 0.99)
+    check_settings(cfg)
+    build(cfg.data)
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_the_numbers_of_fql_are_those_of_its_readme(name: str):
     algo = composed(f"fql/{name}").algo
     assert (algo.alpha, algo.q_aggregation, algo.discount) == (STATES | PIXELS | D4RL)[TASKS[name][0]]
@@ -176,8 +202,8 @@ def test_the_numbers_of_the_paper_are_the_published_ones_or_say_where_they_come_
 
 
 def test_every_number_in_a_preset_has_a_comment():
-    files = [path for kind in KINDS for path in (PRESETS / kind).glob("*.yaml")]
-    assert len(files) == 2 * (73 + 4)
+    files = [path for kind in ALL_KINDS for path in (PRESETS / kind).glob("*.yaml")]
+    assert len(files) == 2 * (73 + 4) + 73 + 2
     for path in files:
         block_is_sourced, before = False, ""
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -193,8 +219,7 @@ def test_every_number_in_a_preset_has_a_comment():
 @pytest.mark.parametrize("kind", KINDS)
 def test_presets_restate_every_setting_of_their_algorithm(kind: str):
     """Or else a default that moves would move them."""
-    plumbing = {"_target_", "_partial_", "actor", "critic", "encoder", "reformulation", "variant"}
-    plumbing |= {"updates", "seed", "compile"}
+    plumbing = {"_target_", "_partial_", "actor", "critic", "encoder", "reformulation", "variant", "updates", "seed"}
     algorithm = {"paper": "meanflowql", "fql": "fql"}[kind]
     wanted = load(CONFIG_DIR / "algo" / f"{algorithm}.yaml")["algo"].keys() - plumbing
     for base, name in (
@@ -220,8 +245,8 @@ def test_networks_of_a_preset_are_of_the_published_sizes(kind: str, name: str):
     spec = DataSpec(dim, 5, (0.0,) * dim, (1.0,) * dim, -1.0, 0.0, **images)
     module = build_algorithm(cfg, spec)
 
-    def weights(network: Any) -> int:
-        return sum(p.numel() for n, p in network.named_parameters() if not n.startswith("image_encoder"))
+    def weights(sees: Sees) -> int:
+        return sum(p.numel() for p in sees.network.parameters())
 
     features = 512 if images else 28
     hidden = 3 * (512 * 512 + 512)
@@ -233,7 +258,7 @@ def test_networks_of_a_preset_are_of_the_published_sizes(kind: str, name: str):
     elif not images:
         # 3.83 M as published; query and key of an attention over one token, which have no effect, are left out.
         assert 3.1e6 < weights(module.actor) < 3.83e6
-    assert hasattr(module.actor, "image_encoder") is bool(images)
+    assert (module.actor.encoder is not None) is bool(images)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +266,7 @@ def test_networks_of_a_preset_are_of_the_published_sizes(kind: str, name: str):
     [
         ("paper/cube-duble-play-task2", "paper/cube-double-play-task2"),
         ("fql/pen-clone", "fql/pen-cloned"),
+        ("code/pen-clone", "code/pen-cloned"),
         ("paper/antmaze-umaze-v2", "paper/antmaze-umaze"),
         ("cube-double-play-task2", "paper/cube-double-play-task2"),
     ],
@@ -253,5 +279,7 @@ def test_an_unknown_preset_is_answered_with_near_ones(wrong: str, near: str):
 def test_settings_of_a_preset_can_be_overridden():
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = hydra.compose("train", ["experiment=paper/scene-play-task2", "algo.alpha=300", "variant=velocity"])
+        code = hydra.compose("train", ["experiment=code/scene-play-task2", "data.normalize=true", "algo.discount=0.9"])
     assert (cfg.algo.alpha, cfg.variant.name, cfg.env.task) == (300, "velocity", 2)
     assert OmegaConf.select(cfg, "algo.num_candidates") == 5
+    assert (code.algo.critic_lr, code.data.normalize, code.algo.discount) == (3e-4, True, 0.9)

@@ -11,6 +11,10 @@ import torch
 from mfrl.schedules import CosineAlpha, DynamicAlpha, FixedAlpha, warmup_cosine
 
 
+def factor_at(k: float, total: int, **settings: float) -> float:
+    return warmup_cosine(torch.tensor(k, dtype=torch.float64), total, **settings).item()
+
+
 @pytest.mark.parametrize(
     ("k", "factor"),
     [
@@ -28,29 +32,41 @@ from mfrl.schedules import CosineAlpha, DynamicAlpha, FixedAlpha, warmup_cosine
     ],
 )
 def test_the_rate_warms_up_falls_along_a_cosine_and_stays(k: float, factor: float):
-    assert warmup_cosine(k, 1000) == pytest.approx(factor, abs=1e-12)
+    assert factor_at(k, 1000) == pytest.approx(factor, abs=1e-12)
 
 
 def test_the_rate_without_warmup_starts_at_the_top_and_the_floor_is_where_it_ends():
-    assert warmup_cosine(0, 100, warmup=0.0) == 1.0
-    assert warmup_cosine(100, 100, warmup=0.0, floor=0.0) == pytest.approx(0.0, abs=1e-12)
-    assert warmup_cosine(50, 100, warmup=0.0, floor=0.4) == pytest.approx(0.7)
-    assert all(warmup_cosine(k, 100, floor=1.0) == 1.0 for k in range(5, 200))
+    assert factor_at(0, 100, warmup=0.0) == 1.0
+    assert factor_at(100, 100, warmup=0.0, floor=0.0) == pytest.approx(0.0, abs=1e-12)
+    assert factor_at(50, 100, warmup=0.0, floor=0.4) == pytest.approx(0.7)
+    assert all(factor_at(k, 100, floor=1.0) == 1.0 for k in range(5, 200))
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 19])
 def test_short_runs_have_a_finite_rate(total: int):
-    factors = [warmup_cosine(k, total) for k in range(total + 2)]
+    factors = [factor_at(k, total) for k in range(total + 2)]
     assert all(0.0 <= f <= 1.0 for f in factors)
     assert factors[0] == 1.0  # less than one update of warm-up
     assert factors[total] == pytest.approx(0.1)
+
+
+def test_the_rate_of_the_learner_s_count_is_that_of_a_number():
+    counted = warmup_cosine(torch.arange(1200), 1000)  # int64
+    assert counted.dtype == torch.float32
+    assert counted.tolist() == pytest.approx([factor_at(k, 1000) for k in range(1200)], rel=1e-5, abs=1e-7)
+
+
+def step(schedule: FixedAlpha, k: int, flow_loss: float) -> None:
+    """What the learner does with what an update changes."""
+    for name, value in schedule.after(torch.tensor(k), torch.tensor(flow_loss)).items():
+        getattr(schedule, name).copy_(value)
 
 
 def run(schedule: FixedAlpha, losses: dict[int, float], last: int) -> list[float]:
     """alpha after each update 0 .. last; updates not named have a flow loss of 1."""
     alphas = []
     for k in range(last + 1):
-        schedule.step(k, torch.tensor(losses.get(k, 1.0)))
+        step(schedule, k, losses.get(k, 1.0))
         alphas.append(schedule.alpha.item())
     return alphas
 
@@ -79,9 +95,9 @@ def test_published_settings_of_dynamic_alpha():
     schedule = DynamicAlpha(10.0, 1_000_000)
     assert (schedule.every, schedule.threshold, len(schedule.history)) == (2000, 5.0, 20)
     for k in (0, 1, 1999, 2001):
-        schedule.step(k, torch.tensor(1.0))
+        step(schedule, k, 1.0)
         assert not schedule.history.isfinite().any(), "no check is due"
-    schedule.step(2000, torch.tensor(1.5))
+    step(schedule, 2000, 1.5)
     assert schedule.history[-1] == 1.5
 
 
@@ -142,7 +158,7 @@ def test_dynamic_alpha_goes_on_from_a_saved_state():
     after.load_state_dict(before.state_dict())
     rest = []
     for k in range(27, 51):
-        after.step(k, torch.tensor(losses.get(k, 1.0)))
+        step(after, k, losses.get(k, 1.0))
         rest.append(after.alpha.item())
     assert rest == whole[27:]
     assert len(set(whole)) > 2

@@ -8,16 +8,17 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
 import pytest
+import tiny
 import torch
 from conftest import DATASET
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tensorboard import context
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -25,6 +26,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
+from tiny import COMMAND, ENVIRONMENT, TOY
 
 from mfrl.config import CONFIG_DIR
 from mfrl.errors import ConfigError
@@ -34,17 +36,6 @@ from mfrl.run import RunFolder, load_checkpoint
 from mfrl.sweep import FAILED, FINISHED, attempt, changed, common_folder, refuse_shared_folders
 from mfrl.train import processes, train
 
-TOY = [
-    "experiment=toy",
-    "network.actor.hidden=[16]",
-    "batch_size=8",
-    "updates=24",
-    "log.every=6",
-    "checkpoint.every=12",
-    "eval.every=12",
-    "eval.samples=16",
-    "accelerator=cpu",
-]
 SIMULATED = [
     f"env=ogbench/{DATASET}",
     "experiment=quickstart",
@@ -62,9 +53,7 @@ SIMULATED = [
 ]
 
 
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+compose = partial(tiny.compose, "train")
 
 
 def run(folder: Path, *overrides: str) -> dict:
@@ -80,12 +69,11 @@ def resume(folder: Path, *overrides: str) -> dict:
 
 PAIRS = [(variant, seed) for variant in ("residual", "velocity") for seed in (0, 1)]
 ERROR_FILE = "error.txt"
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
-ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+TRAIN = [*COMMAND, "train"]
 
 
 def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "sweep=reformulation", "jobs=2", *overrides]
+    command = [*TRAIN, "sweep=reformulation", "jobs=2", *overrides]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=ENVIRONMENT, check=False)
 
 
@@ -201,7 +189,7 @@ def test_a_sweep_that_cannot_start_is_answered_in_one_sentence(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [*COMMAND, *TOY, *overrides],
+        [*TRAIN, *TOY, *overrides],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -234,7 +222,7 @@ def test_jobs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_sweep_leaves_no_process_behind(how: signal.Signals, tmp_path: Path) -> None:
     command = [
-        *COMMAND,
+        *TRAIN,
         "sweep=reformulation",
         "jobs=2",
         *TOY,
@@ -260,7 +248,7 @@ def test_a_stopped_sweep_leaves_no_process_behind(how: signal.Signals, tmp_path:
 @pytest.mark.slow
 def test_a_process_that_is_killed_loses_no_job(tmp_path: Path) -> None:
     changes = [*TOY, "variant=residual", "seed=0,1", "run_dir=runs/s${seed}", "updates=240", "eval.every=240"]
-    command = [*COMMAND, "sweep=reformulation", "jobs=2", *changes]
+    command = [*TRAIN, "sweep=reformulation", "jobs=2", *changes]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT)
     while process.poll() is None and not list(tmp_path.rglob("last.ckpt")):
         time.sleep(0.02)
@@ -414,7 +402,7 @@ def test_a_resumed_run_has_the_evaluation_of_its_environment(change: str, copy: 
 
 
 def test_a_toy_is_resumed_from_the_command_line(copy: Path) -> None:
-    command = [*COMMAND, f"resume={copy}", "updates=36", "eval.samples=32"]
+    command = [*TRAIN, f"resume={copy}", "updates=36", "eval.samples=32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
     assert OmegaConf.load(copy / "config.yaml").eval.samples == 32

@@ -19,10 +19,9 @@ from test_train import assert_equal, compose, resume, weights, without_seconds
 from mfrl.cli import check_overrides
 from mfrl.config import CONFIG_DIR
 from mfrl.data.toy import TOYS, Toy, ToyData, find_toy
-from mfrl.data.transitions import DataError
 from mfrl.distances import mode_coverage, nearest_mode, off_mode
 from mfrl.envs.spec import EnvSpec
-from mfrl.errors import CheckpointError, ConfigError
+from mfrl.errors import CheckpointError, ConfigError, DataError
 from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.gallery import map_gallery, sample_gallery
 from mfrl.loggers import layout

@@ -1,17 +1,27 @@
-"""Small things several test files build: settings of the family, networks, batches."""
+"""Small things several test files build: settings of the family, networks, batches, commands and runs of a moment."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import hydra
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mfrl.algorithms import MeanFlowQL
-from mfrl.data.transitions import Batch, DataSpec, Transitions
+from mfrl.algorithms.base import Algorithm
+from mfrl.config import CONFIG_DIR
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
 from mfrl.networks import MLP, DiT, QEnsemble
+from mfrl.randomness import Draw, Streams, key_of
 from mfrl.reformulation import Reformulation
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
@@ -27,9 +37,37 @@ SPEC = DataSpec(
 
 RESIDUAL = Reformulation(1.0, -1.0)
 
+#: The command line, to be started by `subprocess`, and the surroundings that make what it says one line each.
+COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
+ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+#: A run of a moment on a known distribution, without a simulator.
+TOY = [
+    "experiment=toy",
+    "network.actor.hidden=[16]",
+    "batch_size=8",
+    "updates=24",
+    "log.every=6",
+    "checkpoint.every=12",
+    "eval.every=12",
+    "eval.samples=16",
+    "accelerator=cpu",
+]
+
 tiny_dit = partial(DiT, width=16, depth=2, mlp_ratio=2.0)
 tiny_mlp = partial(MLP, hidden=[16, 12], time_width=8)
 tiny_critic = partial(QEnsemble, hidden=[16, 12], ensemble=2)
+
+
+def compose(command: str, *overrides: str) -> DictConfig:
+    """What ``mfrl COMMAND OVERRIDES`` is given."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(command, list(overrides))
+
+
+def mfrl(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """``mfrl ARGUMENTS`` in a process of its own, come to its end; ``settings`` are those of `subprocess.run`."""
+    keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
+    return subprocess.run([*COMMAND, *arguments], **keywords)
 
 
 def randomise_(network: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:
@@ -52,7 +90,41 @@ def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
     return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
 
 
-def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+@dataclass(frozen=True)
+class Double:
+    """The same random numbers, given to the loss in float64."""
+
+    draw: Draw
+
+    @property
+    def words(self) -> int:
+        return self.draw.words
+
+    def numbers(self, words: Tensor) -> Tensor:
+        return self.draw.numbers(words)
+
+    def value(self, numbers: Tensor) -> Any:
+        value = self.draw.value(numbers)
+        if isinstance(value, Time):
+            return Time(value.rows.double(), value.index, None if value.start is None else value.start.double())
+        return value.double()
+
+
+def doubled(module: Algorithm) -> Algorithm:
+    """The algorithm in float64, its random numbers too: what compiling rounds differently is then not to be seen."""
+    draws = module.draws
+    module.draws = lambda size: {name: Double(draw) for name, draw in draws(size).items()}
+    return module.double()
+
+
+def noise_of(module: Algorithm, k: int, size: int) -> dict[str, Any]:
+    """The random numbers of update k, as the loss takes them."""
+    streams = Streams(module.draws(size), "update")
+    drawn = streams.numbers(key_of(module.seed), torch.tensor([k]))
+    return streams.values({name: x[0] for name, x in drawn.items()})
+
+
+def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64, discount: float = 0.99) -> Batch:
     """Transitions of which about a third end the task."""
     g = torch.Generator().manual_seed(seed)
 
@@ -65,7 +137,8 @@ def batch(size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch
     )
     masks = (torch.rand(size, generator=g) > 0.3).to(dtype)
     assert 0 < masks.sum() < size
-    return Batch(observations, 0.9 * uniform(size, ACTION_DIM), masks * -1.0, masks, next_observations)
+    actions = 0.9 * uniform(size, ACTION_DIM)
+    return Batch(observations, actions, masks * -1.0, masks, next_observations, discount * masks)
 
 
 def transitions(rows: int = 200, seed: int = 0) -> Transitions:
@@ -80,8 +153,8 @@ def algorithm(**settings: Any) -> MeanFlowQL:
     torch.manual_seed(0)
     module = MeanFlowQL(SPEC, **chosen).double()
     randomise_(module.actor, seed=1)
-    if hasattr(module.actor, "head"):
-        module.actor.head.weight.data *= 0.2  # some actions within the bounds, some outside
+    if hasattr(module.actor.network, "head"):
+        module.actor.network.head.weight.data *= 0.2  # some actions within the bounds, some outside
     randomise_(module.critic, seed=2)
     randomise_(module.target_critic, seed=3)
     return module

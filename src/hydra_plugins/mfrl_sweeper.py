@@ -18,7 +18,9 @@ from typing import Any
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -28,7 +30,7 @@ from mfrl import signals
 from mfrl.cli import Composer, change, explain, parse
 from mfrl.errors import ConfigError, refused_by_system
 from mfrl.paths import run_folder
-from mfrl.sweep import missing, print_outcomes, refuse_shared_folders
+from mfrl.sweep import missing, packed, print_outcomes, refuse_shared_folders
 
 KILLED = "a process was killed from outside, perhaps for want of memory"
 RESTARTS = 2
@@ -36,6 +38,10 @@ RESTARTS = 2
 
 class MfrlSweeper(basic_sweeper.BasicSweeper):
     """Hydra's own sweeper of comma-separated values, ending in a table; exits with 1 where a job failed."""
+
+    def setup(self, *, config: DictConfig, **others: Any) -> None:
+        super().setup(config=config, **others)
+        self.launcher = Packing(self.launcher, config.get("pack", 1))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         composed: dict[tuple[str, ...], DictConfig] = {}
@@ -90,7 +96,8 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             sys.exit(1)
         finally:
             over.set()
-        outcomes = [job.return_value for batch in batches for job in batch]
+        returned = [job.return_value for batch in batches for job in batch]
+        outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]
         print_outcomes(console, outcomes)
         if missing(outcomes) and signals.received():
             self._stopped(console)
@@ -121,6 +128,25 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
                     raise
                 restarts -= 1
                 console.print(f"{KILLED}; going on with what is missing")
+
+
+class Packing:
+    """A launcher of jobs packed by :func:`mfrl.sweep.packed`.
+
+    Args:
+        launcher: Hydra's.
+        size: of a pack, where the jobs do not say.
+    """
+
+    def __init__(self, launcher: Launcher, size: int) -> None:
+        self.launcher, self.size = launcher, size
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        given = [text.partition("=")[2] for text in job_overrides[0] if text.startswith("pack=")]
+        size = given[-1] if given else str(self.size)
+        if not size.isdecimal() or int(size) < 1:
+            raise ConfigError(f"pack={size} must be a whole number of at least 1")
+        return self.launcher.launch(packed(job_overrides, int(size)), initial_job_idx)
 
 
 def _jobs() -> list[BaseProcess]:

@@ -32,7 +32,7 @@ from rich.markup import escape
 from mfrl import signals
 from mfrl.config import CONFIG_DIR, settings_of
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, refused_by_system, require
-from mfrl.paths import run_folder, take_as_they_are
+from mfrl.paths import refuse_groups, run_folder, take_as_they_are
 from mfrl.sweep import attempt
 from mfrl.tasks import spelled
 
@@ -135,6 +135,10 @@ def run(arguments: list[str]) -> None:
     if name == "train":
         # They are those of the dataset's collector, and not only the ones that an experiment gives.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
+        try:
+            arguments = spell_out_seeds(arguments)
+        except MfrlError as error:
+            fail(str(error), 2)
     signals.install(signals.leave)  # what is half done is cleaned up
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     flags = get_args_parser().parse_args(arguments[1:])
@@ -167,6 +171,30 @@ def run(arguments: list[str]) -> None:
             fail(str(refusal), refusal.exit_status)
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+
+
+def spell_out_seeds(arguments: list[str]) -> list[str]:
+    """``seeds=8`` is short for ``-m seed=0,1,2,3,4,5,6,7 pack=8``.
+
+    Raises:
+        ConfigError: it is no whole number of at least 1, or stands beside ``seed=``.
+    """
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("seeds=")]
+    if not given:
+        return arguments
+    if not given[-1].isdecimal() or int(given[-1]) < 1:
+        raise ConfigError(f"seeds={given[-1]} must be a whole number of at least 1: how many seeds, from 0 on")
+    if any(argument.startswith("seed=") for argument in arguments):
+        raise ConfigError(f"seeds={given[-1]} stands for seeds 0 to {int(given[-1]) - 1}: leave seed= out")
+    others = [argument for argument in arguments if not argument.startswith("seeds=")]
+    if {"--cfg", "-c", "--info", "-i", "--help"} & {*others}:  # of the configuration that all of them have
+        return others
+    count = int(given[-1])
+    listed = [f"seed={','.join(str(seed) for seed in range(count))}"]
+    if not any(argument.startswith("pack=") for argument in others):
+        listed.append(f"pack={count}")
+    many = [] if {"-m", "--multirun"} & {*others} else ["--multirun"]
+    return [others[0], *many, *others[1:], *listed]
 
 
 @dataclass(frozen=True)
@@ -362,6 +390,7 @@ def check_composed(cfg: DictConfig) -> None:
         raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
     if "run_dir" in cfg:
         try:
+            refuse_groups(cfg, "run_dir")
             run_folder(cfg.run_dir)
         except OmegaConfBaseException as error:
             raise ConfigError(f"run_dir={dotted(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error

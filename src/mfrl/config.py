@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ CONFIG_DIR = next(
     folder for folder in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if folder.is_dir()
 )
 
-# What may change when a run goes on with resume=: its length, how it is watched, what leaves its numbers alone but for
-# rounding, and the accelerator. On another kind of device the same seed draws other noise (not other batches): the run
-# goes on as well, but not with the numbers it would have had.
+# What may change when a run goes on with resume=: its length, how it is watched, and what leaves its numbers alone but
+# for rounding, the accelerator among it.
 RESUMABLE = (
     "resume",
     "updates",
     "chunk",
     "compile",
+    "tf32",
     "accelerator",
     "threads",
     "data_dir",
@@ -39,7 +40,7 @@ RESUMABLE = (
 )
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
-BOOKKEEPING = ("run_dir", "existing", "jobs")  # where a run lies and how it came about
+BOOKKEEPING = ("run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
 
 
 def among(key: str, names: Iterable[str]) -> bool:
@@ -114,21 +115,26 @@ def target(name: Any, key: str) -> Any:
 def arguments_of(found: Any) -> dict[str, str] | None:
     """What a class or function can be called with, and how that is annotated; None: anything.
 
-    A class's ``**settings`` are those of the class it derives from.
+    A class's ``**settings`` are those of the class it derives from, and the fields of its ``Settings``.
     """
     called = [found]
     if inspect.isclass(found):
         called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
-    known: dict[str, str] = {}
+    settings = getattr(found, "Settings", None)
+    known = {field.name: str(field.type) for field in fields(settings)} if is_dataclass(settings) else {}
     for function in called:
         try:
-            parameters = inspect.signature(function).parameters
+            parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # written in C
             return None
-        known = {name: str(parameter.annotation) for name, parameter in parameters.items()} | known
-        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return {name: annotation for name, annotation in known.items() if name != "self"}
-    return None
+        named = {p.name: str(p.annotation) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        known = named | known
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        if not is_dataclass(settings):
+            return None
+    return {name: annotation for name, annotation in known.items() if name != "self"}
 
 
 def _as_values(node: Any) -> Any:
@@ -141,7 +147,7 @@ def _as_values(node: Any) -> Any:
 
 
 def build_algorithm(cfg: DictConfig, spec: Any) -> Any:
-    """The LightningModule of a configuration that the user composed, for data of the given spec.
+    """The algorithm of a configuration that the user composed, for data of the given spec.
 
     One out of a checkpoint is built by :class:`mfrl.saved.Saved`.
     """

@@ -16,13 +16,13 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks.evaluation import FPS
 from mfrl.callbacks.progress import format_score, score_name
+from mfrl.data.batch import DataSpec
 from mfrl.data.minari import two_numbers
 from mfrl.data.module import OfflineData
 from mfrl.data.toy import find_toy
-from mfrl.data.transitions import DataSpec
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.minari import action_bounds, write_spec
 from mfrl.envs.spec import EnvError
@@ -39,8 +39,8 @@ class EvaluationError(MfrlError):
     """An evaluation whose numbers are known and could not be written."""
 
 
-def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[OfflineAlgorithm, dict[str, Any]]:
-    """The trained module of a checkpoint, and the plain record it carries (config, spec, env, provenance).
+def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Algorithm, dict[str, Any]]:
+    """The trained algorithm of a checkpoint, and the plain record it carries (config, spec, env, provenance).
 
     The record's configuration is as the file has it: what it describes is built by :class:`mfrl.saved.Saved` alone
     (see :func:`load_data`), never by Hydra.
@@ -51,20 +51,47 @@ def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Off
     path = find_checkpoint(path)
     checkpoint = load_checkpoint(path)
     record = checkpoint["mfrl"]
-    build = Saved(record["config"] | {"compile": False}, trusted).check("algo")
-    try:
-        spec = DataSpec(**record["spec"])
-    except TypeError as error:
-        raise CheckpointError(f"{path} does not describe its data as mfrl does: {error}") from error
-    module = build(spec=spec)
-    if not isinstance(module, OfflineAlgorithm):
+    build = Saved(record["config"], trusted).check("algo")
+    module = build(spec=recorded_data(record, path))
+    if not isinstance(module, Algorithm):
         raise CheckpointError(f"{path} describes a {type(module).__name__} as algo, which is no algorithm")
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # torch raises other kinds for what are no tensors
         raise CheckpointError(f"{path}: the weights do not fit the networks it describes: {error}") from error
-    module.updates = checkpoint["updates"]
+    module.k = checkpoint["updates"]
     return module.eval().requires_grad_(False), record
+
+
+def recorded_data(record: dict[str, Any], path: Path) -> DataSpec:
+    """What a checkpoint says of the data it was trained on.
+
+    Raises:
+        CheckpointError: it is no description of data.
+    """
+
+    def numbers(values: Any, count: int) -> bool:
+        listed = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+        return listed and len(values) == count and bool(np.isfinite(values).all())
+
+    try:
+        spec = DataSpec(**record["spec"])
+    except TypeError as error:
+        raise CheckpointError(f"{path} does not describe its data as mfrl does: {error}") from error
+    image, size = spec.image_shape, spec.observation_dim
+    holds = {
+        "observation_dim": type(size) is int and (size >= 1) == (image is None),
+        "action_dim": type(spec.action_dim) is int and spec.action_dim >= 1,
+        "image_shape": image is None or (numbers(image, 4) and all(type(x) is int and x >= 1 for x in image)),
+        "observation_mean": numbers(spec.observation_mean, size),
+        "observation_std": numbers(spec.observation_std, size),
+        "reward_min": numbers([spec.reward_min], 1),
+        "reward_max": numbers([spec.reward_max], 1),
+    }
+    if wrong := [name for name, held in holds.items() if not held]:
+        value = getattr(spec, wrong[0])
+        raise CheckpointError(f"{path} does not describe its data as mfrl does: {wrong[0]}={value!r}")
+    return spec
 
 
 def load_data(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> OfflineData:
@@ -136,7 +163,8 @@ def other_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data: 
     if of_ogbench(gym_id):
         if given:
             raise ConfigError(f"{given[0]} is no setting of {gym_id}, which OGBench defines")
-        spec = replace(recorded, env_id=gym_id, suite="ogbench", gym_spec=None, reference_returns=None)
+        name = gym_id.removeprefix("ogbench:")
+        spec = replace(recorded, env_id=name, suite="ogbench", gym_spec=None, reference_returns=None)
     else:
         gym_spec = write_spec(gym_id, changes["gym_kwargs"], changes["max_episode_steps"])
         keys, returns = changes["observation_keys"] or recorded.observation_keys, changes["reference_returns"]
@@ -158,7 +186,17 @@ def of_ogbench(gym_id: str) -> bool:
     import gymnasium
     import ogbench  # noqa: F401 - registers the environments
 
-    return gym_id in gymnasium.registry and str(gymnasium.registry[gym_id].entry_point).startswith("ogbench.")
+    name = gym_id.removeprefix("ogbench:")  # the package that registers it, as gymnasium writes it
+    return name in gymnasium.registry and str(gymnasium.registry[name].entry_point).startswith("ogbench.")
+
+
+def wrappers_of(gym_spec: str | None) -> list[str]:
+    """The names of the wrappers in an environment's description; nothing of it is imported."""
+    try:
+        wrappers = json.loads(gym_spec or "{}")["additional_wrappers"]
+        return [str(wrapper["name"]) for wrapper in wrappers]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def refuse_other_shapes(spec: EnvSpec, data: DataSpec, bounds: list[list[float]] | None) -> None:
@@ -214,10 +252,20 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
-    spec, policy = recorded_env(record, tuple(cfg.trust)), module.policy()
+    spec, policy = recorded_env(record, tuple(cfg.trust)), module.policy().folded()
     elsewhere = any(value not in (None, {}, []) for value in OmegaConf.to_container(cfg.env, resolve=True).values())
+    notes = []
     if elsewhere:
-        spec = other_env(cfg, spec, record, module.spec)
+        recorded, spec = spec, other_env(cfg, spec, record, module.spec)
+        if "action_bounds" not in record:
+            notes.append(
+                f"{path} does not say in which bounds the actions of its data were: those of {spec.env_id} are taken"
+            )
+        if wrappers := wrappers_of(recorded.gym_spec):
+            notes.append(
+                f"rewards and observations are those of {spec.env_id} as it gives them: what was put around "
+                f"{recorded.env_id} in training ({', '.join(wrappers)}) is not put around it"
+            )
     if cfg.num_candidates is not None:
         n = cfg.num_candidates
         require("num_candidates", type(n) is int and n >= 1, n, "a whole number of at least 1, or null: as trained")
@@ -241,22 +289,17 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         least = 0 if name in ("workers", "seed") else 1
         holds = (name == "workers" and value is None) or (type(value) is int and value >= least)
         require(name, holds, value, f"a whole number of at least {least}")
-    if elsewhere and "action_bounds" not in record:
-        console.print(
-            escape(
-                f"{path} does not say in which bounds the actions of its data were: those of {spec.env_id} are taken"
-            ),
-            highlight=False,
-        )
+    for note in notes:
+        console.print(escape(note), highlight=False)
     if of_samples:
         result, frames = SampleEvaluator(find_toy(spec.env_id), **settings).run(policy), []
     else:
         result = run_episodes(spec, policy, console, videos=cfg.videos if cfg.video else 0, **settings)
         frames = result.frames
 
-    report = {"ckpt": str(path), "env": spec.env_id, "updates": module.updates, **settings}
-    report |= {"num_candidates": policy.num_candidates} | result.to_json_dict()
-    table = Table(title=escape(f"{spec.env_id} · update {module.updates:,}"), show_header=False)
+    report = {"ckpt": str(path), "env": spec.env_id, "updates": module.k, **settings}
+    report |= {"num_candidates": policy.num_candidates} | result.to_json_dict() | ({"notes": notes} if notes else {})
+    table = Table(title=escape(f"{spec.env_id} · update {module.k:,}"), show_header=False)
     for key, value in result.summary().items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
     table.add_row("evaluated over", f"{report['episodes']} {names[0]}")

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mfrl import figures
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import Algorithm
 from mfrl.data.toy import Toy, find_toy
 from mfrl.errors import ConfigError
 from mfrl.eval import load_algorithm
@@ -40,8 +40,8 @@ def sample_gallery(checkpoints: Mapping[str, str | Path], samples: int | None = 
         raise ConfigError(f"a gallery is of runs evaluated alike, not with {found}")
     evaluator = SampleEvaluator(toy, *settings.pop())
     clouds = {f"data\n$W_2$ floor {evaluator.floor:.3f}": evaluator.data}
-    for name, (module, _) in loaded.items():
-        result = evaluator.run(module.policy())
+    for name, (algorithm, _) in loaded.items():
+        result = evaluator.run(algorithm.policy().folded())
         clouds[f"{name}\n$W_2$ {result.scores['eval/w2']:.3f}"] = result.drawn
     return figures.sample_clouds(clouds, columns=columns)
 
@@ -75,11 +75,11 @@ def load_policies(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str,
         ConfigError: there is none, or they are of different toys.
     """
     toy, loaded = _load(checkpoints)
-    return toy, {name: module.policy() for name, (module, _) in loaded.items()}
+    return toy, {name: algorithm.policy() for name, (algorithm, _) in loaded.items()}
 
 
-def _load(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, tuple[OfflineAlgorithm, dict[str, Any]]]]:
-    """The toy, and of each checkpoint the module and its record."""
+def _load(checkpoints: Mapping[str, str | Path]) -> tuple[Toy, dict[str, tuple[Algorithm, dict[str, Any]]]]:
+    """The toy, and of each checkpoint the algorithm and its record."""
     loaded = {name: load_algorithm(path) for name, path in checkpoints.items()}
     toys = {record["env"]["env_id"] for _, record in loaded.values()}
     if len(toys) != 1:

@@ -212,7 +212,7 @@ def layout(scores: Collection[str], critic: bool) -> dict[str, dict[str, list[An
         "losses": {
             "flow": chart("(train|val)/flow_loss"),
             "flow error": chart("(train|val)/flow_error"),
-            "imitation": chart("(train|val)/(distillation|stage|nll)_loss"),
+            "imitation": chart("(train|val)/(distillation|nll)_loss"),
             "Q of the policy": chart("(train|val)/q_loss"),
             "critic": chart("(train|val)/critic_loss"),
             "gradient norms": chart("train/(.*_)?grad_norm"),

@@ -6,12 +6,15 @@ Time t = 0 is data, t = 1 is noise. Shapes: actions a, noise e and outputs g are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mfrl.randomness import below, uniform
 from mfrl.reformulation import Reformulation
+from mfrl.settings import Settings
 
 
 class Time(NamedTuple):
@@ -50,35 +53,76 @@ class Time(NamedTuple):
 Network = Callable[[Tensor, Tensor, Time], Tensor]
 
 
+class Actor(Protocol):
+    """A network that gives its derivative along the path too."""
+
+    def __call__(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor: ...
+
+    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLoss(Settings):
+    """Of the flow loss (arXiv 2511.13035, Table 6).
+
+    Attributes:
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
+        gamma_adaptive, c_adaptive: of the weights, see :func:`adaptive_loss`.
+        target_clip: keeps every number of the target within it.
+        sigma: standard deviation of the noise.
+    """
+
+    time_steps: int | None = 50
+    gamma_adaptive: float = 0.8
+    c_adaptive: float = 1e-4
+    target_clip: float = 5.0
+    sigma: float = 1.0
+
+
 def grid_times(num_steps: int, like: Tensor) -> Tensor:
-    """``(T, 1)``: the grid 1/T, 2/T, ..., 1 from which training times are drawn."""
-    return torch.arange(1, num_steps + 1, dtype=like.dtype, device=like.device)[:, None] / num_steps
+    """``(T, 1)`` float32: the grid 1/T, 2/T, ..., 1 from which training times are drawn, on the device of ``like``."""
+    return torch.arange(1, num_steps + 1, dtype=torch.float32, device=like.device)[:, None] / num_steps
 
 
-def draw_time(
-    batch_size: int, num_steps: int | None, instant_share: float | None, device: torch.device, **draw: Any
-) -> Time:
-    """Training times: t from the grid 1/T, ..., 1, or from (0, 1] where ``num_steps`` is None.
+@dataclass(frozen=True)
+class Times:
+    """Training times as a draw of :mod:`mfrl.randomness`: t from the grid 1/T, ..., 1, or from (0, 1).
 
     With ``instant_share``, as in MeanFlow (arXiv 2505.13447, Section 4.3): of two draws the later is t, the earlier is
     b, which lies below t, at 0 at the earliest; for this share of the samples b = t instead.
 
-    Args:
-        draw: ``generator=`` of the random numbers.
+    Attributes:
+        batch_size: how many.
+        num_steps: T; None: from the whole interval.
+        instant_share: None: there is no b.
     """
-    draw = {"device": device, **draw}
-    if instant_share is None and num_steps is not None:
-        rows = grid_times(num_steps, torch.empty(0, device=device))
-        return Time(rows, torch.randint(num_steps, (batch_size,), **draw))
-    if instant_share is None:
-        return Time(1.0 - torch.rand(batch_size, 1, **draw))
-    if num_steps is None:
-        b, t = (1.0 - torch.rand(batch_size, 2, **draw)).sort(dim=1).values.split(1, dim=1)
-    else:
-        b, t = torch.randint(num_steps, (batch_size, 2), **draw).sort(dim=1).values.split(1, dim=1)
-        b, t = b / num_steps, (t + 1) / num_steps
-    instant = torch.rand(batch_size, 1, **draw) < instant_share
-    return Time(t, start=torch.where(instant, t, b))
+
+    batch_size: int
+    num_steps: int | None
+    instant_share: float | None = None
+
+    @property
+    def words(self) -> int:
+        """Two for a time on the grid, one for any other and for whether b = t."""
+        times = self.batch_size * (1 if self.num_steps is None else 2)
+        return times if self.instant_share is None else 2 * times + self.batch_size
+
+    def numbers(self, words: Tensor) -> Tensor:
+        return words
+
+    def value(self, words: Tensor) -> Time:
+        if self.instant_share is None:
+            if self.num_steps is None:
+                return Time(1.0 - uniform(words)[:, None])
+            return Time(grid_times(self.num_steps, words), below(words, self.num_steps))
+        drawn, whether = words.split([self.words - self.batch_size, self.batch_size])
+        if self.num_steps is None:
+            first, second = uniform(drawn)[:, None].chunk(2)
+            b, t = torch.minimum(first, second), torch.maximum(first, second)
+        else:
+            first, second = below(drawn, self.num_steps)[:, None].chunk(2)
+            b, t = torch.minimum(first, second) / self.num_steps, (torch.maximum(first, second) + 1) / self.num_steps
+        return Time(t, start=torch.where(uniform(whether)[:, None] < self.instant_share, t, b))
 
 
 def end_time(e: Tensor, two_times: bool) -> Time:
@@ -135,33 +179,22 @@ def adaptive_loss(g: Tensor, g_tgt: Tensor, gamma: float, c: float) -> Tensor:
 
 
 def flow_loss(
-    actor: nn.Module,
-    reformulation: Reformulation,
-    observations: Tensor,
-    a: Tensor,
-    e: Tensor,
-    time: Time,
-    clip: float,
-    gamma: float,
-    c: float,
+    actor: Actor, reformulation: Reformulation, observations: Tensor, a: Tensor, e: Tensor, time: Time, c: FlowLoss
 ) -> tuple[Tensor, Tensor]:
     """L_flow: regression of g onto the MeanFlow identity target, by one JVP along the path from a to e.
 
     Args:
+        observations: as the actor takes them.
         a, e: ``(batch, action_dim)`` actions of the data and noise.
-        clip: of the target; gamma, c: of the adaptive weights.
 
     Returns:
         the loss, and the unweighted squared error without gradient.
     """
     a_t, v = interpolate(a, e, time.t)
-    if hasattr(actor, "jvp"):
-        F, dFdt = actor.jvp(observations, a_t, time, v)
-    else:
-        F, dFdt = path_derivative(actor, observations, a_t, time, v)
+    F, dFdt = actor.jvp(observations, a_t, time, v)
     g, dgdt = reformulation.pinned(F, dFdt, a_t, v, time.t)
-    g_tgt = flow_target(reformulation, g, dgdt, v, a_t, e, time, clip)
-    return adaptive_loss(g, g_tgt, gamma, c), (g.detach() - g_tgt).square().mean()
+    g_tgt = flow_target(reformulation, g, dgdt, v, a_t, e, time, c.target_clip)
+    return adaptive_loss(g, g_tgt, c.gamma_adaptive, c.c_adaptive), (g.detach() - g_tgt).square().mean()
 
 
 def bound_loss(a: Tensor) -> Tensor:

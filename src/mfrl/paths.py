@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mfrl.errors import ConfigError, require
@@ -112,6 +112,24 @@ def run_folder(run_dir: Any) -> Path:
     if not path.name:
         raise ConfigError(f"run_dir={run_dir} is the root of all folders; a run needs one of its own below it")
     return path
+
+
+def refuse_groups(cfg: DictConfig, key: str) -> None:
+    """Refuse a path in which a whole group of settings would be written out, as ``${algo}`` is one.
+
+    Args:
+        cfg: what is composed.
+        key: of the setting that is a path.
+
+    Raises:
+        ConfigError: naming the group, and what of it is a name.
+    """
+    written = OmegaConf.to_container(cfg, resolve=False)[key]
+    for name in re.findall(r"(?<!\\)\$\{([\w.]+)\}", str(written)):
+        if isinstance(OmegaConf.select(cfg, name), DictConfig | ListConfig):
+            names = [other for other in (f"{name}.name", f"{name}_name") if OmegaConf.select(cfg, other) is not None]
+            known = f"; ${{{names[0]}}} is one" if names else ""
+            raise ConfigError(f"{key}={written}: ${{{name}}} is a group of settings and no name{known}")
 
 
 def literal(text: str) -> str:

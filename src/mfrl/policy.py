@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from mfrl.errors import ConfigError
 from mfrl.meanflow import end_time
-from mfrl.networks import encode
+from mfrl.networks import Sees
 from mfrl.reformulation import Reformulation
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
 
-def one_step(actor: nn.Module, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
+def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
     """a_hat = e - u(e, 0, 1): the action before clipping, ``(..., batch, action_dim)`` like the noise e."""
     return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
@@ -70,7 +72,7 @@ class Policy(nn.Module):
         normalizer: Normalizer,
         action_dim: int,
         sigma: float = 1.0,
-        critic: nn.Module | None = None,
+        critic: Sees | None = None,
         num_candidates: int = 1,
         ceiling: float = math.inf,
     ) -> None:
@@ -85,6 +87,19 @@ class Policy(nn.Module):
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions before clipping, ``(..., batch, action_dim)`` like the noise, for normalised observations."""
         raise NotImplementedError
+
+    def folded(self) -> Policy:
+        """The same policy as it is now, for acting: what is constant when acting is worked out once.
+
+        Actions differ by rounding. Later changes of the weights do not show.
+        """
+        return self
+
+    def _with(self, name: str, network: nn.Module) -> Self:
+        """This policy with another network in the place of one it has."""
+        policy = copy.copy(self)
+        policy._modules = self._modules | {name: network}
+        return policy
 
     def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Clipped actions ``(candidate, batch, action_dim)`` for normalised observations."""
@@ -108,14 +123,14 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, encode(self.critic, observations), candidates, self.ceiling)[0]
+        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
-        return best_of_n(self.critic, encode(self.critic, observations), candidates, self.ceiling)[1].mean(0)
+        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[1].mean(0)
 
 
 class OneStepPolicy(Policy):
@@ -129,8 +144,8 @@ class OneStepPolicy(Policy):
 
     def __init__(
         self,
-        actor: nn.Module,
-        critic: nn.Module | None,
+        actor: Sees,
+        critic: Sees | None,
         reformulation: Reformulation,
         normalizer: Normalizer,
         action_dim: int,
@@ -141,5 +156,12 @@ class OneStepPolicy(Policy):
         super().__init__(normalizer, action_dim, sigma, critic, num_candidates, ceiling)
         self.actor, self.reformulation = actor, reformulation
 
+    def folded(self) -> OneStepPolicy:
+        policy = copy.copy(self)
+        policy._modules = self._modules | {
+            "actor": self.actor.folded(end_time(self.normalizer.mean, self.reformulation.two_times))
+        }
+        return policy
+
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return one_step(self.actor, self.reformulation, encode(self.actor, observations), noise)
+        return one_step(self.actor, self.reformulation, self.actor.see(observations), noise)

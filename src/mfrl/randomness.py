@@ -1,26 +1,40 @@
-"""Random numbers as a function of (seed, purpose, update): nothing to save, nothing to restore.
+r"""Random numbers as a function of (seed, purpose, update, element): nothing to save, nothing to restore.
 
-The draws of update k do not depend on how many updates came before in this process, so a resumed run draws what
-an uninterrupted one would have drawn, and updates can be grouped into chunks of any size.
+What training draws comes from Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3", SC 2011), written on integer tensors:
 
-torch's generator on the CPU begins from the lower 32 bits of a seed only. So of the streams of one run some coincide by
-chance: among n of them about n^2 / 2^33 pairs, e.g. 116 pairs of batches in a million updates. On a GPU all 63 bits
-count. The two kinds of generator draw different numbers from one seed.
+    word(seed, purpose, k, i) = philox(counter = (i / 4, k, crc32(purpose), 0), key = seed)[i mod 4]
+
+so that update k draws the same numbers on every device, eagerly, compiled or captured, for one member of a population
+or many, in chunks of any size, and whether or not the updates before it were made by the same process. Whole numbers
+are the same to the last bit; normal ones to the rounding of a device's logarithm and cosine.
+
+What is drawn outside of training (episodes, their noise, toys) takes a generator of torch's or NumPy's, begun from
+:func:`derived_seed`.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
+_LOW = (1 << 32) - 1  #: the lower of two 32-bit words
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
 
 
 def derived_seed(seed: int, purpose: str, k: int) -> int:
     """A 63-bit seed for step ``k`` of the stream ``purpose``: splitmix64 over the three, well mixed in every bit.
 
-    How many of the bits count is up to the generator that takes it, see above.
+    torch's generator on the CPU begins from the lower 32 bits of a seed only.
     """
     x = (seed * 0x9E3779B97F4A7C15 + (zlib.crc32(purpose.encode()) << 32) + k) & _MASK
     for _ in range(2):
@@ -34,3 +48,138 @@ def derived_seed(seed: int, purpose: str, k: int) -> int:
 def generator(seed: int, purpose: str, k: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on ``device`` at the start of step ``k`` of the stream ``purpose``."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, k))
+
+
+def key_of(seed: int) -> Tensor:
+    """``(2,)`` int64: the lower and the upper 32 bits of a seed, Philox's key."""
+    return torch.tensor([seed & _LOW, (seed >> 32) & _LOW])
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
+    """Philox4x32-10: 32 random bits for every counter.
+
+    Args:
+        counter: four words, int64 tensors in [0, 2^32) that broadcast against one another.
+        key: two words, likewise.
+
+    Returns:
+        int64 in [0, 2^32), shaped like the counters with a last dimension of 4.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # A product of two 32-bit words needs all 64 bits: as a signed number it may be negative, its bits are right.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _LOW, ((p0 >> 32) ^ c3 ^ k1) & _LOW
+        c1, c3 = p1 & _LOW, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
+
+
+def uniform(words: Tensor) -> Tensor:
+    """float32 in (0, 1), both ends excluded: one of the 2^23 numbers (j + 1/2) / 2^23."""
+    return (words >> 9).float() * 2.0**-23 + 2.0**-24
+
+
+def normal(words: Tensor) -> Tensor:
+    """Standard normal numbers by Box and Muller, as many as words, whose last dimension is a multiple of two."""
+    u, v = uniform(words).unflatten(-1, (-1, 2)).unbind(-1)
+    radius, angle = (-2.0 * u.log()).sqrt(), 2.0 * math.pi * v
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
+
+
+def below(words: Tensor, high: int) -> Tensor:
+    """int64 uniform over 0 .. high - 1, one of every two words; ``high`` at most 2^31.
+
+    floor(high x / 2^64) for the two words' 64 bits x: no number is likelier than another by more than high / 2^64.
+    """
+    upper, lower = words.unflatten(-1, (-1, 2)).unbind(-1)
+    return (upper * high + ((lower * high) >> 32)) >> 32
+
+
+class Draw(Protocol):
+    """Some random numbers of an update, made in two steps of which the first is the costly one."""
+
+    @property
+    def words(self) -> int:
+        """How many 32-bit words they are made of."""
+
+    def numbers(self, words: Tensor) -> Tensor:
+        """From int64 words ``(..., words)`` to as many numbers, of several updates and members at once."""
+
+    def value(self, numbers: Tensor) -> Any:
+        """What the loss is given, from the ``(words,)`` numbers of one update."""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """N(0, std^2), of the given shape."""
+
+    shape: tuple[int, ...]
+    std: float = 1.0
+
+    @property
+    def words(self) -> int:
+        count = math.prod(self.shape)
+        return count + count % 2
+
+    def numbers(self, words: Tensor) -> Tensor:
+        return self.std * normal(words)
+
+    def value(self, numbers: Tensor) -> Tensor:
+        return numbers[: math.prod(self.shape)].view(self.shape)
+
+
+class Streams:
+    """The random numbers of updates, all of them out of one call of Philox.
+
+    Args:
+        draws: what is drawn, by name; each name is a stream of its own.
+        purpose: e.g. "update" or "held out"; the same names drawn for another purpose are other numbers.
+        device: where they are drawn.
+    """
+
+    def __init__(self, draws: Mapping[str, Draw], purpose: str, device: torch.device | str = "cpu") -> None:
+        self._draws = dict(draws)
+        self._blocks = [-(-draw.words // 4) for draw in self._draws.values()]
+        streams = [zlib.crc32(f"{purpose}/{name}".encode()) for name in self._draws]
+        sizes = torch.tensor(self._blocks, dtype=torch.int64)
+        self._block = torch.cat([torch.arange(n) for n in [*self._blocks, 0]]).to(device)
+        self._stream = torch.tensor(streams, dtype=torch.int64).repeat_interleave(sizes).to(device)
+        self._zero = torch.zeros((), dtype=torch.int64, device=device)
+
+    def numbers(self, key: Tensor, k: Tensor) -> dict[str, Tensor]:
+        """The draws' numbers in updates ``k``, by name: ``(updates, words)``, ``(updates, members, words)`` of several.
+
+        Args:
+            key: ``(2,)`` int64, of :func:`key_of`; ``(members, 2)`` of several seeds.
+            k: ``(updates,)`` int64, in [0, 2^32).
+        """
+        if not self._draws:
+            return {}
+        low, high = key.unbind(-1)
+        k = k.view(-1, *[1] * key.ndim)
+        words = philox((self._block, k, self._stream, self._zero), (low[..., None], high[..., None]))
+        parts = words.split(self._blocks, -2)
+        return {
+            name: draw.numbers(part.flatten(-2)[..., : draw.words])
+            for (name, draw), part in zip(self._draws.items(), parts, strict=True)
+        }
+
+    def values(self, numbers: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the loss is given, from the ``(words,)`` numbers of one update of one member."""
+        return {name: draw.value(numbers[name]) for name, draw in self._draws.items()}
+
+
+def indices(key: Tensor, purpose: str, k: Tensor, count: int, high: int) -> Tensor:
+    """Which of ``high`` things each of some updates draws: ``(updates, count)`` int64 in [0, high), with replacement.
+
+    Args:
+        key: ``(2,)`` int64.
+        purpose: of the stream.
+        k: ``(updates,)`` int64, the numbers of the updates.
+    """
+    block = torch.arange(-(-count // 2), device=k.device)
+    stream = torch.full((), zlib.crc32(purpose.encode()), device=k.device)
+    words = philox((block, k[:, None], stream, torch.zeros_like(stream)), (key[0], key[1]))
+    return below(words.flatten(-2), high)[..., :count]

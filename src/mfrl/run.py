@@ -22,6 +22,7 @@ from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
 from mfrl.files import Locked, one_at_a_time, remove_abandoned, write_json, write_text
 from mfrl.paths import run_folder
 from mfrl.report.runs import ERROR_FILE
+from mfrl.saved import Saved
 
 RECORD = ("config", "spec", "env", "provenance")  # what the key "mfrl" of a checkpoint holds, each a dictionary
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *provenance.SIMULATION)
@@ -219,12 +220,48 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     holds = {f"mfrl.{name}": isinstance(record, dict) and isinstance(record.get(name), dict) for name in RECORD}
     holds["state_dict"] = isinstance(checkpoint.get("state_dict"), dict)
     holds["updates"] = type(checkpoint.get("updates")) is int and checkpoint["updates"] >= 0
+    if "learner" in checkpoint:
+        holds["learner"] = isinstance(checkpoint["learner"], dict)
+        holds["window"] = _is_window(checkpoint.get("window"))
     if holds["mfrl.provenance"]:
         holds["mfrl.provenance.dataset"] = isinstance(record["provenance"].get("dataset"), str)
         holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)
     if wrong := [name for name, held in holds.items() if not held]:
         raise CheckpointError(f"{path} is not as mfrl wrote it: its {wrong[0]} is missing or of another kind")
-    return checkpoint
+    return checkpoint if "learner" in checkpoint else _under_todays_names(checkpoint)
+
+
+def _is_window(window: Any) -> bool:
+    """Whether this is what a run has summed up since it last logged, as it saves it."""
+    return isinstance(window, list) and all(
+        isinstance(part, dict)
+        and isinstance(part.get("names"), list)
+        and all(isinstance(name, str) for name in part["names"])
+        and isinstance(part.get("sums"), torch.Tensor)
+        and part["sums"].shape == (len(part["names"]),)
+        and type(part.get("count")) is int
+        for part in window
+    )
+
+
+def _under_todays_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint from before there was a learner, so that its policy acts; there is no going on from it."""
+    config = checkpoint["mfrl"]["config"]
+    state = {_todays_name(name): value for name, value in checkpoint["state_dict"].items()}
+    if isinstance(algo := config.get("algo"), dict):
+        algo.pop("compile", None)
+        if "alpha" in algo:
+            alpha = torch.tensor(float(Saved(config).plain("algo.alpha")))
+            state = {"alpha.alpha": alpha, "alpha.start": alpha} | state
+    return checkpoint | {"state_dict": state}
+
+
+def _todays_name(name: str) -> str:
+    network, _, rest = name.partition(".")
+    if network not in ("actor", "averaged_actor", "critic", "flow", "student", "target_critic"):
+        return name
+    inside = rest.removeprefix("image_encoder.")
+    return f"{network}.network.{rest}" if inside == rest else f"{network}.encoder.{inside}"
 
 
 def _damage(file: BinaryIO) -> str:

@@ -19,12 +19,14 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mfrl.config import arguments_of
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
 
 #: What a part of the configuration may be, by its name in conf/.
@@ -222,6 +224,8 @@ class Saved:
         if "_target_" not in node:
             return lambda: {key: make() for key, make in settings.items()}
         found = self._class(node["_target_"], at, here)
+        if node["_target_"] in here:
+            _refuse_other_kinds(node, at, found)
         partial, arguments = node.get("_partial_", False), node.get("_args_", [])
         if type(partial) is not bool or not isinstance(arguments, list) or node.get("_recursive_", True) is not True:
             raise CheckpointError(
@@ -259,6 +263,49 @@ class Saved:
         return found
 
 
+def refuse_incomplete(config: dict[str, Any], path: Path) -> None:
+    """Refuse to go on with a configuration without what every run has had from the first on.
+
+    Args:
+        config: of the run, as plain data.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    groups = ("algo", "data", "eval", "log", "checkpoint", "env", "variant")
+    holds = {part: isinstance(config.get(part), dict) for part in groups}
+    for part in ("env", "variant"):
+        holds[f"{part}.name"] = holds[part] and isinstance(config[part].get("name"), str)
+    holds["algo_name"] = isinstance(config.get("algo_name"), str)
+    holds |= {key: type(config.get(key)) is int and 0 <= config[key] < 2**32 for key in ("seed", "updates")}
+    if wrong := [key for key, held in holds.items() if not held]:
+        raise CheckpointError(
+            f"{path} does not hold the configuration of a run: its {wrong[0]} is missing or of another kind"
+        )
+
+
+#: Annotations whose values are plain data, and their types; of others, classes say themselves what they need.
+_KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "Path": (str,), "None": (type(None),)}
+
+
+def _refuse_other_kinds(node: dict[str, Any], at: str, found: type) -> None:
+    """Refuse a text where a class of mfrl has a number, and the like: it would be noticed in the middle of training.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    for name, annotation in (arguments_of(found) or {}).items():
+        parts = annotation.split(" | ")
+        if name not in node or not all(part in _KINDS for part in parts):
+            continue
+        if not any(type(node[name]) in _KINDS[part] for part in parts):  # True is no number
+            raise CheckpointError(
+                f"the configuration in the checkpoint has {node[name]!r} as {at}.{name}, which is of another kind "
+                f"({annotation})"
+            )
+
+
 def settle(cfg: DictConfig) -> None:
     """Put the value in the place of every interpolation that could not be read out of a checkpoint again.
 
@@ -281,6 +328,21 @@ def settle(cfg: DictConfig) -> None:
                 node[key] = _OPENING.sub(lambda m: 2 * m[1] + r"\${", value) if isinstance(value, str) else value
 
     visit(cfg, OmegaConf.to_container(cfg, resolve=False), "")
+
+
+def settled(cfg: DictConfig, key: str, value: Any) -> Any:
+    """The value of an override, with what the user has evaluated in it as :func:`settle` evaluated it.
+
+    Args:
+        cfg: composed with the override, and settled.
+        key: of the setting.
+        value: as Hydra reads it.
+    """
+    if isinstance(value, dict):
+        return {name: settled(cfg, f"{key}.{name}", part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [settled(cfg, f"{key}.{index}", part) for index, part in enumerate(value)]
+    return OmegaConf.select(cfg, key) if isinstance(value, str) and not _readable(value) else value
 
 
 def _readable(text: str) -> bool:

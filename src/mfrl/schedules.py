@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of alpha, the weight of the flow loss."""
+"""Schedules of the learning rate and of alpha, the weight of the flow loss: functions of the update, on tensors."""
 
 from __future__ import annotations
 
@@ -8,38 +8,46 @@ import torch
 from torch import Tensor, nn
 
 
-def warmup_cosine(k: int, total: int, warmup: float = 0.05, floor: float = 0.1) -> float:
+def warmup_cosine(k: Tensor, total: int, warmup: float = 0.05, floor: float = 0.1) -> Tensor:
     """Factor of the base learning rate at update k of ``total`` offline updates.
 
     Rises linearly from 0 over the share ``warmup`` of them, then falls along half a cosine to ``floor``, and stays
     there beyond ``total`` (the online phase).
     """
     ramp = int(warmup * total)
-    if k < ramp:
-        return k / ramp
-    progress = min((k - ramp) / max(total - ramp, 1), 1.0)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    progress = ((k - ramp) / max(total - ramp, 1)).clamp(0.0, 1.0)
+    return torch.where(k < ramp, k / max(ramp, 1), half_cosine(progress, 1.0, floor))
+
+
+def half_cosine(progress: Tensor, start: float | Tensor, end: float | Tensor) -> Tensor:
+    """From ``start`` at progress 0 to ``end`` at 1 along half a cosine."""
+    return end + (start - end) * 0.5 * (1.0 + (math.pi * progress).cos())
 
 
 class FixedAlpha(nn.Module):
-    """alpha stays what it is."""
+    """alpha stays what it is.
+
+    Attributes:
+        alpha, start: what it is now and was at first, each a buffer without dimensions.
+    """
 
     def __init__(self, alpha: float, total: int) -> None:
         super().__init__()
-        self.start, self.total = alpha, total
+        self.total = total
         self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.register_buffer("start", torch.tensor(float(alpha)))
 
-    def step(self, k: int, flow_loss: Tensor) -> None:
-        """Called after update k (0-based) with its flow loss, a tensor without gradient."""
+    def after(self, k: Tensor, flow_loss: Tensor) -> dict[str, Tensor]:
+        """What of its buffers changes after update k (0-based) with this flow loss, tensors without dimensions."""
+        return {}
 
 
 class CosineAlpha(FixedAlpha):
     """alpha falls from its start to a tenth of it along half a cosine over the offline updates."""
 
-    def step(self, k: int, flow_loss: Tensor) -> None:
-        low = 0.1 * self.start
-        progress = min((k + 1) / self.total, 1.0)
-        self.alpha.fill_(low + (self.start - low) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+    def after(self, k: Tensor, flow_loss: Tensor) -> dict[str, Tensor]:
+        progress = ((k + 1) / self.total).clamp(max=1.0)
+        return {"alpha": half_cosine(progress, self.start, 0.1 * self.start)}
 
 
 class DynamicAlpha(FixedAlpha):
@@ -55,15 +63,15 @@ class DynamicAlpha(FixedAlpha):
         self.every, self.threshold = every, threshold
         self.register_buffer("history", torch.full((window,), math.nan))
 
-    def step(self, k: int, flow_loss: Tensor) -> None:
-        if k == 0 or k % self.every:
-            return
-        if k >= 0.1 * self.total:
-            enough = self.history.isfinite().sum() >= 2
-            mean = self.history.nanmean()
-            factor = torch.where(flow_loss > self.threshold * mean, 1.2, 1.0)
-            factor = torch.where(flow_loss < mean / self.threshold, 0.8, factor)
-            alpha = (self.alpha * torch.where(enough, factor, 1.0)).clamp(0.1 * self.start, 10.0 * self.start)
-            self.alpha.copy_(alpha)
-        self.history.copy_(self.history.roll(-1))
-        self.history[-1] = flow_loss
+    def after(self, k: Tensor, flow_loss: Tensor) -> dict[str, Tensor]:
+        check = (k > 0) & (k % self.every == 0)
+        compare = check & (k >= 0.1 * self.total) & (self.history.isfinite().sum() >= 2)
+        mean = self.history.nanmean()
+        factor = torch.where(flow_loss > self.threshold * mean, 1.2, 1.0)
+        factor = torch.where(flow_loss < mean / self.threshold, 0.8, factor)
+        changed = (self.alpha * factor).clamp(0.1 * self.start, 10.0 * self.start)
+        recorded = torch.cat([self.history[1:], flow_loss[None]])
+        return {
+            "alpha": torch.where(compare, changed, self.alpha),
+            "history": torch.where(check, recorded, self.history),
+        }

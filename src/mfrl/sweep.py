@@ -34,6 +34,9 @@ _PARENT_SECONDS = 0.5  # between two looks whether the sweep's process is still 
 _SAVING_SECONDS = 60.0  # for a job to save, once it is not
 _watching, _at_work = threading.Event(), threading.Event()
 
+#: What the members of a population may differ in.
+OF_MEMBERS = ("seed", "algo.alpha")
+
 # Overrides that a folder's name need not repeat: they stand elsewhere in the path, or any run may have them.
 _ELSEWHERE = {"env", "algo", "algo_name", "variant", "variant.name", "seed", "sweep", "collect"}
 
@@ -53,8 +56,8 @@ class Outcome:
     note: str
 
 
-def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
-    """Train as one job of several: whatever goes wrong is returned, not raised.
+def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome | list[Outcome]:
+    """Train as one job of several, or as those that a packed one stands for; what goes wrong is returned, not raised.
 
     Args:
         cfg, overrides: as for :func:`mfrl.train.train`.
@@ -64,16 +67,17 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     Raises:
         KeyboardInterrupt: the job was stopped in the process of the sweep itself, which is to stop too.
     """
+    work = _attempt_pack if "members" in cfg else _attempt
     if not aside:
         if signals.received():
             raise KeyboardInterrupt
-        return _attempt(cfg, overrides, aside)
+        return work(cfg, overrides, aside)
     _stop_with_parent()
     _at_work.set()
     try:
         signals.install(signals.note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
-        return _attempt(cfg, overrides, aside)
+        return work(cfg, overrides, aside)
     except KeyboardInterrupt:  # a second one, or one that came after training
         return Outcome(STOPPED, Path(cfg.resume or cfg.run_dir), "outside training")
     finally:
@@ -109,24 +113,77 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
         if not aside:
             raise
         outcome = Outcome(STOPPED, folder, "before training began")
-    except RefusedRun as error:  # of the run that is there, nothing went wrong
-        outcome = Outcome(FAILED, folder, str(error))
     except Exception as error:
         if signals.received():  # a signal during an import arrives as the failure of that import
             raise KeyboardInterrupt from error
-        error = refused_by_system(error) or error
-        note = " ".join(str(error).split())
-        with suppress(OSError):  # on a full disk there is no room for this either
-            if not cfg.resume:
-                folder.mkdir(parents=True, exist_ok=True)
-            if folder.is_dir():
-                write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
-        if not isinstance(error, MfrlError):
-            note = f"{type(error).__name__}: {note} (see {RunFolder(folder).error})"
-        outcome = Outcome(FAILED, folder, note)
+        outcome = failure(error, folder, make=not cfg.resume)
     if console:
         console.print(f"[{_COLOURS[outcome.status]}]{outcome.status}[/]  {escape(outcome.note)}", highlight=False)
     return outcome
+
+
+def _attempt_pack(cfg: DictConfig, overrides: list[str], aside: bool) -> list[Outcome]:
+    """As :func:`_attempt`, of a job that stands for several."""
+    from mfrl.pack import members_of, train_pack
+
+    size = len(cfg.members)
+    console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} pack of {size}") if aside else None
+    outcomes = train_pack(members_of(cfg, overrides), console or Console(stderr=True))
+    if signals.received() and not aside:
+        raise KeyboardInterrupt
+    if console:
+        for outcome in outcomes:
+            line = (
+                f"[{_COLOURS[outcome.status]}]{outcome.status}[/]  {escape(f'{outcome.folder.name}  {outcome.note}')}"
+            )
+            console.print(line, highlight=False)
+    return outcomes
+
+
+def failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
+    """What became of a job that failed, told in its folder too.
+
+    Args:
+        make: whether to make the folder where there is none.
+    """
+    from mfrl.run import RunFolder
+
+    if isinstance(error, RefusedRun):  # of the run that is there, nothing went wrong
+        return Outcome(FAILED, folder, str(error))
+    error = refused_by_system(error) or error
+    note = " ".join(str(error).split())
+    with suppress(OSError):  # on a full disk there is no room for this either
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            write_text(RunFolder(folder).error, "".join(traceback.format_exception(error)))
+    if not isinstance(error, MfrlError):
+        note = f"{type(error).__name__}: {note} (see {RunFolder(folder).error})"
+    return Outcome(FAILED, folder, note)
+
+
+def packed(jobs: Sequence[Sequence[str]], size: int) -> list[list[str]]:
+    """Jobs that differ in seed and alpha alone, up to ``size`` of them as one that lists theirs as ``members``.
+
+    Args:
+        jobs: the overrides of each, as Hydra hands them to a launcher.
+        size: 1 leaves all as they are.
+    """
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for job in jobs:
+        alike.setdefault(tuple(text for text in job if not _of_member(text)), []).append(list(job))
+    packs = []
+    for same in alike.values():
+        for start in range(0, len(same), size):
+            members = same[start : start + size]
+            listed = ",".join(f"[{','.join(repr(text) for text in job if _of_member(text))}]" for job in members)
+            packs.append([*members[0], f"+members=[{listed}]"] if len(members) > 1 else members[0])
+    return packs
+
+
+def _of_member(text: str) -> bool:
+    """Whether an override is of what members may differ in; what Hydra would read otherwise in a list is not."""
+    return text.partition("=")[0] in OF_MEMBERS and not set(text) & set("'\"\\")
 
 
 def _stop_with_parent() -> None:

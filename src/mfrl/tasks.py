@@ -94,7 +94,7 @@ DEFAULT_TASK = {
     "puzzle-4x5": 2,
     "puzzle-4x6": 2,
 }
-PRESETS = ("paper", "fql")
+PRESETS = ("paper", "code", "fql")
 _FEW = 4  # commands that are written out
 _WIDE = 170  # characters that a table of all columns may take
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl import signals
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.evaluation import episodes_on_the_way
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
@@ -50,13 +51,15 @@ from mfrl.errors import (
     refused_by_system,
 )
 from mfrl.files import one_at_a_time
+from mfrl.learning.compiling import check_compile, choose
+from mfrl.learning.training import Training
 from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.paths import literal, pasted, run_folder
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.runs import FINISHED, flatten, read_run
 from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.run import RunFolder, find_checkpoint, load_checkpoint, read_evaluations, versions
-from mfrl.saved import WHOLE, Saved, settle
+from mfrl.saved import WHOLE, Saved, refuse_incomplete, settle, settled
 from mfrl.sweep import JobConsole
 
 EXISTING = ("new", "continue")
@@ -74,6 +77,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
     refuse_unguarded_script()
     signals.forget()
     console = console or Console(stderr=True)
+    settle(cfg)
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
     if resumed := cfg.resume:
@@ -82,7 +86,6 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         saved = load_checkpoint(checkpoint)
         cfg, trusted = continued(run, checkpoint, saved, cfg, overrides), tuple(cfg.trust)
     else:
-        settle(cfg)
         check_settings(cfg)
         refuse_settings_of_another_algorithm(cfg, overrides)
         refuse_settings_of_another_evaluation(cfg, overrides)
@@ -101,6 +104,7 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
             return result
         if run.last_checkpoint.is_file():
             saved = load_checkpoint(run.last_checkpoint)
+            refuse_earlier(run.last_checkpoint, saved)
             return fit(cfg, overrides, console, run, run.last_checkpoint, saved)
         run.clear()
         return fit(cfg, overrides, console, run)
@@ -124,8 +128,43 @@ def fit(
         parts: what builds data, algorithm and evaluation of a configuration that is not the user's own but the
             checkpoint's; None: Hydra, from ``cfg``.
     """
-    first_update = saved["updates"] if saved else 0
+    data = prepare(cfg, parts, console)
+    algorithm, why = build_run(cfg, data, saved, parts)
+    module = Training(algorithm, cfg.batch_size, cfg.compile)
 
+    # Everything that can be refused has been looked at: now the run leaves its first trace.
+    lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
+    first_update = saved["updates"] if saved else 0
+    progress = Progress(cfg.eval.every, final_share(cfg), console)
+    begun = begin(cfg, overrides, console, run, first_update, data, module, progress, parts)
+    # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
+    callbacks = [begun.monitor, Interruption(), begun.checkpoints, begun.evaluate, progress]
+    trainer = build_trainer(cfg, run.checkpoints, callbacks, begun.loggers)
+    announce(console, cfg, str(run.path), first_update, why)
+    with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, begun.checkpoints):
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
+                module.to(trainer.strategy.root_device)  # from where Lightning has put it
+                try:
+                    begun.evaluate.on_train_start(trainer, module)
+                finally:
+                    begun.evaluate.teardown(trainer, module, "fit")
+        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
+            raise InterruptedRun(how_to_go_on(run, module.updates, begun.checkpoints), signals.received()) from None
+
+    result = begun.finish(module)
+    if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
+        summarise(console, run, result)
+    return result
+
+
+def prepare(cfg: DictConfig, parts: Parts | None, console: Console) -> OfflineData:
+    """The data of a run, read and checked, and what it is to be evaluated by looked at.
+
+    Raises:
+        DataError, EnvError, ConfigError: of what cannot be.
+    """
     L.seed_everything(cfg.seed, verbose=False)
     if parts is None:
         data = build(cfg.data)
@@ -142,88 +181,140 @@ def fit(
         find_toy(data.env.env_id)
     if data.val is None and cfg.eval._target_ == "mfrl.callbacks.EvaluateHeldOut":
         raise ConfigError(f"evaluation=held_out: nothing of {data.dataset} is held out; set env.val_fraction=0.05, say")
-    provenance = data.provenance()
-    if saved:
-        refuse_other_data(saved["mfrl"]["provenance"], provenance)
-    L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
-    module = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
+    return data
 
-    # Everything that can be refused has been looked at: now the run leaves its first trace.
-    lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
+
+def build_run(
+    cfg: DictConfig, data: OfflineData, saved: dict[str, Any] | None, parts: Parts | None
+) -> tuple[Algorithm, str]:
+    """The algorithm of a run, and why it is compiled or not; what was chosen is noted in ``cfg``.
+
+    Raises:
+        RefusedRun: it goes on, and its data are not those it began with.
+    """
+    if saved:
+        refuse_other_data(saved["mfrl"]["provenance"], data.provenance())
+    L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
+    algorithm = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
+    cfg.compile, why = choose(cfg.compile, cfg.updates)  # for good: a resumed run goes on as it began
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
+    return algorithm, why
+
+
+@dataclass
+class Begun:
+    """A run that has a folder: what watches its training, and what its result is made of."""
+
+    cfg: DictConfig
+    overrides: list[str]
+    run: RunFolder
+    data: OfflineData
+    monitor: Monitor
+    checkpoints: Checkpoint
+    evaluate: L.Callback
+    loggers: list[Logger]
+    started: float
+
+    def finish(self, module: Training) -> dict[str, Any]:
+        """Write result.json, and return what it holds."""
+        cfg, run = self.cfg, self.run
+        result = {
+            "env": self.data.env.env_id,
+            "dataset": self.data.dataset,
+            "algo": cfg.algo_name,
+            "variant": cfg.variant.name,
+            **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
+            "seed": cfg.seed,
+            "data": self.checkpoints.extra["provenance"]["source"],
+            "updates": module.updates,
+            **final_scores(run),
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "updates_per_second": round(self.monitor.updates / max(self.monitor.seconds, 1e-9), 3),
+            "compiled": cfg.compile,
+            "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
+            "warnings": [*self.data.warnings, *self.monitor.explosions.warnings],
+            "versions": versions(),
+        }
+        scores = {
+            f"{part}/{name.removeprefix('eval/')}": value
+            for part in ("final", "mean_of_last_three")
+            for name, value in result[part].items()
+        }
+        with telling_how_to_go_on(run, module, self.checkpoints):
+            log_outcome(run.path, compared(cfg, self.overrides), scores, module.updates)
+            run.write_result(result)
+        return result
+
+
+def begin(
+    cfg: DictConfig,
+    overrides: list[str],
+    console: Console,
+    run: RunFolder,
+    first_update: int,
+    data: OfflineData,
+    module: Training,
+    progress: Progress,
+    parts: Parts | None,
+) -> Begun:
+    """Write down what a run is, and make what watches it."""
     cfg.run_dir = literal(str(run.path))
     cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
+    provenance = data.provenance()
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
-
-    plain = OmegaConf.to_container(cfg, resolve=False)
     extra = {
-        "config": plain,
+        "config": OmegaConf.to_container(cfg, resolve=False),
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
         "action_bounds": data.action_bounds,
         "provenance": provenance,
         "versions": versions(),
     }
-    final_share = cfg.eval.episodes / interim_episodes(cfg) if "episodes" in cfg.eval else 1.0
-    progress, monitor = Progress(cfg.eval.every, final_share, console), Monitor(cfg.log.every, console)
     evaluation = parts["eval"] if parts else build(cfg.eval)
-    evaluate = evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
-    # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
-    callbacks = [monitor, Interruption(), checkpoints, evaluate, progress]
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    critic = "critic" in module.optimizer_names
     with telling_how_to_go_on(run, module, checkpoints):
+        critic = "critic" in module.algorithm.trained
         tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
         loggers = [tensorboard, MetricsCSV(run.path, first_update)]
-    # One process, whatever a cluster's variables say. With them Lightning also takes up what it finds in its root.
-    alone = {"plugins": LightningEnvironment(), "default_root_dir": run.checkpoints}
-    trainer: L.Trainer = build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
-    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {run.path}"))
+    return Begun(
+        cfg,
+        overrides,
+        run,
+        data,
+        Monitor(cfg.log.every, console),
+        checkpoints,
+        evaluation(spec=data.env, run_dir=run.path, progress=progress, **processes(cfg)),
+        loggers,
+        time.perf_counter(),
+    )
+
+
+def build_trainer(cfg: DictConfig, root: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+    """A trainer of one process, whatever a cluster's variables say.
+
+    With them Lightning also takes up what it finds in its root.
+    """
+    alone = {"plugins": LightningEnvironment(), "default_root_dir": root}
+    return build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
+
+
+def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
+    """What is going to be done, in three lines."""
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {where}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
-    started = time.perf_counter()
-    with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, checkpoints):
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
-                try:
-                    evaluate.on_train_start(trainer, module)
-                finally:
-                    evaluate.teardown(trainer, module, "fit")
-        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
-            raise InterruptedRun(how_to_go_on(run, module.updates, checkpoints), signals.received()) from None
+    console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)
 
-    result = {
-        "env": data.env.env_id,
-        "dataset": data.dataset,
-        "algo": cfg.algo_name,
-        "variant": cfg.variant.name,
-        **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
-        "seed": cfg.seed,
-        "data": provenance["source"],
-        "updates": module.updates,
-        **final_scores(run),
-        "seconds": round(time.perf_counter() - started, 2),
-        "updates_per_second": round(monitor.updates / max(monitor.seconds, 1e-9), 3),
-        "warnings": [*data.warnings, *monitor.explosions.warnings],
-        "versions": versions(),
-    }
-    scores = {
-        f"{part}/{name.removeprefix('eval/')}": value
-        for part in ("final", "mean_of_last_three")
-        for name, value in result[part].items()
-    }
-    with telling_how_to_go_on(run, module, checkpoints):
-        log_outcome(run.path, compared(cfg, overrides), scores, module.updates)
-        run.write_result(result)
-    if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
-        summarise(console, run, result)
-    return result
+
+def final_share(cfg: DictConfig) -> float:
+    """How many times as long the last evaluation is as one on the way."""
+    return cfg.eval.episodes / interim_episodes(cfg) if "episodes" in cfg.eval else 1.0
 
 
 @contextmanager
-def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: Checkpoint) -> Iterator[None]:
+def telling_how_to_go_on(run: RunFolder, module: Training, checkpoints: Checkpoint) -> Iterator[None]:
     """Where the machine and not the training was the trouble, say as well what is left of the run."""
     try:
         yield
@@ -231,7 +322,8 @@ def telling_how_to_go_on(run: RunFolder, module: OfflineAlgorithm, checkpoints: 
         refusal = error if isinstance(error, WorkerError) else refused_by_system(error, run.path)
         if refusal is None:
             raise
-        raise type(refusal)(f"{refusal}. The run {how_to_go_on(run, module.updates, checkpoints)}") from error
+        left = how_to_go_on(run, module.updates, checkpoints, str(refusal))
+        raise type(refusal)(f"{refusal}. The run {left}") from error
 
 
 def interim_episodes(cfg: DictConfig) -> int:
@@ -249,11 +341,16 @@ def plan(cfg: DictConfig, first_update: int) -> str:
     return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
 
 
-def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint) -> str:
-    """Where a run was stopped, what of it is saved, and the command that goes on."""
+def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint, told: str = "") -> str:
+    """Where a run was stopped, what of it is saved, and the command that goes on.
+
+    Args:
+        told: what is told already; it may be what kept the run from being saved as well.
+    """
     where = f"stopped at update {update:,}"
     if checkpoints.saved not in (None, update):  # None: it only evaluated
-        where += f", which could not be saved ({checkpoints.problem})" if checkpoints.problem else ", unsaved"
+        why = "either" if checkpoints.problem in told else f"({checkpoints.problem})"
+        where += f", which could not be saved {why}" if checkpoints.problem else ", unsaved"
     if not run.last_checkpoint.is_file():
         return f"{where}; there is no checkpoint, so it has to begin anew"
     return f"{where}; go on with:  {pasted('mfrl', 'train', resume=run.path)}"
@@ -266,7 +363,7 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: naming the setting.
     """
     counts = [f"eval.{name}" for name in ("every", "episodes", "num_envs", "samples") if name in cfg.eval]
-    for key in ("updates", "batch_size", "chunk", "log.every", *counts, "checkpoint.every"):
+    for key in ("updates", "batch_size", "chunk", "pack", "log.every", *counts, "checkpoint.every"):
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:  # True is no number
             raise ConfigError(f"{key}={value} must be a whole number of at least 1")
@@ -274,8 +371,9 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"eval.interim_episodes={interim} must be null or a whole number of at least 1")
     if (minutes := cfg.checkpoint.get("minutes")) is not None and not (type(minutes) in (int, float) and minutes > 0):
         raise ConfigError(f"checkpoint.minutes={minutes} must be null or a positive number")
-    if cfg.compile:
-        require_compiler()
+    check_compile(cfg.compile)
+    if type(cfg.tf32) is not bool:
+        raise ConfigError(f"tf32={cfg.tf32} must be true or false")
     if cfg.threads is not None and (type(cfg.threads) is not int or cfg.threads < 1):
         raise ConfigError(f"threads={cfg.threads} must be null or a whole number of at least 1")
     if (precision := cfg.trainer.precision) not in PRECISIONS:
@@ -290,23 +388,6 @@ def check_settings(cfg: DictConfig) -> None:
     here |= {"auto"} | ({"gpu"} if here & {"cuda", "mps"} else set())
     if cfg.accelerator not in here:
         raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
-
-
-def require_compiler() -> None:
-    """Refuse ``compile=true`` before training where PyTorch would look for a compiler in vain at its first update.
-
-    Raises:
-        ConfigError: saying what to install.
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        raise ConfigError(
-            "compile=true needs a C++ compiler, and PyTorch finds none that works: install one (Debian's package g++), "
-            "name it in the environment variable CXX, or leave compile= out"
-        ) from error
 
 
 def processes(cfg: DictConfig) -> dict[str, int]:
@@ -357,13 +438,13 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
             left to do.
         CheckpointError: for a configuration that is more than settings and references among them.
     """
-    Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
+    refuse_earlier(path, saved)
+    plain = Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
+    refuse_incomplete(plain, path)
     old = OmegaConf.create(saved["mfrl"]["config"])
-    for part in ("algo", "data", "eval", "log", "checkpoint"):
-        if not isinstance(old.get(part), DictConfig):
-            raise CheckpointError(
-                f"{path} does not hold the configuration of a run: its {part} is no group of settings"
-            )
+    for key in RESUMABLE:
+        if "." not in key and key not in old:  # a setting that came later
+            old[key] = cfg[key]
     for part in ("log", "checkpoint"):
         if unknown := old[part].keys() - cfg[part].keys():
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
@@ -380,7 +461,7 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
         if key == "resume":
             continue
         try:
-            OmegaConf.update(old, key, override.value())
+            OmegaConf.update(old, key, settled(cfg, key, override.value()))
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
             raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
@@ -391,6 +472,19 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
         raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
     return old
+
+
+def refuse_earlier(path: Path, saved: dict[str, Any]) -> None:
+    """No run goes on from a checkpoint of a version before there was a learner.
+
+    Raises:
+        RefusedRun: it is one.
+    """
+    if "learner" not in saved:
+        raise RefusedRun(
+            f"{path} was written by an earlier version of mfrl, whose updates drew other random numbers: mfrl eval "
+            "takes it, but no run goes on from it"
+        )
 
 
 Parts = dict[str, Callable[..., Any]]

@@ -1,187 +1,139 @@
-"""What every offline algorithm shares with Lightning: chunks of updates, counted, averaged and saved."""
+"""What every algorithm says of itself: networks, draws, loss, groups, averages and policy. No step is taken here."""
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mfrl import signals
-from mfrl.data.transitions import Batch, Chunk, DataSpec
+from mfrl.algorithms.groups import Average, Group
+from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError
-from mfrl.policy import Policy
+from mfrl.networks import Sees
+from mfrl.policy import Normalizer, Policy
+from mfrl.q_learning import TD
+from mfrl.randomness import Draw
+from mfrl.settings import Settings, check
 
 
-class OfflineAlgorithm(L.LightningModule):
-    """A LightningModule whose ``training_step`` runs one update per index batch of a :class:`Chunk`.
+class Algorithm(nn.Module):
+    """One seed of an algorithm, as its paper writes it; :class:`mfrl.learning.learner.Learner` trains it.
 
-    Lightning's per-step overhead is then paid once per chunk. Progress is the number of updates, ``updates``; it is
-    what schedules, random numbers, logging and resuming go by (Lightning's own ``global_step`` counts the steps
-    of all optimisers).
-
-    A subclass defines ``update(batch)``, one gradient step that returns scalars without synchronising,
-    ``held_out(batch)``, the same scalars without a step, ``policy()``, and ``configure_optimizers`` with a name for
-    each optimiser in ``optimizer_names``. It makes its networks with ``network`` and calls them with what
-    :func:`mfrl.networks.encode` gives instead of observations.
+    A subclass makes its networks with :meth:`network`, sets ``groups`` and ``averages``, and defines :meth:`draws`,
+    :meth:`loss` and :meth:`policy`. Its settings are a frozen dataclass, ``Settings``, whose fields are arguments of
+    its constructor.
 
     Args:
         spec: sizes and statistics of the data.
-        updates: number of updates, for the schedules.
-        seed: of the noise.
+        updates: number of offline updates, for the schedules.
+        seed: of the random numbers of its updates (initialisation uses torch's global generator).
         encoder: constructor taking an image's (frames, height, width, channels); None where observations are states.
+        variant: the chosen reformulation, for an algorithm that has none: ``{name: none}`` is all it may be.
+        settings: fields of ``Settings``.
+
+    Attributes:
+        groups: what takes a step, and how.
+        averages: what follows on average.
+        k: how many updates its parameters have seen.
 
     Raises:
-        ConfigError: for images without an encoder, or states with one.
+        ConfigError: for images without an encoder, or states with one; for a setting out of its range; for a variant
+            that would be of no effect.
     """
 
-    optimizer_names: tuple[str, ...]
+    Settings: ClassVar[type[Settings]]
+    groups: tuple[Group, ...]
+    averages: tuple[Average, ...] = ()
 
     def __init__(
-        self, spec: DataSpec, updates: int, seed: int, encoder: Callable[..., nn.Module] | None = None
+        self,
+        spec: DataSpec,
+        updates: int,
+        seed: int = 0,
+        encoder: Callable[..., nn.Module] | None = None,
+        variant: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
         if spec.image_shape is not None and encoder is None:
             raise ConfigError("observations are images, which the networks need an encoder for: choose encoder=impala")
         if spec.image_shape is None and encoder is not None:
             raise ConfigError("observations are states, which an encoder of images has no use for: leave encoder= out")
-        self.total_updates = updates
-        self.automatic_optimization = False
-        self.spec = spec
-        self.seed = seed
-        self._encoder = encoder
-        self.updates = 0
-        self.between_updates = True
-        self.seconds_aside = 0.0
-        self._names: list[str] = []
-        self._sums: Tensor | None = None
-        self._count = 0
+        if variant is not None and variant != {"name": "none"}:
+            raise ConfigError(
+                f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
+            )
+        check("updates", updates)
+        check("seed", seed)
+        self.spec, self.total_updates, self.seed, self._encoder = spec, updates, seed, encoder
+        self.settings = self.Settings(**settings)
+        self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
+        self.k = 0
 
-    def network(self, constructor: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    def network(self, constructor: Callable[..., nn.Module], **options: Any) -> Sees:
         """A network for the data: of states, or behind an image encoder of its own, which is a part of it.
 
         Args:
             constructor: takes (observation_dim, action_dim), for images the features' number in place of the former.
         """
         if self._encoder is None:
-            return constructor(self.spec.observation_dim, self.spec.action_dim, **options)
+            return Sees(constructor(self.spec.observation_dim, self.spec.action_dim, **options))
         encoder = self._encoder(self.spec.image_shape)
-        network = constructor(encoder.width, self.spec.action_dim, **options)
-        network.image_encoder = encoder
-        return network
+        return Sees(constructor(encoder.width, self.spec.action_dim, **options), encoder)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def draws(self, batch_size: int) -> dict[str, Draw]:
+        """The random numbers of an update, by name."""
+        return {}
+
+    def loss(
+        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised and the scalars to log: a pure function of parameters, buffers and arguments.
+
+        Args:
+            noise: what :meth:`draws` asked for.
+            trained: names of the networks that take a step; terms that train none of them may be left out.
+        """
         raise NotImplementedError
 
-    def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        raise NotImplementedError
+    def after(self, k: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New values of buffers after update k (0-based), by name, e.g. of alpha.
+
+        Args:
+            metrics: of the update, without gradient.
+        """
+        return {}
 
     def policy(self) -> Policy:
+        """What acts in an environment; shares the networks being trained."""
         raise NotImplementedError
 
-    def refuse_variant(self, variant: Mapping[str, Any] | None) -> None:
-        """For an algorithm that has nothing to reformulate: ``{name: none}`` is all its variant may be.
+    def see(self, observations: Tensor, *networks: str) -> dict[str, Tensor]:
+        """Observations as each of these networks takes them: images encoded, each once; states themselves."""
+        return {name: getattr(self, name).see(observations) for name in networks}
 
-        Raises:
-            ConfigError: for another, which would be of no effect.
-        """
-        if variant is not None and variant != {"name": "none"}:
-            raise ConfigError(
-                f"{type(self).__name__} has nothing to reformulate: leave variant= out, which would be of no effect"
-            )
+    def forward(self, method: str, *arguments: Any) -> Any:
+        """Any method, for :func:`torch.func.functional_call`, which calls a module with other parameters."""
+        return getattr(self, method)(*arguments)
 
-    @torch.no_grad()
-    def nonfinite_parameters(self) -> list[str]:
-        """Names of the parameters that hold NaN or infinity."""
-        names, parameters = zip(*self.named_parameters(), strict=True)
-        finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
-        return [name for name, holds in zip(names, finite, strict=True) if not holds]
+    @property
+    def discount(self) -> float:
+        """What values are discounted by; 1 where none is learned."""
+        return self.settings.discount if isinstance(self.settings, TD) else 1.0
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
-
-        Meanwhile networks are in evaluation mode (no dropout); afterwards each is in the mode it was in.
-        """
-        start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            self.seconds_aside += time.perf_counter() - start
-
-    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
-        return batch  # the transitions lie where the update runs
-
-    def training_step(self, chunk: Chunk) -> None:
-        for batch in chunk:
-            self.between_updates = False  # an error leaves some networks a step ahead of the others
-            self._add(self.update(batch))
-            self.updates += 1
-            self.between_updates = True
-            if signals.received():  # the rest of a long chunk can wait
-                return
-
-    def _add(self, metrics: dict[str, Tensor]) -> None:
-        values = torch.stack([value.detach() for value in metrics.values()])
-        if self._sums is None:
-            self._names, self._sums = list(metrics), torch.zeros_like(values)
-        self._sums = self._sums.to(values.device)  # from where a checkpoint put them
-        self._sums += values
-        self._count += 1
-
-    def pop_metrics(self) -> dict[str, float]:
-        """Means of the updates since the last call: the only place where the device is waited for."""
-        if self._sums is None or self._count == 0:
-            return {}
-        means = dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
-        self._sums, self._count = None, 0
-        return means
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["updates"] = self.updates
-        # What a window of logging has added up so far, so that its row says the same after a break.
-        sums = None if self._sums is None else self._sums.cpu()
-        checkpoint["window"] = {"names": self._names, "sums": sums, "count": self._count}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.updates = checkpoint["updates"]
-        if window := checkpoint.get("window"):
-            self._names, self._sums, self._count = list(window["names"]), window["sums"], window["count"]
-        # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
-        checkpoint.pop("loops", None)
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of all networks that ever take a step."""
+        return tuple(group.network for group in self.groups)
 
 
-def averaged(actor: nn.Module, rate: float | None) -> nn.Module | None:
-    """A copy of the actor that acts in its place and follows its weights by :func:`average_`, outside the gradient.
+def frozen_copy(network: Sees) -> Sees:
+    """A copy that takes no step: of the actor, to act with its average; of the critic, for the Bellman target.
 
     The last iterate at a constant learning rate keeps moving, and a policy that drives into a wall one update later
     fails all of its episodes at once; its average over some 1 / rate updates does not move (Polyak and Juditsky 1992).
-
-    Args:
-        rate: of the average, in (0, 1]; None: the actor acts itself, and there is no copy.
     """
-    return None if rate is None else copy.deepcopy(actor).requires_grad_(False)
-
-
-@torch.no_grad()
-def follow_(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """target <- target + rate (source - target), parameter by parameter and in place."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
-
-
-def average_(target: nn.Module | None, source: nn.Module, rate: float | None, k: int) -> None:
-    """Take the weights after update k into what :func:`averaged` made, if it made anything.
-
-    Until 1 / rate updates have passed, it is the mean of all weights so far, so that it does not lag behind the start;
-    the initial weights are left out altogether.
-    """
-    if target is not None and rate is not None:
-        follow_(target, source, max(rate, 1.0 / (k + 1)))
+    return copy.deepcopy(network).requires_grad_(False)

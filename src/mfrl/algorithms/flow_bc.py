@@ -9,17 +9,19 @@ The baseline that spends K forward passes on an action.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from mfrl.algorithms.behaviour_cloning import PathCloning
-from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
-from mfrl.meanflow import Network, Time, interpolate
-from mfrl.networks import encode
+from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.meanflow import Network, Time, Times, interpolate
+from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
+from mfrl.randomness import Draw, Normal
 
 
 def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, time: Time) -> Tensor:
@@ -43,46 +45,62 @@ def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
 class FlowPolicy(Policy):
     """Noise to action in ``steps`` forward passes of the flow."""
 
-    def __init__(self, flow: nn.Module, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
+    def __init__(self, flow: Sees, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
         super().__init__(normalizer, action_dim, sigma)
         self.flow, self.steps = flow, steps
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return euler(self.flow, encode(self.flow, observations), noise, self.steps)
+        return euler(self.flow, self.flow.see(observations), noise, self.steps)
 
 
-class FlowBC(PathCloning):
+@dataclass(frozen=True, kw_only=True)
+class FlowBCSettings(ActorAdam):
+    """Of flow matching.
+
+    Attributes:
+        flow_steps: Euler steps of an action.
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
+        sigma: standard deviation of the noise.
+    """
+
+    flow_steps: int = 10
+    time_steps: int | None = None
+    sigma: float = 1.0
+
+
+class FlowBC(Algorithm):
     """Behaviour cloning with a flow that acts by Euler steps.
 
     Args:
+        spec: sizes and statistics of the data.
         actor: constructor of the velocity field v(s, a_t, t), taking (observation_dim, action_dim).
-        flow_steps: Euler steps of an action.
-        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
-        sigma: standard deviation of the noise.
-        training: of :class:`PathCloning`.
+        updates: number of updates, for the schedule.
+        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`FlowBCSettings`.
     """
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        actor: Callable[[int, int], nn.Module],
-        updates: int,
-        seed: int = 0,
-        flow_steps: int = 10,
-        time_steps: int | None = None,
-        sigma: float = 1.0,
-        **training: Any,
-    ) -> None:
-        check_ranges(locals())
-        super().__init__(spec, updates, seed, time_steps, sigma, **training)
+    Settings = FlowBCSettings
+    settings: FlowBCSettings
+
+    def __init__(self, spec: DataSpec, actor: Callable[[int, int], nn.Module], updates: int, **others: Any) -> None:
+        super().__init__(spec, updates, **others)
+        c = self.settings
         self.actor = self.network(actor)
-        self.flow_steps = flow_steps
+        self.groups = (Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),)
 
     def policy(self) -> FlowPolicy:
-        """What acts in an environment; shares the network being trained."""
-        return FlowPolicy(self.actor, self.normalizer, self.spec.action_dim, self.sigma, self.flow_steps)
+        c = self.settings
+        return FlowPolicy(self.actor, self.normalizer, self.spec.action_dim, c.sigma, c.flow_steps)
 
-    def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
-        seen = encode(self.actor, batch.observations)
-        loss = flow_matching_loss(self.actor, seen, batch.actions, e, time)
+    def draws(self, batch_size: int) -> dict[str, Draw]:
+        c = self.settings
+        return {
+            "flow": Normal((batch_size, self.spec.action_dim), c.sigma),
+            "time": Times(batch_size, c.time_steps),
+        }
+
+    def loss(
+        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.actor.see(batch.observations)
+        loss = flow_matching_loss(self.actor, s, batch.actions, noise["flow"], noise["time"])
         return loss, {"flow_loss": loss}

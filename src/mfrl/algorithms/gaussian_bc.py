@@ -9,14 +9,15 @@ What a policy without any flow makes of data with several modes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from mfrl.algorithms.behaviour_cloning import BehaviourCloning
-from mfrl.data.transitions import Batch, DataSpec
-from mfrl.networks import encode
+from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
 
 
@@ -29,39 +30,41 @@ def negative_log_likelihood(a: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 class GaussianPolicy(Policy):
     """a = m(s) + sigma(s) e, with e ~ N(0, I)."""
 
-    def __init__(self, actor: nn.Module, normalizer: Normalizer, action_dim: int) -> None:
+    def __init__(self, actor: Sees, normalizer: Normalizer, action_dim: int) -> None:
         super().__init__(normalizer, action_dim)
         self.actor = actor
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        mean, log_std = self.actor(encode(self.actor, observations))
+        mean, log_std = self.actor(self.actor.see(observations))
         return mean + log_std.exp() * noise
 
 
-class GaussianBC(BehaviourCloning):
+class GaussianBC(Algorithm):
     """Maximum likelihood of a Gaussian with diagonal covariance, its mean and deviation functions of the state.
 
     Args:
+        spec: sizes and statistics of the data.
         actor: constructor taking (observation_dim, action_dim) of a network that gives (mean, log_std).
-        training: of :class:`BehaviourCloning`.
+        updates: number of updates, for the schedule.
+        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`ActorAdam`.
     """
 
-    def __init__(
-        self, spec: DataSpec, actor: Callable[[int, int], nn.Module], updates: int, seed: int = 0, **training: Any
-    ) -> None:
-        super().__init__(spec, updates, seed, **training)
+    Settings = ActorAdam
+    settings: ActorAdam
+
+    def __init__(self, spec: DataSpec, actor: Callable[[int, int], nn.Module], updates: int, **others: Any) -> None:
+        super().__init__(spec, updates, **others)
+        c = self.settings
         self.actor = self.network(actor)
+        self.groups = (Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),)
 
     def policy(self) -> GaussianPolicy:
-        """What acts in an environment; shares the network being trained."""
         return GaussianPolicy(self.actor, self.normalizer, self.spec.action_dim)
 
-    def noise(self, k: int, batch_size: int, purpose: str = "update") -> tuple[()]:
-        """The likelihood needs no random numbers."""
-        return ()
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        mean, log_std = self.actor(encode(self.actor, batch.observations))
+    def loss(
+        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, log_std = self.actor(self.actor.see(batch.observations))
         loss = negative_log_likelihood(batch.actions, mean, log_std).mean()
         error = (mean - batch.actions).square().mean()
         return loss, {"nll_loss": loss, "std": log_std.exp().mean(), "mean_error": error}

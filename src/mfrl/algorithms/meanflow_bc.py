@@ -7,32 +7,40 @@ One forward pass from noise to action; what a reformulation can express, without
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from mfrl.algorithms.behaviour_cloning import PathCloning
-from mfrl.algorithms.ranges import check_ranges
-from mfrl.data.transitions import Batch, DataSpec
-from mfrl.meanflow import Time, flow_loss
-from mfrl.networks import encode
+from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.meanflow import FlowLoss, Times, flow_loss
 from mfrl.policy import OneStepPolicy
+from mfrl.randomness import Draw, Normal
 from mfrl.reformulation import Reformulation
 
 
-class MeanFlowBC(PathCloning):
+@dataclass(frozen=True, kw_only=True)
+class MeanFlowBCSettings(FlowLoss, ActorAdam):
+    """Those of the flow loss and of the actor's Adam."""
+
+
+class MeanFlowBC(Algorithm):
     """Behaviour cloning with a one-step MeanFlow actor.
 
     Args:
+        spec: sizes and statistics of the data.
         actor: constructor taking (observation_dim, action_dim), and two_times=True for a reformulation with a second
             time.
         reformulation: what the actor's output stands for.
-        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1].
-        gamma_adaptive, c_adaptive, target_clip: of the flow loss.
-        sigma: standard deviation of the noise.
-        training: of :class:`PathCloning`.
+        updates: number of updates, for the schedule.
+        others: seed and encoder, see :class:`Algorithm`, and the settings of :class:`MeanFlowBCSettings`.
     """
+
+    Settings = MeanFlowBCSettings
+    settings: MeanFlowBCSettings
 
     def __init__(
         self,
@@ -40,37 +48,28 @@ class MeanFlowBC(PathCloning):
         actor: Callable[..., nn.Module],
         reformulation: Reformulation,
         updates: int,
-        seed: int = 0,
-        time_steps: int | None = 50,
-        gamma_adaptive: float = 0.8,
-        c_adaptive: float = 1e-4,
-        target_clip: float = 5.0,
-        sigma: float = 1.0,
-        **training: Any,
+        **others: Any,
     ) -> None:
-        check_ranges(locals())
-        super().__init__(spec, updates, seed, time_steps, sigma, **training)
-        second = {"two_times": True} if reformulation.two_times else {}
-        self.actor = self.network(actor, **second)
-        self.reformulation, self.instant_share = reformulation, reformulation.instant_share
-        self.gamma_adaptive, self.c_adaptive, self.target_clip = gamma_adaptive, c_adaptive, target_clip
+        super().__init__(spec, updates, **others)
+        c = self.settings
+        self.reformulation = reformulation
+        self.actor = self.network(actor, **({"two_times": True} if reformulation.two_times else {}))
+        self.groups = (Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),)
 
     def policy(self) -> OneStepPolicy:
-        """What acts in an environment; shares the network being trained."""
-        return OneStepPolicy(
-            self.actor, None, self.reformulation, self.normalizer, self.spec.action_dim, self.sigma, num_candidates=1
-        )
+        sigma, dim = self.settings.sigma, self.spec.action_dim
+        return OneStepPolicy(self.actor, None, self.reformulation, self.normalizer, dim, sigma, num_candidates=1)
 
-    def loss(self, batch: Batch, e: Tensor, time: Time) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, error = flow_loss(
-            self.actor,
-            self.reformulation,
-            encode(self.actor, batch.observations),
-            batch.actions,
-            e,
-            time,
-            self.target_clip,
-            self.gamma_adaptive,
-            self.c_adaptive,
-        )
+    def draws(self, batch_size: int) -> dict[str, Draw]:
+        c = self.settings
+        return {
+            "flow": Normal((batch_size, self.spec.action_dim), c.sigma),
+            "time": Times(batch_size, c.time_steps, self.reformulation.instant_share),
+        }
+
+    def loss(
+        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        s, e, time = self.actor.see(batch.observations), noise["flow"], noise["time"]
+        loss, error = flow_loss(self.actor, self.reformulation, s, batch.actions, e, time, self.settings)
         return loss, {"flow_loss": loss, "flow_error": error}

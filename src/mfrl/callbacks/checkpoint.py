@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.errors import DivergedError
 from mfrl.files import replacing
+from mfrl.learning.training import Training
 from mfrl.run import load_checkpoint
 
 
@@ -60,7 +59,7 @@ class Checkpoint(L.Callback):
         self.every, self.keep_all, self.extra, self.minutes = every, keep_all, extra, minutes
         self.saved: int | None = None
         self.problem = ""
-        self._saved_at = time.monotonic()
+        self._saved_at = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = InPlace()
@@ -72,19 +71,19 @@ class Checkpoint(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["mfrl"] = self.extra
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
-        self.saved, self._saved_at = pl_module.updates, time.monotonic()
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
+        self.saved, self._saved_at = pl_module.updates, pl_module.stamp
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
         due = k % self.every == 0 or k == pl_module.total_updates
-        if due or (self.minutes is not None and time.monotonic() - self._saved_at >= 60.0 * self.minutes):
+        if due or (self.minutes is not None and pl_module.stamp - self._saved_at >= 60.0 * self.minutes):
             self._save(trainer, pl_module)
         if due and self.keep_all:
             with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
                 self._copy(temporary)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Training, exception: BaseException) -> None:
         """Keep what was trained since the last checkpoint, unless it is not sound or a second Ctrl-C will not wait."""
         if isinstance(exception, KeyboardInterrupt | DivergedError) or not pl_module.between_updates:
             return
@@ -93,9 +92,9 @@ class Checkpoint(L.Callback):
         try:
             self._save(trainer, pl_module)
         except Exception as error:  # what ended the training is to be told, and not what came of it
-            self.problem = str(error)
+            self.problem = getattr(error, "strerror", None) or str(error)
 
-    def _save(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def _save(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
             self._refuse_nonfinite(pl_module)
             for logger in trainer.loggers:  # what a run goes on from has been logged for good
@@ -103,7 +102,7 @@ class Checkpoint(L.Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.last) as temporary:
                 trainer.save_checkpoint(temporary)
-            self.saved, self._saved_at = pl_module.updates, time.monotonic()
+            self.saved, self._saved_at = pl_module.updates, pl_module.stamp
 
     def _copy(self, path: Path) -> None:
         """A second name for ``last.ckpt``, or a copy where the file system has none."""
@@ -112,7 +111,7 @@ class Checkpoint(L.Callback):
         except OSError:
             shutil.copyfile(self.last, path)
 
-    def _refuse_nonfinite(self, pl_module: OfflineAlgorithm) -> None:
+    def _refuse_nonfinite(self, pl_module: Training) -> None:
         if names := pl_module.nonfinite_parameters():
             left = f"{self.last} stays at the last good update" if self.last.is_file() else "no checkpoint is written"
             raise DivergedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl import figures
-from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.progress import Progress
-from mfrl.data.transitions import Batch, Transitions
+from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.ogbench import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
 from mfrl.files import write_text
+from mfrl.learning.training import Training
 from mfrl.policy import Policy
 from mfrl.run import RunFolder, read_evaluations
 from mfrl.samples import SampleEvaluation
@@ -67,20 +68,27 @@ class Evaluate(L.Callback):
         self.progress = progress
         self._evaluator: Evaluator | None = None
         self._layout: MazeLayout | None = None
+        self._others: Sequence[Evaluate] = ()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def share(self, others: Sequence[Evaluate]) -> None:
+        """Evaluate in the environments of the first of these that has some: members of a population share them."""
+        self._others = others
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         k = pl_module.updates
         done = keep_until(self.run_dir, k)
         with pl_module.aside():
             # Started now: a simulator or renderer that does not work should not wait for the first evaluation.
-            self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
-            if self.videos:
-                self._evaluator.check_filming()
+            self._evaluator = next((other._evaluator for other in self._others if other._evaluator), None)
+            if self._evaluator is None:
+                self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
+                if self.videos:
+                    self._evaluator.check_filming()
             self._layout = self._evaluator.env.signature.maze
             if k and due(pl_module, self.every) and k not in done:
                 self._evaluate(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         if due(pl_module, self.every):
             with pl_module.aside():
                 self._evaluate(trainer, pl_module)
@@ -93,10 +101,10 @@ class Evaluate(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         episodes = self.episodes if pl_module.updates == pl_module.total_updates else self.interim_episodes
         task = self.progress.bar.add_task("evaluate", total=episodes, note="")
-        policy = pl_module.policy()
+        policy = pl_module.policy().folded()
         result = self._evaluator.run(
             policy,
             episodes,
@@ -115,7 +123,7 @@ class Evaluate(L.Callback):
         for number, frames in enumerate(result.frames):
             write_video(frames, self.run_dir / "videos" / f"update={pl_module.updates}-episode={number}.mp4", FPS)
 
-    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: OfflineAlgorithm, result: Evaluation) -> None:
+    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Training, result: Evaluation) -> None:
         k = pl_module.updates
         layout, policy, data = self._layout, pl_module.policy(), trainer.datamodule.train
         writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
@@ -132,7 +140,7 @@ class Evaluate(L.Callback):
 
 def record(
     trainer: L.Trainer,
-    pl_module: OfflineAlgorithm,
+    pl_module: Training,
     run_dir: Path,
     progress: Progress,
     result: Evaluation | SampleEvaluation,
@@ -168,7 +176,7 @@ def episodes_on_the_way(episodes: int, interim_episodes: int | None) -> int:
     return min(interim_episodes or episodes, episodes)
 
 
-def due(pl_module: OfflineAlgorithm, every: int) -> bool:
+def due(pl_module: Training, every: int) -> bool:
     """Whether to evaluate now: at every multiple of ``every`` updates, and after the last."""
     return pl_module.updates % every == 0 or pl_module.updates == pl_module.total_updates
 
@@ -187,11 +195,11 @@ def keep_until(run_dir: Path, updates: int) -> list[int]:
     return [line["updates"] for line in kept]
 
 
-def held_out(data: L.LightningDataModule, pl_module: OfflineAlgorithm) -> dict[str, float]:
+def held_out(data: L.LightningDataModule, pl_module: Training) -> dict[str, float]:
     """Losses on a fixed sample of the validation split, smaller where observations are images."""
     size = 4096 if pl_module.spec.image_shape is None else 256
     index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
-    batch = Batch(*(x.to(pl_module.device) for x in data.val[index]))
+    batch = data.val.gather(index, pl_module.algorithm.discount).to(pl_module.device)
     return {name: float(value) for name, value in pl_module.held_out(batch).items()}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning as L
 
-from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.evaluation import due, held_out, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
+from mfrl.learning.training import Training
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class EvaluateHeldOut(L.Callback):
     def __init__(self, spec: EnvSpec, run_dir: str | Path, every: int, progress: Progress) -> None:
         self.run_dir, self.every, self.progress = Path(run_dir), every, progress
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         k = pl_module.updates
         if k not in keep_until(self.run_dir, k) and k and due(pl_module, self.every):
             self._evaluate(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         if due(pl_module, self.every):
             self._evaluate(trainer, pl_module)
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
             started = time.perf_counter()
             losses = held_out(trainer.datamodule, pl_module)

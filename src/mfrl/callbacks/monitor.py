@@ -10,10 +10,11 @@ import lightning as L
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.explosions import Explosions
 from mfrl.errors import DivergedError
+from mfrl.learning.training import Training
+from mfrl.q_learning import TD
 
 
 class Monitor(L.Callback):
@@ -48,13 +49,13 @@ class Monitor(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.explosions.load_state_dict(state_dict)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         self._open_window(pl_module)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._entered = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         due = pl_module.updates % self.every == 0 or pl_module.updates == pl_module.total_updates
         # Waits for the device, so that the time of its work counts as inside.
         means = pl_module.pop_metrics() if due else {}
@@ -63,14 +64,14 @@ class Monitor(L.Callback):
         if not due:
             return
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            has_critic = "critic" in pl_module.optimizer_names
+            has_critic = "critic" in pl_module.algorithm.trained
             further = ", a larger algo.alpha or algo.clip_targets=true" if has_critic else ""
             raise DivergedError(
                 f"diverged between updates {self._first} and {pl_module.updates}: {', '.join(bad)} not finite. "
                 f"{_what_is_left(trainer)} Try a smaller learning rate{further}."
             )
-        discount = getattr(pl_module, "discount", None)
-        value_range = None if discount is None else pl_module.spec.value_range(discount)
+        settings = pl_module.algorithm.settings
+        value_range = pl_module.spec.value_range(settings.discount) if isinstance(settings, TD) else None
         for sentence in self.explosions.look(pl_module.updates, means, value_range):
             self.console.print(f"[bold red]warning[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         seconds = time.perf_counter() - self._since - (pl_module.seconds_aside - self._aside)
@@ -80,13 +81,12 @@ class Monitor(L.Callback):
         self.updates += updates
         metrics["perf/updates_per_second"] = updates / seconds
         metrics["perf/loop_share"] = max(0.0, 1.0 - self._inside / seconds)
-        for name, optimizer in zip(pl_module.optimizer_names, trainer.optimizers, strict=True):
-            metrics[f"train/{name}_lr"] = float(optimizer.param_groups[0]["lr"])
+        metrics |= {f"train/{name}_lr": rate for name, rate in pl_module.learner.rates().items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=pl_module.updates)
         self._open_window(pl_module)
 
-    def _open_window(self, pl_module: OfflineAlgorithm) -> None:
+    def _open_window(self, pl_module: Training) -> None:
         self._first, self._since, self._inside = pl_module.updates, time.perf_counter(), 0.0
         self._aside = pl_module.seconds_aside
 

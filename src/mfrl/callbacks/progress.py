@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from mfrl.algorithms.base import OfflineAlgorithm
+from mfrl.learning.training import Training
 
 SCORE_FORMATS = {
     "eval/return": ".1f",
@@ -74,13 +75,13 @@ class Progress(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.start()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         self._task = self.bar.add_task(
             "train", total=pl_module.total_updates, completed=pl_module.updates, note=self._score
         )
         self._total = pl_module.total_updates
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
         # The first chunk, which may have compiled, opens the window.
         self._window.append((k, time.perf_counter() - pl_module.seconds_aside))
@@ -113,10 +114,13 @@ class Progress(L.Callback):
     def report(self, updates: int, summary: dict[str, float], seconds: float) -> None:
         """One line of an evaluation, above the bar, and its first score on the bar."""
         scores = [f"{score_name(key)} [bold]{format_score(key, value)}[/]" for key, value in summary.items()]
+        self.say(updates, scores, f"{seconds:.1f} s", seconds)
+
+    def say(self, updates: int, scores: Sequence[str], over: str, seconds: float) -> None:
+        """The line of :meth:`report`, of scores in words."""
         self._score, self._evaluation_seconds = scores[0], seconds
-        self.bar.console.print(
-            f"update {updates:>9,}   {'   '.join(scores)}   ({seconds:.1f} s)", highlight=False, soft_wrap=True
-        )
+        line = f"update {updates:>9,}   {'   '.join(scores)}   ({over})"
+        self.bar.console.print(line, highlight=False, soft_wrap=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()

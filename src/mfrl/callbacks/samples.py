@@ -9,11 +9,11 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl import figures
-from mfrl.algorithms.base import OfflineAlgorithm
 from mfrl.callbacks.evaluation import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.data.toy import find_toy
 from mfrl.envs.spec import EnvSpec
+from mfrl.learning.training import Training
 from mfrl.samples import SampleEvaluation, SampleEvaluator, displaced_lines, noise_lines
 
 
@@ -36,24 +36,24 @@ class EvaluateSamples(L.Callback):
         self.evaluator = SampleEvaluator(find_toy(spec.env_id), samples, seed)
         self.run_dir, self.every, self.progress = Path(run_dir), every, progress
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         done = keep_until(self.run_dir, pl_module.updates)
         if due(pl_module, self.every) and pl_module.updates not in done:
             self._evaluate(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: OfflineAlgorithm, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         if due(pl_module, self.every):
             self._evaluate(trainer, pl_module)
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: OfflineAlgorithm) -> None:
+    def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
-            result = self.evaluator.run(pl_module.policy())
+            result = self.evaluator.run(pl_module.policy().folded())
             record(trainer, pl_module, self.run_dir, self.progress, result)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     self._draw(logger.experiment, pl_module, result)
 
-    def _draw(self, writer: Any, pl_module: OfflineAlgorithm, result: SampleEvaluation) -> None:
+    def _draw(self, writer: Any, pl_module: Training, result: SampleEvaluation) -> None:
         k, policy, toy = pl_module.updates, pl_module.policy(), self.evaluator.toy
         clouds = {"data": result.data, "policy": result.drawn}
         writer.add_figure("figures/samples", figures.sample_clouds(clouds), k)

@@ -312,10 +312,10 @@ def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tup
     return Plan(
         env=made,
         eval_spec=_recorded_spec(spec),
-        behaviour=Trained(module.policy(), made.action_space, spec.observation_keys, noise, seed),
+        behaviour=Trained(module.policy().folded(), made.action_space, spec.observation_keys, noise, seed),
         algorithm=algorithm,
         description=(
-            f"{algorithm} after {module.updates:,} updates on {record['provenance']['dataset']}, acting in "
+            f"{algorithm} after {module.k:,} updates on {record['provenance']['dataset']}, acting in "
             f"{spec.env_id} with noise N(0, {noise:g}^2) on its actions."
         ),
         episodes=episodes,
@@ -323,7 +323,7 @@ def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tup
         settings={
             "policy": {
                 "algo": algorithm,
-                "updates": module.updates,
+                "updates": module.k,
                 "trained_on": record["provenance"]["dataset"],
                 "checkpoint": provenance.fingerprint(file),
             },

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.cache import Cache, Pages, Prepared, as_tensor
-from mfrl.data.transitions import DataSpec, Transitions
+from mfrl.data.batch import DataSpec
+from mfrl.data.cache import Cache, Prepared
+from mfrl.data.storage import Pages, Transitions, as_tensor
+from mfrl.errors import require
 
 Statistics = tuple[Sequence[float], Sequence[float]]  #: mean and deviation, each (observation_dim,)
+Normalize = bool | Literal["padded"]  #: whether states are normalised; "padded": see :func:`padded_statistics`
+PADDED: Literal["padded"] = "padded"
+BUFFER_ROWS = 2_000_000  # that the official code of MeanFlowQL makes room for, main_meanflowql.py (buffer_size)
 
 _SLICE = 1 << 14  # rows looked at together, so that sums need no memory to speak of
 _CPU = torch.device("cpu")
@@ -48,23 +54,35 @@ def keep_trajectories(starts: Tensor, fraction: float, seed: int) -> Tensor:
     return starts[kept[number]]
 
 
-def summarise(transitions: Transitions, normalize: bool, known: Statistics | None = None) -> DataSpec:
-    """Sizes, reward range, and the mean and deviation of the states that transitions start from.
+def check_normalize(normalize: Any) -> None:
+    """Refuse what is no way to normalise states.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    require("data.normalize", type(normalize) is bool or normalize == PADDED, normalize, f"true, false or {PADDED}")
+
+
+def summarise(transitions: Transitions, normalize: Normalize, known: Statistics | None = None) -> DataSpec:
+    """Sizes, reward range, and the mean and deviation that the states are normalised with.
 
     Args:
-        normalize: False: mean 0 and deviation 1.
-        known: of these very transitions, computed earlier.
+        normalize: True: with those of the states that transitions start from. False: mean 0 and deviation 1.
+            "padded": with :func:`padded_statistics`.
+        known: :func:`statistics` of these very transitions, computed earlier.
     """
     dim, image = transitions.observations.shape[1], None
     if transitions.observations.ndim > 2:
         dim, image = 0, (transitions.frames, *transitions.observations.shape[1:])
     mean, std = [0.0] * dim, [1.0] * dim
     if normalize and image is None:
-        mean, std = known or statistics(transitions.observations, transitions.starts, transitions.pages)
+        states = transitions.observations, transitions.starts, transitions.pages
+        # What is known has deviation 1 where nothing varies, and so does not say what zeros among it make of it.
+        mean, std = padded_statistics(*states) if normalize == PADDED else known or statistics(*states)
     rewards = transitions.rewards[transitions.starts]
     return DataSpec(
         observation_dim=dim,
-        action_dim=transitions.actions.shape[1],
+        action_dim=transitions.actions.shape[-1],
         observation_mean=tuple(mean),
         observation_std=tuple(std),
         reward_min=float(rewards.min()),
@@ -73,12 +91,15 @@ def summarise(transitions: Transitions, normalize: bool, known: Statistics | Non
     )
 
 
-def statistics(observations: Tensor, starts: Tensor, pages: Pages | None = None) -> Statistics:
+def statistics(
+    observations: Tensor, starts: Tensor, pages: Pages | None = None, padded_to: int | None = None
+) -> Statistics:
     """Mean and deviation of the states that transitions start from.
 
     Args:
         observations, starts: see :class:`Transitions`.
         pages: where observations are mapped from files.
+        padded_to: so many rows are counted, of which those beyond the states are zeros; None: the states alone.
     """
     total, square = torch.zeros(2, observations.shape[1], dtype=torch.float64)
     offset = observations[starts[0]].double()  # keeps the squares small
@@ -89,10 +110,27 @@ def statistics(observations: Tensor, starts: Tensor, pages: Pages | None = None)
         total += x.sum(0)
         square += x.square().sum(0)
     n = len(starts)
-    mean = offset + total / n
-    std = (square / n - (total / n).square()).clamp_min(0.0).sqrt()
+    mean, variance = offset + total / n, (square / n - (total / n).square()).clamp_min(0.0)
+    if padded_to is not None:
+        share = n / padded_to  # of the states: the variance among them, and that of either them or zeros
+        mean, variance = share * mean, share * variance + share * (1.0 - share) * mean.square()
+    std = variance.sqrt()
     std[std < 1e-6] = 1.0  # a coordinate that never varies is only centred
     return mean.tolist(), std.tolist()
+
+
+def padded_statistics(
+    observations: Tensor, starts: Tensor, pages: Pages | None = None, buffer_rows: int = BUFFER_ROWS
+) -> Statistics:
+    """Mean and deviation as the official code of MeanFlowQL has them: over its replay buffer, filled or not.
+
+    The states that transitions start from are its first rows, and zeros are the others, of which there is at least one.
+
+    Args:
+        observations, starts, pages: as for :func:`statistics`.
+        buffer_rows: of the buffer, where the states do not need more.
+    """
+    return statistics(observations, starts, pages, padded_to=max(buffer_rows, len(starts) + 1))
 
 
 def absurd_features(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfrl.data.transitions import Batch
+from mfrl.data.batch import Batch
 from mfrl.errors import require
-from mfrl.randomness import derived_seed, generator
+from mfrl.randomness import indices, key_of
 
 
 class RandomCrop:
@@ -29,15 +29,24 @@ class RandomCrop:
     def __init__(self, probability: float, seed: int, padding: int = 3) -> None:
         require("env.crop_probability", 0.0 <= probability <= 1.0, probability, "in [0, 1]")
         self.probability, self.seed, self.padding = probability, seed, padding
+        self._keys: dict[torch.device, torch.Tensor] = {}
+
+    def of(self, seed: int) -> RandomCrop:
+        """The same for another seed."""
+        return RandomCrop(self.probability, seed, self.padding)
 
     def __call__(self, batch: Batch, k: int) -> Batch:
         """The batch of update ``k``, observations uint8 ``(batch, frames, height, width, channels)``."""
         # Decided on the host, so that half of the updates gather nothing and none waits for the device.
-        if derived_seed(self.seed, "augment", k) >= self.probability * 2.0**63:
+        if int(indices(key_of(self.seed), "whether to crop", torch.tensor([k]), 1, 1 << 31)) >= self.probability * (
+            1 << 31
+        ):
             return batch
-        device = batch.observations.device
-        draws = generator(self.seed, "augment", k, device)
-        offsets = torch.randint(2 * self.padding + 1, (len(batch.observations), 2), generator=draws, device=device)
+        device, size = batch.observations.device, len(batch.observations)
+        if device not in self._keys:
+            self._keys[device] = key_of(self.seed).to(device)
+        update = torch.full((1,), k, device=device)
+        offsets = indices(self._keys[device], "crop", update, 2 * size, 2 * self.padding + 1).view(size, 2)
         pixels = _pixels(batch.observations.shape, offsets - self.padding)
         return batch._replace(
             observations=_gather(batch.observations, pixels), next_observations=_gather(batch.next_observations, pixels)

@@ -17,24 +17,20 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import mfrl
 from mfrl.data.provenance import Checksums
-from mfrl.data.transitions import DataError
-from mfrl.errors import require
+from mfrl.data.storage import Pages
+from mfrl.errors import DataError, require
 from mfrl.files import one_at_a_time, write_json
 
 FORMAT = 1  #: of the files; entries of another are made again
@@ -146,7 +142,7 @@ class Cache:
         if not os.path.exists(folder):
             return None
         meta = _meta(folder)
-        if meta is not None and {name: meta["key"].get(name) for name in key} != key:
+        if meta is not None and not _same({name: meta["key"].get(name) for name in key}, key):
             return None
         try:
             if meta is None:
@@ -162,7 +158,7 @@ class Cache:
                 self.warnings.append(f"{folder} is damaged ({error}) and is prepared again")
             return None
         # Another process may have put a new entry in its place while the files were opened.
-        return Prepared(arrays, meta["facts"]) if _meta(folder) == meta else None
+        return Prepared(arrays, meta["facts"]) if _same(_meta(folder), meta) else None
 
     def _built(self, root: Path, name: str, key: dict[str, Any], build: Build) -> Prepared:
         folder, temporary, old = root / name, root / f".{name}.tmp", root / f".{name}.old"
@@ -193,25 +189,6 @@ class Cache:
                 self.budget -= size
                 parts[k][field] = _read(parts[k][field])
         return parts
-
-
-class Pages:
-    """The pages of mapped files that this process holds, to be given back before they fill its memory.
-
-    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Given back,
-    pages stay in the system's file cache while there is room, and are mapped again at little cost; but to the process
-    they count no more, and it stays small whatever the size of the files.
-
-    Args:
-        arrays: mapped, see :class:`Prepared`.
-    """
-
-    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
-        self.maps: list[mmap.mmap] = [array.base for array in arrays]
-
-    def give_back(self) -> None:
-        for file in self.maps:
-            file.madvise(mmap.MADV_DONTNEED)  # read-only and shared: nothing is lost
 
 
 class _Memory:
@@ -291,6 +268,15 @@ def _meta(folder: Path) -> dict[str, Any] | None:
     return meta if whole and all(Path(field).name == field for field in meta["files"]) else None
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether plain data are equal, NaN to NaN as well: a dataset's own description may hold it."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b or (a != a and b != b)
+
+
 def _map(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -302,13 +288,6 @@ def _read(array: np.memmap) -> np.ndarray:
         copy[start : start + step] = array[start : start + step]
         pages.give_back()
     return copy
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """The array's memory as a tensor; a mapped one is not to be written to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
-        return torch.from_numpy(np.asarray(array))
 
 
 def _sync(*paths: Path) -> None:

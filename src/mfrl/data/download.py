@@ -31,8 +31,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 import mfrl
 from mfrl.collect.settings import DOWNLOAD_URL, commands, downloadable
 from mfrl.data import provenance
-from mfrl.data.transitions import DataError
-from mfrl.errors import require
+from mfrl.errors import DataError, require
 from mfrl.files import one_at_a_time, write_json
 
 #: Asked in turn when the official server does not give a file. A mirror is a base URL with OGBench's names below it:

@@ -15,7 +15,16 @@ import torch
 
 from mfrl.config import CONFIG_DIR
 from mfrl.data import provenance
-from mfrl.data.assembly import absurd_features, keep_trajectories, loaded, normalize_, statistics, summarise
+from mfrl.data.assembly import (
+    Normalize,
+    absurd_features,
+    check_normalize,
+    keep_trajectories,
+    loaded,
+    normalize_,
+    statistics,
+    summarise,
+)
 from mfrl.data.cache import Cache, Prepared, Store
 from mfrl.data.minari_files import (
     DEFAULT_ROOT,
@@ -29,7 +38,7 @@ from mfrl.data.minari_files import (
 )
 from mfrl.data.minari_source import Description, Episode, Source, write_rows
 from mfrl.data.module import OfflineData
-from mfrl.data.transitions import Transitions
+from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
@@ -74,7 +83,8 @@ class MinariData(OfflineData):
         fraction: share of the training trajectories to keep, chosen by ``seed``.
         val_fraction: share of the episodes to hold out, the same for every seed; 0: none, and there are no validation
             losses.
-        normalize: whether observations are normalised with the mean and deviation of the kept training data.
+        normalize: whether observations are normalised with the mean and deviation of the kept training data;
+            ``padded``: with those of the buffer of zeros that the official code of MeanFlowQL puts them into.
         trust: packages whose environments may be built, besides those of ``mfrl.envs.minari.KNOWN_PACKAGES``.
         cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
@@ -101,7 +111,7 @@ class MinariData(OfflineData):
         reference_returns: Sequence[float] | None = None,
         fraction: float = 1.0,
         val_fraction: float = 0.05,
-        normalize: bool = True,
+        normalize: Normalize = True,
         trust: Sequence[str] = (),
         cache: bool | str | None = None,
         memory_gib: float = 4.0,
@@ -117,6 +127,7 @@ class MinariData(OfflineData):
         require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
         require("data.val_fraction", 0.0 <= val_fraction < 1.0, val_fraction, "in [0, 1)")
         require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
+        check_normalize(normalize)
         require("data.reward_shift", math.isfinite(reward_shift), reward_shift, "finite")
         if rule is not None:
             from mfrl.envs import d4rl

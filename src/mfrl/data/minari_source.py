@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Store
-from mfrl.data.transitions import ACTION_CLIP
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError
 from mfrl.errors import DataError

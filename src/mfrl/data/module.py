@@ -8,8 +8,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from mfrl.data.transitions import Augment, ChunkLoader, DataError, DataSpec, Transitions
+from mfrl.data.augment import RandomCrop
+from mfrl.data.batch import DataSpec
+from mfrl.data.sampling import ChunkLoader
+from mfrl.data.storage import Transitions
 from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError
 
 
 class OfflineData(L.LightningDataModule):
@@ -54,7 +58,7 @@ class OfflineData(L.LightningDataModule):
         self.train: Transitions | None = None
         self.val: Transitions | None = None
         self.warnings: list[str] = []
-        self.augment: Augment | None = None
+        self.augment: RandomCrop | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Where the data come from, with checksums, and which part of them is used; after ``setup``."""
@@ -84,8 +88,17 @@ class OfflineData(L.LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         assert self.trainer is not None
-        first = self.trainer.lightning_module.updates
-        transitions = self.on_device(self.trainer.strategy.root_device)
+        training = self.trainer.lightning_module
+        seeds = [algorithm.seed for algorithm in (training.algorithm, *training.beside)]
+        augment, alone = self.augment, len(seeds) == 1
         return ChunkLoader(
-            transitions, self.batch_size, self.seed, first, self.updates, self.chunk, self.marks, self.augment
+            self.on_device(self.trainer.strategy.root_device),
+            self.batch_size,
+            self.seed if alone else seeds,
+            training.updates,
+            self.updates,
+            self.chunk,
+            self.marks,
+            training.algorithm.discount,
+            augment if alone or augment is None else [augment.of(seed) for seed in seeds],
         )

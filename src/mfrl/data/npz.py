@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mfrl.data.transitions import DataError
+from mfrl.errors import DataError
 
 _BLOCK = 1 << 24  # bytes
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, NotImplementedError)

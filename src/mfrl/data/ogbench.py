@@ -13,14 +13,26 @@ import numpy as np
 
 from mfrl.collect.settings import DEFAULT_DATA_DIR, how_to_get
 from mfrl.data import provenance
-from mfrl.data.assembly import absurd_features, keep_trajectories, loaded, normalize_, statistics, summarise
+from mfrl.data.assembly import (
+    PADDED,
+    Normalize,
+    absurd_features,
+    check_normalize,
+    keep_trajectories,
+    loaded,
+    normalize_,
+    statistics,
+    summarise,
+)
 from mfrl.data.augment import RandomCrop
-from mfrl.data.cache import Cache, Pages, Prepared, Store, as_tensor
+from mfrl.data.batch import ACTION_CLIP
+from mfrl.data.cache import Cache, Prepared, Store
 from mfrl.data.module import OfflineData
 from mfrl.data.npz import Npz
-from mfrl.data.transitions import ACTION_CLIP, DataError
+from mfrl.data.storage import Pages, as_tensor
 from mfrl.envs import ogbench
 from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError
 
 PREPARATION = 2  #: of the code below that makes arrays of files; entries made by another are made again
 #: Fields that mark the last row of a trajectory: OGBench's, and what other tools write beside it.
@@ -38,13 +50,15 @@ class OGBenchData(OfflineData):
             None is OGBench's own default.
         reward_scale: factor of the rewards, positive.
         fraction: share of the training trajectories to keep, chosen by ``seed``.
-        normalize: whether states are normalised with the mean and deviation of the kept training data.
+        normalize: whether states are normalised with the mean and deviation of the kept training data; ``padded``: with
+            those of the buffer of zeros that the official code of MeanFlowQL puts them into.
         frames: of images, how many make an observation.
         crop_probability: of images, that a batch is shifted at random, see :class:`RandomCrop`.
         cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
         batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
 
     Raises:
+        ConfigError: for a ``normalize`` that is none of these.
         DataError: on loading, for files that are missing, damaged or do not fit the environment.
     """
 
@@ -55,7 +69,7 @@ class OGBenchData(OfflineData):
         data_dir: str | None = None,
         reward_scale: float = 1.0,
         fraction: float = 1.0,
-        normalize: bool = True,
+        normalize: Normalize = True,
         frames: int = 1,
         crop_probability: float = 0.0,
         cache: bool | str | None = None,
@@ -80,6 +94,12 @@ class OGBenchData(OfflineData):
         env_id = ogbench.singletask_id(usual, task)
         if not ogbench.observes_pixels(env_id) and (frames != 1 or crop_probability):
             raise DataError(f"{dataset} holds no images to stack or crop: env.frames is 1, env.crop_probability 0")
+        check_normalize(normalize)
+        if ogbench.observes_pixels(env_id) and normalize == PADDED:
+            raise DataError(
+                f"data.normalize={PADDED} is for states, and {dataset} holds images, which are not normalised: set "
+                "data.normalize=false"
+            )
         if frames < 1:
             raise DataError(f"env.frames={frames} must be at least 1")
         self.env = EnvSpec(env_id, frames=frames)

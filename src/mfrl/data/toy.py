@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
+from mfrl.data.batch import ACTION_CLIP, DataSpec
 from mfrl.data.module import OfflineData
-from mfrl.data.transitions import ACTION_CLIP, DataError, DataSpec, Transitions
+from mfrl.data.storage import Transitions
 from mfrl.envs.spec import EnvSpec
-from mfrl.errors import did_you_mean
+from mfrl.errors import DataError, did_you_mean
 
 SIGMA = 0.1  # of the paper's grid of Gaussians
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]

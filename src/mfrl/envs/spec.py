@@ -50,11 +50,17 @@ class EnvSpec:
         """Refuse what cannot be built, without building it.
 
         Raises:
-            EnvError: the suite has no environments, the dataset does not say which it was recorded in, or nothing ends
-                its episodes.
+            EnvError: the suite has no environments, the dataset does not say which it was recorded in, nothing ends
+                its episodes, or each of them has a goal that no observation shows.
         """
         if self.suite not in ("ogbench", "minari"):
             raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench and minari")
+        name, _, version = self.env_id.rpartition("-")
+        if self.suite == "ogbench" and name and "-singletask" not in name:
+            raise EnvError(
+                f"{self.env_id} has another goal in every episode, which policies here do not see: name an environment "
+                f"with one task, e.g. {name}-singletask-{version} or {name}-singletask-task2-{version}"
+            )
         if self.suite == "minari" and self.gym_spec is None:
             raise EnvError(
                 f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate in: "

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mfrl.networks.primitives import batched_affine, gelu
+
 
 class QEnsemble(nn.Module):
     """Q_i(s, a) for i = 1 .. ensemble, computed as one batched matrix product per layer.
@@ -48,15 +50,15 @@ class QEnsemble(nn.Module):
         """
         w_s, w_a = self.weights[0].split(self.sizes, dim=1)
         lead = actions.shape[:-1]
-        of_s = torch.baddbmm(self.biases[0], observations.expand(len(w_s), -1, -1), w_s)
+        of_s = batched_affine(observations.expand(len(w_s), -1, -1), w_s, self.biases[0])
         x = torch.bmm(actions.reshape(1, -1, actions.shape[-1]).expand(len(w_a), -1, -1), w_a)
         x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(1, -2)
         for k, (gain, shift) in enumerate(zip(self.gains, self.shifts, strict=True)):
             if k > 0:
-                x = torch.baddbmm(self.biases[k], x, self.weights[k])
-            x = F.gelu(x, approximate="tanh")
+                x = batched_affine(x, self.weights[k], self.biases[k])
+            x = gelu(x)
             x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
-        q = torch.baddbmm(self.head_bias, x, self.head_weight)
+        q = batched_affine(x, self.head_weight, self.head_bias)
         return q.view(-1, *lead)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfrl.meanflow import Time
+from mfrl.networks import primitives
+from mfrl.networks.primitives import affine, gelu_tangent
 
 
 class Dual(NamedTuple):
@@ -27,24 +29,20 @@ class Dual(NamedTuple):
 
 def linear(x: Dual, weight: Tensor, bias: Tensor | None = None) -> Dual:
     """W x + b;  d = W dx."""
-    value = F.linear(x.value, weight, bias)
+    value = affine(x.value, weight, bias)
     if x.tangent is None:
         return Dual(value)
     with torch.no_grad():
-        return Dual(value, F.linear(x.tangent, weight))
+        return Dual(value, affine(x.tangent, weight))
 
 
 def gelu(x: Dual) -> Dual:
-    """GELU in its tanh form. Its backward kernel is gelu'(x) times a factor: with dx as factor, the tangent."""
-    value = F.gelu(x.value, approximate="tanh")
-    if x.tangent is None:
-        return Dual(value)
-    with torch.no_grad():
-        return Dual(value, torch.ops.aten.gelu_backward(x.tangent, x.value, approximate="tanh"))
+    """GELU in its tanh form."""
+    return Dual(primitives.gelu(x.value), None if x.tangent is None else gelu_tangent(x.value, x.tangent))
 
 
 def silu(x: Dual) -> Dual:
-    """x sigmoid(x), with its tangent as in :func:`gelu`."""
+    """x sigmoid(x), whose backward kernel is silu'(x) times a factor: with dx as factor, the tangent."""
     value = F.silu(x.value)
     if x.tangent is None:
         return Dual(value)
@@ -81,7 +79,7 @@ def modulate(x: Dual, scale: Dual, shift: Dual) -> Dual:
     assert shift.tangent is not None
     with torch.no_grad():
         tangent = torch.addcmul(x.tangent + shift.tangent, x.tangent, scale.value)
-        return Dual(value, tangent.addcmul_(x.value, scale.tangent))
+        return Dual(value, torch.addcmul(tangent, x.value, scale.tangent))
 
 
 def add_gated(x: Dual, gate: Dual, y: Dual) -> Dual:
@@ -93,7 +91,7 @@ def add_gated(x: Dual, gate: Dual, y: Dual) -> Dual:
     assert y.tangent is not None
     with torch.no_grad():
         tangent = torch.addcmul(x.tangent, gate.value, y.tangent)
-        return Dual(value, tangent.addcmul_(gate.tangent, y.value))
+        return Dual(value, torch.addcmul(tangent, gate.tangent, y.value))
 
 
 def lerp(x: Dual, y: Dual, weight: float) -> Dual:
@@ -120,6 +118,14 @@ class DualNetwork(nn.Module):
         g = self.run(observations, Dual(actions, velocity), time)
         assert g.tangent is not None
         return g.value, g.tangent
+
+    def folded(self, time: Time) -> nn.Module:
+        """A network for this one time alone, called alike: what depends on time only is constant, and folded in.
+
+        Args:
+            time: of one row.
+        """
+        raise NotImplementedError
 
     def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
         """The pass itself; a tangent of the actions asks for the derivative, time's own tangent being 1."""

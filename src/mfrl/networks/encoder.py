@@ -4,20 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mfrl.meanflow import Time, path_derivative
+from mfrl.networks.dual import DualNetwork
 
-def encode(network: nn.Module, observations: Tensor) -> Tensor:
-    """What ``network`` is called with instead of observations.
 
-    Of images, the features ``(batch, width)`` that its own encoder makes of them: costly, so to be done once and used
-    as often as needed. A network without an encoder is called with the observations, states, as they are.
+class Sees(nn.Module):
+    """A network that sees its observations through an encoder of its own, or, of states, as they are.
+
+    Of images, the features ``(batch, width)`` are costly: :meth:`see` makes them once, and the network is called with
+    them as often as needed.
+
+    Args:
+        network: called with what :meth:`see` gives in place of observations.
+        encoder: of images; None where observations are states.
     """
-    encoder = getattr(network, "image_encoder", None)
-    return observations if encoder is None else encoder(observations)
+
+    def __init__(self, network: nn.Module, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder, self.network = encoder, network
+
+    def see(self, observations: Tensor) -> Tensor:
+        """What :meth:`forward` takes in place of these observations."""
+        return observations if self.encoder is None else self.encoder(observations)
+
+    def forward(self, seen: Tensor, *inputs: Any) -> Any:
+        return self.network(seen, *inputs)
+
+    def jvp(self, seen: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """Of an actor: g and its derivative along the path, see :func:`mfrl.meanflow.path_derivative`."""
+        if isinstance(self.network, DualNetwork):
+            return self.network.jvp(seen, actions, time, velocity)
+        return path_derivative(self.network, seen, actions, time, velocity)
+
+    def folded(self, time: Time) -> Sees:
+        """Of an actor: for this one time alone, see :meth:`DualNetwork.folded`; another network stays as it is."""
+        return Sees(self.network.folded(time), self.encoder) if isinstance(self.network, DualNetwork) else self
 
 
 class ImpalaEncoder(nn.Module):

@@ -1,12 +1,13 @@
-"""What each numeric setting of an algorithm may be: one rule for its name, whichever algorithms have it."""
+"""Settings of the method: frozen dataclasses that compose, whose numbers and names are checked in one place."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
-from mfrl.errors import require
+from mfrl.errors import ConfigError, did_you_mean, require
 
 
 class Range(NamedTuple):
@@ -24,7 +25,7 @@ _LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
 _COUNT = Range("at least 1, and a whole number", lambda x: x >= 1, whole=True)
 _COUNT_OR_NULL = Range("at least 1 and a whole number, or null", lambda x: x >= 1, whole=True, optional=True)
 
-#: By the name of the setting. A new numeric setting of an algorithm needs a line here.
+#: What each number may be, by the name of its setting, whichever algorithms have it. A new one needs a line here.
 RANGES = {
     "updates": _COUNT,
     "seed": Range("at least 0, and a whole number", lambda x: x >= 0, whole=True),
@@ -48,20 +49,39 @@ RANGES = {
     "actor_lr_floor": Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0),
     "max_grad_norm": _LIMIT,
 }
+#: What each name may be.
+CHOICES = {
+    "q_aggregation": ("mean", "min"),
+    "normalize_q": ("none", "value", "gradient"),
+    "alpha_schedule": ("fixed", "cosine", "dynamic"),
+}
 
 
-def check_ranges(settings: Mapping[str, Any]) -> None:
-    """Refuse a number out of its range, NaN among them.
-
-    Args:
-        settings: by name, e.g. ``locals()`` at the top of a constructor; what has no range is not looked at.
+def check(name: str, value: object) -> None:
+    """Refuse a setting out of its range, NaN among them, or a name that is none of those there are.
 
     Raises:
         ConfigError: naming the setting.
     """
-    for name, value in settings.items():
-        if (allowed := RANGES.get(name)) is None or (value is None and allowed.optional):
-            continue
-        number = type(value) is int or (type(value) is float and not allowed.whole)  # True is no number
-        key = name if name in ("updates", "seed") else f"algo.{name}"
-        require(key, number and allowed.holds(value), value, allowed.words)
+    key = name if name in ("updates", "seed") else f"algo.{name}"
+    if (known := CHOICES.get(name)) and value not in known:
+        raise ConfigError(f"{key}={value} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
+    if (allowed := RANGES.get(name)) is None or (value is None and allowed.optional):
+        return
+    number = type(value) is int or (type(value) is float and not allowed.whole)  # True is no number
+    require(key, number and allowed.holds(value), value, allowed.words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Checked when it is made.
+
+    Raises:
+        ConfigError: for a value that :func:`check` refuses.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            check(field.name, value)
+            require(f"algo.{field.name}", field.type != "bool" or type(value) is bool, value, "true or false")

@@ -1,0 +1,101 @@
+"""Which transitions an update sees: indices drawn for each from (seed, number of the update), handed out in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfrl.data.batch import Augment, Batch
+from mfrl.data.storage import Transitions
+from mfrl.randomness import indices, key_of
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Several index batches over the same transitions: what Lightning sees as one batch."""
+
+    transitions: Transitions
+    indices: Tensor  #: (updates, batch), or (updates, members, batch) of a population
+    discount: float
+    first: int = 0  #: number of the first update
+    augment: Augment | Sequence[Augment] | None = None  #: of a population, each member's own
+    next_actions: bool = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for k, index in enumerate(self.indices, self.first):
+            batch = self.transitions.gather(index.flatten(), self.discount, self.next_actions)
+            yield self._alone(batch, k) if index.ndim == 1 else self._together(batch, k, len(index))
+
+    def _alone(self, batch: Batch, k: int) -> Batch:
+        return batch if self.augment is None else self.augment(batch, k)
+
+    def _together(self, batch: Batch, k: int, members: int) -> Batch:
+        """With an axis of members before that of the batch."""
+        own = Batch(*(None if field is None else field.unflatten(0, (members, -1)) for field in batch))
+        if self.augment is None:
+            return own
+        each = (Batch(*(None if field is None else field[m] for field in own)) for m in range(members))
+        shown = [augment(one, k) for augment, one in zip(self.augment, each, strict=True)]
+        return Batch(*(None if field[0] is None else torch.stack(field) for field in zip(*shown, strict=True)))
+
+
+def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
+    """Where chunks of at most ``size`` updates end between update ``first`` and ``last``.
+
+    A chunk never crosses a multiple of one of the ``marks`` (when something is logged, evaluated or saved), so that
+    what happens there does not depend on the chunk size.
+    """
+    ends, at = [], first
+    while at < last:
+        end = min(at + size, last, *((at // mark + 1) * mark for mark in marks if mark > 0))
+        ends.append(end)
+        at = end
+    return ends
+
+
+class ChunkLoader:
+    """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone.
+
+    Args:
+        transitions: to draw from.
+        batch_size: transitions of an update.
+        seed: of the drawing; several of a population, each member of which draws as it would alone.
+        first, last, size, marks: where chunks begin and end, see :func:`chunk_ends`.
+        discount: of values, see :meth:`Transitions.gather`; 1 for an algorithm that learns none.
+        augment: of each batch; of a population, one for each member.
+        next_actions: whether batches hold them.
+    """
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        batch_size: int,
+        seed: int | Sequence[int],
+        first: int,
+        last: int,
+        size: int,
+        marks: tuple[int, ...],
+        discount: float,
+        augment: Augment | Sequence[Augment] | None = None,
+        next_actions: bool = False,
+    ) -> None:
+        self.transitions, self.batch_size, self.seed, self.first = transitions, batch_size, seed, first
+        self.discount, self.augment, self.next_actions = discount, augment, next_actions
+        self.ends = chunk_ends(first, last, size, marks)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        device, at = self.transitions.starts.device, self.first
+        alone = isinstance(self.seed, int)
+        keys = [key_of(seed).to(device) for seed in ([self.seed] if alone else self.seed)]
+        for end in self.ends:
+            k = torch.arange(at, end, device=device)
+            drawn = [indices(key, "batch", k, self.batch_size, len(self.transitions)) for key in keys]
+            index = drawn[0] if alone else torch.stack(drawn, 1)
+            yield Chunk(self.transitions, index, self.discount, at, self.augment, self.next_actions)
+            at = end

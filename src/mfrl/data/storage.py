@@ -1,0 +1,165 @@
+"""Transitions where the update runs: tensors on the training device, or mapped from files and sent there by batches."""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfrl.data.batch import Batch
+
+_MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
+
+
+@dataclass
+class Transitions:
+    """Trajectories as one row per visited state, so that every observation is stored once.
+
+    Row i and row i + 1 are consecutive states of a trajectory unless row i is its last state; ``starts`` lists
+    the rows a transition starts from, in ascending order.
+
+    Attributes:
+        observations: ``(rows, observation_dim)`` float32, or images ``(rows, height, width, channels)`` uint8.
+        actions: ``(rows, action_dim)`` float32.
+        rewards, masks: ``(rows,)`` float32.
+        starts: ``(transitions,)`` int64.
+        firsts: ``(rows,)`` int64, the first row of each row's trajectory; needed where frames are stacked.
+        frames: of images, the last so many make an observation; before a trajectory's first, that one is repeated.
+        statistics: mean and deviation ``(2, observation_dim)`` to normalise states with as they are gathered; None
+            where they are normalised already, or images.
+        ships_to: None: the transitions lie where training runs. A device: they stay in files mapped into memory,
+            and batches are sent there.
+        pages: of the mapped files; None where there are none.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    masks: Tensor
+    starts: Tensor
+    firsts: Tensor | None = None
+    frames: int = 1
+    statistics: Tensor | None = None
+    ships_to: torch.device | None = None
+    pages: Pages | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        """The transitions numbered ``index`` (batch,), without a discount."""
+        return self.gather(index, discount=1.0)
+
+    def gather(self, index: Tensor, discount: float, next_actions: bool = False) -> Batch:
+        """The transitions numbered ``index`` (batch,), gathered where they lie.
+
+        Args:
+            discount: of the value of the next observation, where the task is not complete.
+            next_actions: whether to gather the data's action in the next observation too. The last transition of a
+                trajectory has none, and its own action stands there.
+        """
+        if self.pages is not None:
+            self.pages.give_back()
+        row = self.starts[index]
+        observations, next_observations = self._images(row) if self.observations.ndim > 2 else self._states(row)
+        masks = self._take(self.masks, row)
+        return Batch(
+            observations,
+            self._take(self.actions, row),
+            self._take(self.rewards, row),
+            masks,
+            next_observations,
+            discounts=discount * masks,
+            next_actions=self._take(self.actions, self._following(index)) if next_actions else None,
+        )
+
+    def _following(self, index: Tensor) -> Tensor:
+        """The row a transition leads to, or its own where no transition starts from that one."""
+        row, after = self.starts[index], self.starts[(index + 1).clamp(max=len(self.starts) - 1)]
+        return torch.where(after == row + 1, after, row)
+
+    def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)
+        if self.statistics is not None:
+            mean, std = self.statistics
+            s, next_s = (s - mean) / std, (next_s - mean) / std
+        return s, next_s
+
+    def _images(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Stacks ending in ``row`` and in ``row + 1``, two views of one window of frames + 1 images."""
+        assert self.firsts is not None
+        window = row[:, None] + torch.arange(1 - self.frames, 2, device=row.device)
+        window = torch.maximum(window, self.firsts[row][:, None])
+        images = self._take(self.observations, window.flatten()).unflatten(0, window.shape)
+        return images[:, :-1], images[:, 1:]
+
+    def _take(self, field: Tensor, row: Tensor) -> Tensor:
+        """Rows of a field, where training runs. They go to a GPU out of page-locked memory, from which it copies on its
+        own while the CPU goes on."""
+        if self.ships_to is None:
+            return field.index_select(0, row)
+        lock = self.ships_to.type == "cuda"
+        rows = torch.empty(len(row), *field.shape[1:], dtype=field.dtype, pin_memory=lock)
+        return torch.index_select(field, 0, row, out=rows).to(self.ships_to, non_blocking=True)
+
+    def to(self, device: torch.device) -> Transitions:
+        """Move everything to ``device``; what is mapped from files stays and sends its batches there.
+
+        Mapped files move as well where they take at most half of a GPU's free memory.
+        """
+        if self.ships_to is not None and self.nbytes() > _room(device):
+            statistics = None if self.statistics is None else self.statistics.to(device)
+            return replace(self, ships_to=device, statistics=statistics)
+        moved = {name: self._moved(tensor, device) for name, tensor in self._tensors().items()}
+        return replace(self, ships_to=None, pages=None, **moved)
+
+    def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
+        if self.pages is None:
+            return tensor.to(device)
+        moved = torch.empty_like(tensor, device=device)
+        for part, source in zip(moved.split(_MOVED_TOGETHER), tensor.split(_MOVED_TOGETHER), strict=True):
+            part.copy_(source)
+            self.pages.give_back()
+        return moved
+
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+class Pages:
+    """The pages of mapped files that this process holds, to be given back before they fill its memory.
+
+    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Given back,
+    pages stay in the system's file cache while there is room, and are mapped again at little cost; but to the process
+    they count no more, and it stays small whatever the size of the files.
+
+    Args:
+        arrays: mapped, see :class:`mfrl.data.cache.Prepared`.
+    """
+
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
+        self.maps: list[mmap.mmap] = [array.base for array in arrays]
+
+    def give_back(self) -> None:
+        for file in self.maps:
+            file.madvise(mmap.MADV_DONTNEED)  # read-only and shared: nothing is lost
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The array's memory as a tensor; a mapped one is not to be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
+        return torch.from_numpy(np.asarray(array))
+
+
+def _room(device: torch.device) -> int:
+    """How many bytes of mapped files may move to a device: half of what is free there now, beside other programs."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0

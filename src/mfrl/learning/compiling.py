@@ -1,0 +1,54 @@
+"""Whether a run's updates are compiled."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mfrl.errors import ConfigError
+
+Compile = bool | Literal["auto"]
+
+#: Runs of at least so many updates are compiled unless the user says otherwise. Starting takes about a minute the first
+#: time, some seconds once PyTorch has the code in its cache, and every update then half of the time.
+WORTH_COMPILING = 5_000
+
+
+def check_compile(compile: Compile) -> None:
+    """Refuse what is no choice, and ``compile=true`` where PyTorch would look for a compiler in vain.
+
+    Raises:
+        ConfigError: saying what to install.
+    """
+    if compile not in ("auto", True, False) or type(compile) is int:
+        raise ConfigError(f"compile={compile} must be auto, true or false")
+    if compile is True and (missing := missing_compiler()):
+        raise ConfigError(
+            f"compile=true needs a C++ compiler, and {missing}: install one (Debian's package g++), "
+            "name it in the environment variable CXX, or say compile=false"
+        )
+
+
+def choose(compile: Compile, updates: int) -> tuple[bool, str]:
+    """Whether to compile, and why, in a few words.
+
+    A run decides once, by nothing but its settings and whether there is a compiler: how fast the machine is does not
+    count, so that the same command makes the same numbers.
+    """
+    if compile != "auto":
+        return compile, f"compile={str(compile).lower()}"
+    if updates < WORTH_COMPILING:
+        return False, f"fewer than {WORTH_COMPILING:,} updates do not make up for the time compiling takes"
+    if missing := missing_compiler():
+        return False, missing
+    return True, "the first update takes about a minute, some seconds once the code is in PyTorch's cache"
+
+
+def missing_compiler() -> str:
+    """What is missing; empty where there is a compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # of its own kinds, by platform
+        return "PyTorch finds no C++ compiler that works"
+    return ""

@@ -1,0 +1,319 @@
+r"""The one place that steps: gradient, clipping, Adam, averages, schedules and alpha, as one function of tensors.
+
+    g      = grad L(theta; batch, noise(seed, k))
+    g      <- g min(1, c / |g|)                                      per network
+    m      <- m + (1 - b1) (g - m),    v <- b2 v + (1 - b2) g^2
+    theta  <- theta - lr(k) m^ / (sqrt(v^) + eps),   m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)      (arXiv 1412.6980)
+    target <- target + tau (source - target)
+
+The parameters of a network lie in one vector, of which the network's own are views: a step is then a few operations
+instead of a few for every layer. Several members of a population have a leading axis in every vector; they share the
+number of the update and with it all rates.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.groups import Average, Group
+from mfrl.data.batch import Batch
+from mfrl.randomness import Streams, key_of
+from mfrl.schedules import warmup_cosine
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+DRAWN_TOGETHER = 8  #: updates
+_ALIGNED = 16  #: float32 numbers in 64 bytes
+
+
+class Layout:
+    """Where each parameter of a network lies in one vector, in the order of memory that it has.
+
+    What is a multiple of 64 bytes comes first, so that all of that is aligned.
+
+    Args:
+        prefix: of the parameters' names.
+    """
+
+    def __init__(self, prefix: str, network: nn.Module) -> None:
+        parameters = sorted(network.named_parameters(), key=lambda named: named[1].numel() % _ALIGNED != 0)
+        self.names = [f"{prefix}.{name}" for name, _ in parameters]
+        self.sizes = [p.numel() for _, p in parameters]
+        # As it lies in memory: convolutions keep their channels last.
+        self._order = [sorted(range(p.ndim), key=lambda d, p=p: -p.stride(d)) for _, p in parameters]
+        self._shapes = [[p.shape[d] for d in order] for (_, p), order in zip(parameters, self._order, strict=True)]
+        self._back = [[order.index(d) for d in range(len(order))] for order in self._order]
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, as views of a vector ``(size,)``."""
+        parts = vector.split(self.sizes)
+        return {
+            name: part.view(shape).permute(back)
+            for name, part, shape, back in zip(self.names, parts, self._shapes, self._back, strict=True)
+        }
+
+    def vector(self, named: Mapping[str, Tensor]) -> Tensor:
+        """The other way round: a new vector ``(size,)``."""
+        return torch.cat([named[n].permute(o).flatten() for n, o in zip(self.names, self._order, strict=True)])
+
+
+class Learner:
+    """Trains one algorithm, or several members of a population that differ in seed and alpha alone.
+
+    The algorithms' parameters and buffers become views of the learner's, which it updates in place.
+
+    Args:
+        algorithms: the members, on the device to train on.
+        batch_size: of each member's batches.
+        compiled: compile the whole update with torch.compile; its first call then takes a minute or so.
+
+    Attributes:
+        k: how many updates have been made.
+    """
+
+    def __init__(self, algorithms: Sequence[Algorithm], batch_size: int, compiled: bool = False) -> None:
+        first = algorithms[0]
+        self.algorithms, self.k = tuple(algorithms), first.k
+        device = first.normalizer.mean.device
+        self._groups = {group.network: group for group in first.groups}
+        self._averages = first.averages
+        self._layouts = {
+            name: Layout(name, network)
+            for name, network in first.named_children()
+            if any(True for _ in network.parameters())
+        }
+        self._parameters = {name: self._adopt_parameters(layout) for name, layout in self._layouts.items()}
+        self._buffers = {name: self._adopt_buffer(name) for name in first.state_dict() if name not in self._names()}
+        self._moments = {
+            name: (torch.zeros_like(self._parameters[name]), torch.zeros_like(self._parameters[name]))
+            for name in self._groups
+        }
+        self._steps = {name: torch.zeros((), device=device) for name in self._groups}
+        self._k = torch.tensor(self.k, device=device)
+        self._key = self._stack([key_of(algorithm.seed).to(device) for algorithm in algorithms])
+        self._streams = Streams(first.draws(batch_size), "update", device)
+        self._skeleton = _without_parameters(first)
+        self._drawn: list[dict[str, Tensor]] = []
+        self._step = self._compiled() if compiled else self._update
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
+        """One update of every member, in place.
+
+        Args:
+            batch: of several members with a leading axis of them in every field.
+
+        Returns:
+            the names of its scalars and their values ``(scalars,)``, ``(scalars, members)`` of several, without
+            waiting for the device.
+        """
+        trained = tuple(name for name, group in self._groups.items() if group.steps_at(self.k))
+        names, values = self._step(batch, self._numbers(), trained)
+        self.k += 1
+        for algorithm in self.algorithms:
+            algorithm.k = self.k
+        return names, values
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains, whatever becomes of the algorithms afterwards."""
+        return self._k.device
+
+    def rates(self) -> dict[str, float]:
+        """Each network's learning rate in the next update."""
+        return {name: float(_rate(group, torch.tensor(self.k))) for name, group in self._groups.items()}
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The random numbers of the next update. A few updates' are drawn at once, always the same ones together."""
+        place = self.k % DRAWN_TOGETHER
+        if place == 0 or not self._drawn:
+            first = self.k - place
+            k = torch.arange(first, first + DRAWN_TOGETHER, device=self._k.device)
+            drawn = self._streams.numbers(self._key, k)
+            self._drawn = [{name: x[i] for name, x in drawn.items()} for i in range(DRAWN_TOGETHER)]
+        return self._drawn[place]
+
+    # ---- one update, which torch.compile takes whole
+
+    def _compiled(self, backend: Any = "inductor") -> Callable[..., tuple[tuple[str, ...], Tensor]]:
+        # torch.compile keeps what it compiled with a function's code: with a copy of it, no learner meets another's.
+        update = type(self)._update
+        own = FunctionType(update.__code__.replace(), update.__globals__, update.__name__)
+        options = {"guard_filter_fn": _arguments_alone}
+        return partial(torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options), self)
+
+    def _update(
+        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], Tensor]:
+        gradients, metrics = self._gradients(batch, numbers, trained)
+        for average in self._averages:
+            if average.before:
+                self._follow(average)
+        for name in trained:
+            group, g = self._groups[name], gradients[name]
+            norm = g.norm(dim=-1)
+            metrics[f"{name}_grad_norm"] = norm
+            if group.clip < math.inf:
+                g = g * (group.clip / (norm + 1e-6)).clamp(max=1.0)[..., None]
+            self._steps[name].add_(1.0)
+            adam_(self._parameters[name], g, *self._moments[name], self._steps[name], _rate(group, self._k))
+        for average in self._averages:
+            if not average.before:
+                self._follow(average)
+        values = torch.stack(list(metrics.values()))  # before what follows: alpha among them is the buffer itself
+        for name, value in self._after(metrics).items():
+            self._buffers[name].copy_(value)
+        self._k.add_(1)
+        return tuple(metrics), values
+
+    def _gradients(
+        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the loss, for the vectors of the trained networks, and the scalars it gives."""
+
+        def of_a_member(
+            free: dict[str, Tensor],
+            fixed: dict[str, Tensor],
+            buffers: dict[str, Tensor],
+            numbers: dict[str, Tensor],
+            fields: dict[str, Tensor],
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            noise, batch = self._streams.values(numbers), Batch(**fields)
+
+            def loss(free: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+                named = dict(buffers)
+                for name, vector in (free | fixed).items():
+                    named |= self._layouts[name].views(vector)
+                return functional_call(self._skeleton, named, ("loss", batch, noise, trained), tie_weights=False)
+
+            if alone and not torch.compiler.is_compiling():  # the same; a transform costs time at every operation
+                with torch.enable_grad():
+                    leaves = {name: vector.detach().requires_grad_() for name, vector in free.items()}
+                    value, metrics = loss(leaves)
+                gradients = torch.autograd.grad(value, list(leaves.values()))
+                return dict(zip(leaves, gradients, strict=True)), {name: m.detach() for name, m in metrics.items()}
+            return grad(loss, has_aux=True)(free)
+
+        alone = len(self.algorithms) == 1
+        free = {name: self._parameters[name] for name in trained}
+        fixed = {name: vector for name, vector in self._parameters.items() if name not in free}
+        fields = {name: x for name, x in batch._asdict().items() if x is not None}
+        arguments = free, fixed, self._buffers, numbers, fields
+        return (of_a_member if alone else vmap(of_a_member))(*arguments)
+
+    def _follow(self, average: Average) -> None:
+        rate: float | Tensor = average.rate
+        if average.from_start:
+            rate = (1.0 / (self._k + 1)).clamp(min=average.rate)
+        self._parameters[average.target].lerp_(self._parameters[average.source], rate)
+
+    def _after(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        def of_a_member(buffers: dict[str, Tensor], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+            return functional_call(self._skeleton, buffers, ("after", self._k, metrics), tie_weights=False)
+
+        return (of_a_member if len(self.algorithms) == 1 else vmap(of_a_member))(self._buffers, metrics)
+
+    # ---- what a checkpoint holds besides the algorithm's own parameters and buffers
+
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        """The moments of every Adam of a member, by the names of the parameters, as tensors of their own."""
+        state = {}
+        for name, moments in self._moments.items():
+            first, second = (self._layouts[name].views(self._of(member, m).clone()) for m in moments)
+            state[name] = {"step": int(self._steps[name]), "exp_avg": first, "exp_avg_sq": second}
+        return {"updates": self.k, "adam": state}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], member: int = 0) -> None:
+        """Take over what :meth:`state_dict` gave; the members have to be at the same update.
+
+        Raises:
+            KeyError, RuntimeError: it is of other networks.
+        """
+        self.k = state["updates"]
+        self._k.fill_(self.k)
+        self._drawn.clear()
+        for name, moments in self._moments.items():
+            saved = state["adam"][name]
+            self._steps[name].fill_(saved["step"])
+            for vector, key in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
+                self._of(member, vector).copy_(self._layouts[name].vector(saved[key]))
+
+    # ---- members
+
+    def _of(self, member: int, stacked: Tensor) -> Tensor:
+        return stacked if len(self.algorithms) == 1 else stacked[member]
+
+    def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+
+    def _names(self) -> Collection[str]:
+        return {name for layout in self._layouts.values() for name in layout.names}
+
+    def _adopt_parameters(self, layout: Layout) -> Tensor:
+        """The members' vectors, of which their parameters are views from now on."""
+        named = [dict(algorithm.named_parameters()) for algorithm in self.algorithms]
+        stacked = self._stack([layout.vector({name: p.detach() for name, p in own.items()}) for own in named])
+        for member, own in enumerate(named):
+            for name, view in layout.views(self._of(member, stacked)).items():
+                own[name].data = view
+        return stacked
+
+    def _adopt_buffer(self, name: str) -> Tensor:
+        owners = [algorithm.get_submodule(name.rpartition(".")[0]) for algorithm in self.algorithms]
+        last = name.rpartition(".")[2]
+        stacked = self._stack([owner._buffers[last] for owner in owners])
+        for member, owner in enumerate(owners):
+            owner._buffers[last] = self._of(member, stacked)
+        return stacked
+
+
+def _arguments_alone(guards: Sequence[Any]) -> list[bool]:
+    """What torch.compile checks before a call: what the learner is called with.
+
+    Nothing that it looks up in the learner while tracing ever changes, but for values in tensors; checking all of it
+    anew takes half a millisecond a call.
+    """
+    arguments = ("batch", "numbers", "trained")
+    names = [guard.name.removeprefix("L['") for guard in guards]  # locals bear that in some versions
+    return [not name or name.startswith(arguments) for name in names]
+
+
+def adam_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, lr: Tensor) -> None:
+    """Step t = 1, 2, ... of Adam, in place.
+
+    Args:
+        p, g, m, v: parameters, gradient and its two moments, of one shape.
+        t, lr: number of the step and learning rate, without dimensions.
+    """
+    b1, b2 = BETAS
+    m.lerp_(g, 1.0 - b1)
+    v.mul_(b2).addcmul_(g, g, value=1.0 - b2)
+    c1, c2 = -torch.expm1(t * math.log(b1)), (-torch.expm1(t * math.log(b2))).sqrt()
+    # m/c1 / (sqrt(v)/c2 + eps), with the constants taken together
+    p.addcmul_(m / v.sqrt().add_(EPS * c2), -lr * c2 / c1)
+
+
+def _rate(group: Group, k: Tensor) -> Tensor:
+    k = (k - group.begin).clamp(min=0)
+    return group.lr * warmup_cosine(k, group.end - group.begin, group.warmup, group.floor)
+
+
+def _without_parameters(algorithm: Algorithm) -> Algorithm:
+    """A copy whose parameters have no storage: what is called with the learner's in their place."""
+
+    def shapes(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+        for part in module.modules():
+            yield from ((part, name, p) for name, p in part._parameters.items() if p is not None)
+
+    memo = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for _, _, p in shapes(algorithm)}
+    return copy.deepcopy(algorithm, memo)

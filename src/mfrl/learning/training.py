@@ -1,0 +1,275 @@
+"""The LightningModule: chunks of updates, counted, averaged and saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from mfrl import signals
+from mfrl.algorithms.base import Algorithm
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.sampling import Chunk
+from mfrl.errors import CheckpointError
+from mfrl.learning.learner import Learner
+from mfrl.policy import Policy
+from mfrl.randomness import Streams, key_of
+
+
+@dataclass
+class Window:
+    """Scalars of the updates since they were last logged.
+
+    Attributes:
+        sums: ``(scalars, members)``.
+        counts: of how many updates, by member.
+    """
+
+    sums: Tensor
+    counts: list[int]
+
+    @classmethod
+    def empty(cls, scalars: int, members: int) -> Window:
+        return cls(torch.zeros(scalars, members), [0] * members)
+
+
+class Training(L.LightningModule):
+    """A LightningModule whose ``training_step`` runs one update per index batch of a :class:`Chunk`.
+
+    Lightning's per-step overhead is then paid once per chunk. Progress is the number of updates, ``updates``; it is
+    what schedules, random numbers, logging and resuming go by.
+
+    Args:
+        algorithm: what is trained.
+        batch_size: of an update.
+        compiled: see :class:`Learner`.
+        beside: further members of a population, each of which :class:`Member` shows like a training of its own.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, batch_size: int, compiled: bool = False, beside: Sequence[Algorithm] = ()
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.algorithm, self.batch_size, self.compiled = algorithm, batch_size, compiled
+        self.beside = nn.ModuleList(beside)
+        self.learner: Learner | None = None
+        self.between_updates = True
+        self.seconds_aside = 0.0
+        self.stamp = time.monotonic()  # of the last chunk's end: by one clock all members do the same
+        self._saved: dict[int, Any] = {}  # of the learner, by member, until there is one
+        self._windows: dict[tuple[str, ...], Window] = {}  # by the scalars' names, which differ between stages
+
+    @property
+    def updates(self) -> int:
+        return self.algorithm.k
+
+    @property
+    def total_updates(self) -> int:
+        return self.algorithm.total_updates
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.algorithm.spec
+
+    def policy(self) -> Policy:
+        """What acts in an environment; shares the networks being trained."""
+        return self.algorithm.policy()
+
+    def configure_optimizers(self) -> list[Any]:
+        return []  # the learner steps
+
+    def on_fit_start(self) -> None:
+        self.learner = Learner([self.algorithm, *self.beside], self.batch_size, self.compiled)
+        for member, saved in self._saved.items():
+            try:
+                self.learner.load_state_dict(saved, member)
+            except Exception as error:  # of whatever kinds what is no such state may raise
+                raise CheckpointError(f"the checkpoint's moments of Adam do not fit its networks: {error!r}") from error
+        self._saved.clear()
+
+    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+        return batch  # the transitions lie where the update runs
+
+    def training_step(self, chunk: Chunk) -> None:
+        assert self.learner is not None
+        for batch in chunk:
+            self.between_updates = False  # an error leaves some networks a step ahead of the others
+            self._add(*self.learner.update(batch))
+            self.between_updates = True
+            if signals.received():  # the rest of a long chunk can wait
+                break
+        self.stamp = time.monotonic()
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        return held_out(self.algorithm, batch)
+
+    def nonfinite_parameters(self) -> list[str]:
+        return nonfinite_parameters(self.algorithm)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
+
+        Meanwhile networks are in evaluation mode (no dropout); afterwards each is in the mode it was in.
+        """
+        start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            self.seconds_aside += time.perf_counter() - start
+
+    def _add(self, names: tuple[str, ...], values: Tensor) -> None:
+        members = 1 + len(self.beside)
+        window = self._windows.setdefault(names, Window.empty(len(names), members))
+        window.sums = window.sums.to(values.device)  # from where a checkpoint put them
+        window.sums += values.view(-1, members)
+        window.counts = [count + 1 for count in window.counts]
+
+    def pop_metrics(self, member: int = 0) -> dict[str, float]:
+        """Means of the updates since the last call: the only place where the device is waited for."""
+        means: dict[str, float] = {}
+        for names, window in self._windows.items():
+            if window.counts[member]:
+                means |= zip(names, (window.sums[:, member] / window.counts[member]).tolist(), strict=True)
+                window.sums[:, member] = 0.0
+                window.counts[member] = 0
+        return means
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """The algorithm's, under its own names, as tensors of their own."""
+        return own_state(self.algorithm)
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        return self.algorithm.load_state_dict(state_dict, strict)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.save(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.load(checkpoint)
+        # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
+        checkpoint.pop("loops", None)
+
+    def save(self, checkpoint: dict[str, Any], member: int = 0) -> None:
+        """Put into a checkpoint what a member goes on from, besides its parameters."""
+        assert self.learner is not None
+        checkpoint["updates"] = self.updates
+        checkpoint["learner"] = self.learner.state_dict(member)
+        # What a window of logging has added up so far, so that its row says the same after a break.
+        checkpoint["window"] = [
+            {"names": list(names), "sums": window.sums[:, member].cpu(), "count": window.counts[member]}
+            for names, window in self._windows.items()
+            if window.counts[member]
+        ]
+
+    def load(self, checkpoint: dict[str, Any], member: int = 0) -> None:
+        """Take over what :meth:`save` put there; all members have to be at the same update."""
+        for algorithm in (self.algorithm, *self.beside):
+            algorithm.k = checkpoint["updates"]
+        self._saved[member] = checkpoint["learner"]
+        for part in checkpoint["window"]:
+            names = tuple(part["names"])
+            window = self._windows.setdefault(names, Window.empty(len(names), 1 + len(self.beside)))
+            window.sums[:, member], window.counts[member] = part["sums"], part["count"]
+
+
+class Member:
+    """One member of a population, to callbacks what :class:`Training` is of a run of its own."""
+
+    def __init__(self, training: Training, index: int) -> None:
+        self.training, self.index = training, index
+        self.algorithm: Algorithm = [training.algorithm, *training.beside][index]
+
+    @property
+    def updates(self) -> int:
+        return self.algorithm.k
+
+    @property
+    def total_updates(self) -> int:
+        return self.algorithm.total_updates
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.algorithm.spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.training.device
+
+    @property
+    def learner(self) -> Learner | None:
+        return self.training.learner
+
+    @property
+    def between_updates(self) -> bool:
+        return self.training.between_updates
+
+    @property
+    def seconds_aside(self) -> float:
+        return self.training.seconds_aside
+
+    @property
+    def stamp(self) -> float:
+        return self.training.stamp
+
+    def aside(self) -> AbstractContextManager[None]:
+        return self.training.aside()
+
+    def policy(self) -> Policy:
+        return self.algorithm.policy()
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        return held_out(self.algorithm, batch)
+
+    def nonfinite_parameters(self) -> list[str]:
+        return nonfinite_parameters(self.algorithm)
+
+    def pop_metrics(self) -> dict[str, float]:
+        return self.training.pop_metrics(self.index)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What Lightning writes of a run of its own, so that one goes on from it."""
+        checkpoint = {
+            "pytorch-lightning_version": L.__version__,
+            "epoch": 0,
+            "global_step": 0,
+            "state_dict": own_state(self.algorithm),
+            "optimizer_states": [],
+            "lr_schedulers": [],
+            "callbacks": {},
+        }
+        self.training.save(checkpoint, self.index)
+        return checkpoint
+
+
+@torch.no_grad()
+def held_out(algorithm: Algorithm, batch: Batch) -> dict[str, Tensor]:
+    """The parts of the loss on data not trained on, with the same noise each time."""
+    device = batch.actions.device
+    streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
+    numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
+    noise = streams.values({name: x[0] for name, x in numbers.items()})
+    return algorithm.loss(batch, noise, algorithm.trained)[1]
+
+
+@torch.no_grad()
+def nonfinite_parameters(algorithm: Algorithm) -> list[str]:
+    """Names of the parameters that hold NaN or infinity."""
+    names, parameters = zip(*algorithm.named_parameters(), strict=True)
+    finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
+    return [name for name, holds in zip(names, finite, strict=True) if not holds]
+
+
+def own_state(algorithm: Algorithm) -> dict[str, Tensor]:
+    """Parameters and buffers as tensors of their own, and not views of what all members share."""
+    return {name: tensor.clone() for name, tensor in algorithm.state_dict().items()}

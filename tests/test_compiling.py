@@ -1,0 +1,64 @@
+"""Whether a run is compiled: by its settings and a compiler, not by how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import ENVIRONMENT, mfrl
+
+from mfrl.errors import ConfigError
+from mfrl.learning import compiling
+from mfrl.learning.compiling import WORTH_COMPILING, check_compile, choose
+
+TOY = ["experiment=toy", "network.actor.hidden=[16]", "batch_size=8", "eval.samples=16", "accelerator=cpu"]
+
+
+def test_a_run_is_compiled_where_it_is_long_enough_to_pay_for_the_start():
+    assert choose("auto", WORTH_COMPILING)[0] is True
+    chosen, why = choose("auto", WORTH_COMPILING - 1)
+    assert chosen is False
+    assert f"{WORTH_COMPILING:,} updates" in why
+    assert choose(True, 1) == (True, "compile=true")
+    assert choose(False, 10**6) == (False, "compile=false")
+
+
+def test_without_a_compiler_a_long_run_is_eager_and_says_why(tmp_path: Path):
+    options = [*TOY, f"updates={WORTH_COMPILING}", "eval.every=5000", f"run_dir={tmp_path}/run", "log.every=5000"]
+    done = mfrl("train", *options, env=ENVIRONMENT | {"CXX": "no-such-compiler"})
+    assert done.returncode == 0, done.stderr
+    assert "eager: PyTorch finds no C++ compiler that works" in done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["compiled"] is False
+    assert result["matmul"] == "float32"
+
+
+def test_what_was_chosen_is_what_a_resumed_run_goes_on_with(tmp_path: Path):
+    run = tmp_path / "run"
+    done = mfrl("train", *TOY, "updates=20", "eval.every=20", "log.every=10", f"run_dir={run}")
+    assert "eager: fewer than" in done.stderr
+    assert yaml.safe_load((run / "config.yaml").read_text())["compile"] is False
+    again = mfrl("train", f"resume={run}", "updates=30")
+    assert "eager: compile=false" in again.stderr
+
+
+@pytest.mark.parametrize("value", ["sometimes", None, 1, 0, 2.0])
+def test_anything_else_is_no_choice(value: object):
+    with pytest.raises(ConfigError, match=r"compile=.* must be auto, true or false"):
+        check_compile(value)
+
+
+def test_compiling_where_nothing_compiles_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiling, "missing_compiler", lambda: "PyTorch finds no C++ compiler that works")
+    check_compile("auto")
+    check_compile(False)
+    with pytest.raises(ConfigError, match=r"compile=true needs a C\+\+ compiler.*g\+\+.*compile=false"):
+        check_compile(True)
+
+
+def test_tf32_is_true_or_false():
+    done = mfrl("train", *TOY, "updates=20", "tf32=high")
+    assert done.returncode != 0
+    assert "tf32=high must be true or false" in done.stderr

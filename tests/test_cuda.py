@@ -1,0 +1,67 @@
+"""On a GPU, where there is one: the same random numbers and updates as on the CPU, and nobody waits inside of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_learner import ALGORITHMS, SIZE, batches, make, parameters, train
+
+from mfrl.learning.learner import Learner
+from mfrl.randomness import Streams, indices, key_of
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_random_numbers_are_those_of_the_cpu():
+    k = torch.arange(3, 7)
+    here = indices(key_of(5), "batch", k, 64, 1_000_003)
+    there = indices(key_of(5).to(GPU), "batch", k.to(GPU), 64, 1_000_003)
+    assert torch.equal(here, there.cpu())
+    draws = make("meanflowql").draws(SIZE)
+    drawn = [
+        Streams(draws, "update", device).numbers(key_of(5).to(device), k.to(device))
+        for device in (torch.device("cpu"), GPU)
+    ]
+    assert torch.equal(drawn[0]["time"], drawn[1]["time"].cpu())
+    torch.testing.assert_close(drawn[0]["flow"], drawn[1]["flow"].cpu(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_updates_are_those_of_the_cpu_to_rounding(name: str, compiled: bool):
+    torch._dynamo.reset()
+    here, there = Learner([make(name)], SIZE), Learner([make(name).to(GPU)], SIZE, compiled)
+    for one, other in zip(train(here, batches(3)), train(there, [batch.to(GPU) for batch in batches(3)]), strict=True):
+        for key, value in one.items():
+            torch.testing.assert_close(other[key].cpu(), value, rtol=1e-3, atol=1e-4, msg=key)
+    for key, value in parameters(here.algorithms[0]).items():
+        mine = parameters(there.algorithms[0])[key].cpu()
+        torch.testing.assert_close(mine, value, rtol=1e-3, atol=5e-4, equal_nan=True, msg=key)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_nobody_waits_for_the_device_inside_an_update(name: str):
+    learner = Learner([make(name).to(GPU)], SIZE)
+    data = [batch.to(GPU) for batch in batches(4)]
+    train(learner, data[:1])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in data[1:]:
+            learner.update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
