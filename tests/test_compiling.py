@@ -13,7 +13,14 @@ from mfrl.errors import ConfigError
 from mfrl.learning import compiling
 from mfrl.learning.compiling import WORTH_COMPILING, check_compile, choose
 
-TOY = ["experiment=toy", "network.actor.hidden=[16]", "batch_size=8", "eval.samples=16", "accelerator=cpu"]
+TOY = [
+    "experiment=toy",
+    "network.actor.hidden=[16]",
+    "batch_size=8",
+    "eval.samples=16",
+    "accelerator=cpu",
+    "compile=auto",
+]
 
 
 def test_a_run_is_compiled_where_it_is_long_enough_to_pay_for_the_start():

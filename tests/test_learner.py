@@ -90,8 +90,12 @@ def stacked(members: list[Batch]) -> Batch:
 # ---- one graph
 
 
-@pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [(name, 1) for name in ALGORITHMS]
+    + [("meanflowql, quickstart", 2)]
+    + [pytest.param(name, 2, marks=pytest.mark.slow) for name in ALGORITHMS if name != "meanflowql, quickstart"],
+)
 def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int):
     torch._dynamo.reset()
     learner = Learner([make(name, seed) for seed in range(members)], SIZE)

@@ -228,6 +228,7 @@ def test_a_stopped_sweep_leaves_no_process_behind(how: signal.Signals, tmp_path:
         *TOY,
         "variant=residual",
         "updates=100000",
+        "compile=false",
         "eval.every=100000",
     ]
     process = subprocess.Popen(

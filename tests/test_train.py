@@ -646,7 +646,7 @@ def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) ->
 
 def test_a_stopped_run_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from mfrl.cli import main; main()", "train", *TINY]
-    command += [f"data_dir={data_dir}", "run_dir=out", "updates=100000", "checkpoint.every=6"]
+    command += [f"data_dir={data_dir}", "run_dir=out", "compile=false", "updates=100000", "checkpoint.every=6"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.1)
