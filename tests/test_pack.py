@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import DATASET
+from tiny import COMMAND, ENVIRONMENT, mfrl
 
 from mfrl.cli import spell_out_seeds
 from mfrl.errors import ConfigError
@@ -22,8 +21,6 @@ from mfrl.report.runs import find_runs
 from mfrl.run import load_checkpoint
 from mfrl.sweep import packed
 
-PROGRAM = [sys.executable, "-c", "from mfrl.cli import main; main()", "train"]
-SETTING = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 SMALL = [
     f"env=ogbench/{DATASET}",
     "experiment=quickstart",
@@ -47,8 +44,7 @@ MEMBERS = [(alpha, seed) for alpha in (1.0, 30.0) for seed in (0, 1)]
 
 
 def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*PROGRAM, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=400, env=SETTING, check=False)
+    return mfrl("train", *arguments, cwd=cwd, timeout=400)
 
 
 def folder(cwd: Path, alpha: float, seed: int) -> Path:
@@ -135,8 +131,7 @@ def test_members_differ_in_what_they_are_told_to(trained: tuple[Path, str]):
 def test_a_member_is_evaluated_and_goes_on_as_a_run_of_its_own(trained: tuple[Path, str], tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(folder(trained[0], 1.0, 1), run)
-    evaluate = [*PROGRAM[:-1], "eval", f"ckpt={run}"]
-    said = subprocess.run(evaluate, capture_output=True, text=True, timeout=200, env=SETTING, check=False)
+    said = mfrl("eval", f"ckpt={run}")
     assert said.returncode == 0, said.stderr
     result = json.loads((run / "result.json").read_text())
     (report,) = (json.loads(path.read_text()) for path in run.rglob("eval*.json"))
@@ -172,7 +167,9 @@ def test_a_member_that_diverges_leaves_the_others_to_finish(data_dir: Path, trai
 
 def test_a_pack_that_is_stopped_goes_on_to_the_same_weights(data_dir: Path, trained: tuple[Path, str], tmp_path: Path):
     arguments = ["-m", *SMALL, f"data_dir={data_dir}", FOLDER, "algo.alpha=1.0,30.0", "seed=0,1", "pack=8"]
-    process = subprocess.Popen([*PROGRAM, *arguments], cwd=tmp_path, env=SETTING, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, "train", *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     checkpoint = folder(tmp_path, 30.0, 1) / "checkpoints" / "last.ckpt"
     end = time.monotonic() + 200
     while not checkpoint.exists() and time.monotonic() < end:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mfrl.randomness import below, uniform
+from mfrl.randomness import Draw, Normal, below, uniform
 from mfrl.reformulation import Reformulation
 from mfrl.settings import Settings
 
@@ -123,6 +123,16 @@ class Times:
             first, second = below(drawn, self.num_steps)[:, None].chunk(2)
             b, t = torch.minimum(first, second) / self.num_steps, (torch.maximum(first, second) + 1) / self.num_steps
         return Time(t, start=torch.where(uniform(whether)[:, None] < self.instant_share, t, b))
+
+
+def path_draws(
+    batch_size: int, action_dim: int, sigma: float, num_steps: int | None, instant_share: float | None = None
+) -> dict[str, Draw]:
+    """What a loss along the path draws: "flow", its end ``(batch, action_dim)``, and "time", where on it."""
+    return {
+        "flow": Normal((batch_size, action_dim), sigma),
+        "time": Times(batch_size, num_steps, instant_share),
+    }
 
 
 def end_time(e: Tensor, two_times: bool) -> Time:

@@ -22,27 +22,26 @@ from mfrl import signals
 from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks import Evaluate, Interruption, Progress
 from mfrl.callbacks.population import Each, Spread, Watched
-from mfrl.config import refuse_settings_of_another_algorithm, refuse_settings_of_another_evaluation
 from mfrl.data.module import OfflineData
-from mfrl.errors import MfrlError, RefusedRun
-from mfrl.learning.compiling import choose
+from mfrl.errors import ConfigError, MfrlError, RefusedRun
 from mfrl.learning.training import Member, Training
 from mfrl.paths import literal, run_folder
-from mfrl.run import RunFolder, load_checkpoint
+from mfrl.run import RunFolder
 from mfrl.saved import settle
-from mfrl.sweep import FINISHED, SKIPPED, STOPPED, Outcome, failure, score
+from mfrl.sweep import FINISHED, SKIPPED, STOPPED, Outcome, claim, failure, score
 from mfrl.train import (
-    EXISTING,
     announce,
     begin,
     build_run,
     build_trainer,
-    check_settings,
+    check_existing,
+    check_run,
     final_share,
     finished,
     how_to_go_on,
+    left_in,
     prepare,
-    refuse_earlier,
+    run_trainer,
 )
 
 
@@ -130,23 +129,19 @@ def _claim(job: Job, locks: ExitStack) -> None:
     cfg = job.cfg
     if cfg.resume:
         raise RefusedRun("resume= goes on with one run; a pack goes on when its sweep is started again")
-    if cfg.existing not in EXISTING:
-        raise RefusedRun(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
-    if cfg.existing == "new":  # claimed now, so that what goes wrong has a place to be told at
-        job.folder = RunFolder.create(cfg.run_dir).path
-        cfg.run_dir, cfg.existing = literal(str(job.folder)), "continue"
+    try:
+        check_existing(cfg)
+    except ConfigError as error:  # of what lies in the folder, nothing went wrong
+        raise RefusedRun(str(error)) from error
+    if cfg.existing == "new":
+        job.folder = claim(cfg)
     settle(cfg)
-    check_settings(cfg)
-    refuse_settings_of_another_algorithm(cfg, job.overrides)
-    refuse_settings_of_another_evaluation(cfg, job.overrides)
+    check_run(cfg, job.overrides)
     locks.enter_context(job.run.locked())
     if result := finished(cfg):
         job.outcome = Outcome(SKIPPED, job.folder, score(result))
-    elif job.run.last_checkpoint.is_file():
-        job.saved = load_checkpoint(job.run.last_checkpoint)
-        refuse_earlier(job.run.last_checkpoint, job.saved)
     else:
-        job.run.clear()
+        job.saved = left_in(job.run)
 
 
 def _shared(job: Job) -> str:
@@ -171,7 +166,8 @@ def _fit(jobs: list[Job], console: Console) -> None:
     if first.threads is not None:
         torch.set_num_threads(first.threads)
     data = prepare(first, None, console)
-    jobs, algorithms = _build(jobs, data)
+    provenance = data.provenance()
+    jobs, algorithms, why = _build(jobs, data, provenance)
     if not jobs:
         return
     training = Training(algorithms[0], first.batch_size, jobs[0].cfg.compile, beside=algorithms[1:])
@@ -180,7 +176,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
     population, runs = [], []
     for index, job in enumerate(jobs):
         member = Member(training, index)
-        run = begin(job.cfg, job.overrides, console, job.run, job.updates, data, member, spread, None)
+        run = begin(job.cfg, job.overrides, console, job.run, job.updates, data, provenance, member, spread, None)
         callbacks = run.monitor, run.checkpoints, run.evaluate
         if job.saved:
             training.load(job.saved, index)
@@ -198,7 +194,6 @@ def _fit(jobs: list[Job], console: Console) -> None:
     trainer = build_trainer(first, jobs[0].run.checkpoints, watching, [])
     names = [job.folder.name for job in jobs]
     named = ", ".join(names) if len(names) <= 4 else f"{names[0]} ... {names[-1]}"
-    why = choose(jobs[0].cfg.compile, first.updates)[1]
     announce(
         console,
         jobs[0].cfg,
@@ -209,13 +204,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
     stopped = False
     with signals.handled_by(signals.note_once):
         try:
-            trainer.fit(training, datamodule=data)
-            if jobs[0].updates == first.updates:  # stopped after the last update: Lightning's loop does not start
-                training.to(trainer.strategy.root_device)  # from where Lightning has put it
-                try:
-                    evaluations.on_train_start(trainer, training)
-                finally:
-                    evaluations.teardown(trainer, training, "fit")
+            run_trainer(trainer, training, data, evaluations, jobs[0].updates)
         except (signals.Interrupted, SystemExit, KeyboardInterrupt):
             stopped = True
         except MfrlError as error:
@@ -238,12 +227,14 @@ def _fit(jobs: list[Job], console: Console) -> None:
             logger.finalize("finished")
 
 
-def _build(jobs: Sequence[Job], data: OfflineData) -> tuple[list[Job], list[Algorithm]]:
-    """The jobs whose algorithm can be built, and it; the outcome of the others is set."""
-    built, algorithms = [], []
+def _build(
+    jobs: Sequence[Job], data: OfflineData, provenance: dict[str, Any]
+) -> tuple[list[Job], list[Algorithm], str]:
+    """The jobs whose algorithm can be built, it, and why they are compiled or not; the others' outcome is set."""
+    built, algorithms, why = [], [], ""
     for job in jobs:
         try:
-            algorithm, _ = build_run(job.cfg, data, job.saved, None)
+            algorithm, why = build_run(job.cfg, data, provenance, job.saved, None)
             if job.saved:
                 algorithm.load_state_dict(job.saved["state_dict"])
         except Exception as error:
@@ -251,4 +242,4 @@ def _build(jobs: Sequence[Job], data: OfflineData) -> tuple[list[Job], list[Algo
         else:
             built.append(job)
             algorithms.append(algorithm)
-    return built, algorithms
+    return built, algorithms, why

@@ -157,11 +157,8 @@ class OneStepPolicy(Policy):
         self.actor, self.reformulation = actor, reformulation
 
     def folded(self) -> OneStepPolicy:
-        policy = copy.copy(self)
-        policy._modules = self._modules | {
-            "actor": self.actor.folded(end_time(self.normalizer.mean, self.reformulation.two_times))
-        }
-        return policy
+        end = end_time(self.normalizer.mean, self.reformulation.two_times)
+        return self._with("actor", self.actor.folded(end))
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         return one_step(self.actor, self.reformulation, self.actor.see(observations), noise)

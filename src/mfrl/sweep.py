@@ -97,9 +97,7 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
             if signals.received():
                 raise KeyboardInterrupt
         if cfg.existing == "new" and not cfg.resume:
-            # Claimed now, so that what goes wrong has a place to be told at.
-            folder = RunFolder.create(cfg.run_dir).path
-            cfg.run_dir, cfg.existing = literal(str(folder)), "continue"
+            folder = claim(cfg)
         if not cfg.resume and (result := finished(cfg)):
             outcome = Outcome(SKIPPED, folder, score(result))
         else:
@@ -138,6 +136,15 @@ def _attempt_pack(cfg: DictConfig, overrides: list[str], aside: bool) -> list[Ou
             )
             console.print(line, highlight=False)
     return outcomes
+
+
+def claim(cfg: DictConfig) -> Path:
+    """Make the folder of a new run, so that what goes wrong has a place to be told at; ``cfg`` then names it."""
+    from mfrl.run import RunFolder
+
+    folder = RunFolder.create(cfg.run_dir).path
+    cfg.run_dir, cfg.existing = literal(str(folder)), "continue"
+    return folder
 
 
 def failure(error: Exception, folder: Path, make: bool = True) -> Outcome:

@@ -27,6 +27,7 @@ from mfrl import signals
 from mfrl.algorithms.base import Algorithm
 from mfrl.callbacks import Checkpoint, Interruption, Monitor, Progress
 from mfrl.callbacks.evaluation import episodes_on_the_way
+from mfrl.callbacks.population import Spread
 from mfrl.callbacks.progress import format_score, format_seconds, score_name
 from mfrl.config import (
     BOOKKEEPING,
@@ -52,7 +53,7 @@ from mfrl.errors import (
 )
 from mfrl.files import one_at_a_time
 from mfrl.learning.compiling import check_compile, choose
-from mfrl.learning.training import Training
+from mfrl.learning.training import Trained, Training
 from mfrl.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.paths import literal, pasted, run_folder
 from mfrl.report.groups import SCORES, known_metric, unsteady
@@ -78,17 +79,14 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
     signals.forget()
     console = console or Console(stderr=True)
     settle(cfg)
-    if cfg.existing not in EXISTING:
-        raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
+    check_existing(cfg)
     if resumed := cfg.resume:
         checkpoint = find_checkpoint(cfg.resume)
         run = RunFolder.of(checkpoint)
         saved = load_checkpoint(checkpoint)
         cfg, trusted = continued(run, checkpoint, saved, cfg, overrides), tuple(cfg.trust)
     else:
-        check_settings(cfg)
-        refuse_settings_of_another_algorithm(cfg, overrides)
-        refuse_settings_of_another_evaluation(cfg, overrides)
+        check_run(cfg, overrides)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if resumed:
@@ -102,12 +100,8 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
         if result := finished(cfg):
             console.print(f"finished before: {escape(str(run.path))}", highlight=False, soft_wrap=True)
             return result
-        if run.last_checkpoint.is_file():
-            saved = load_checkpoint(run.last_checkpoint)
-            refuse_earlier(run.last_checkpoint, saved)
-            return fit(cfg, overrides, console, run, run.last_checkpoint, saved)
-        run.clear()
-        return fit(cfg, overrides, console, run)
+        saved = left_in(run)
+        return fit(cfg, overrides, console, run, run.last_checkpoint if saved else None, saved)
 
 
 def fit(
@@ -129,27 +123,22 @@ def fit(
             checkpoint's; None: Hydra, from ``cfg``.
     """
     data = prepare(cfg, parts, console)
-    algorithm, why = build_run(cfg, data, saved, parts)
+    provenance = data.provenance()
+    algorithm, why = build_run(cfg, data, provenance, saved, parts)
     module = Training(algorithm, cfg.batch_size, cfg.compile)
 
     # Everything that can be refused has been looked at: now the run leaves its first trace.
     lock = nullcontext() if run else (run := RunFolder.create(cfg.run_dir)).locked()
     first_update = saved["updates"] if saved else 0
     progress = Progress(cfg.eval.every, final_share(cfg), console)
-    begun = begin(cfg, overrides, console, run, first_update, data, module, progress, parts)
+    begun = begin(cfg, overrides, console, run, first_update, data, provenance, module, progress, parts)
     # The checkpoint comes before the evaluation, so that a failing simulator costs no updates.
     callbacks = [begun.monitor, Interruption(), begun.checkpoints, begun.evaluate, progress]
     trainer = build_trainer(cfg, run.checkpoints, callbacks, begun.loggers)
     announce(console, cfg, str(run.path), first_update, why)
     with lock, signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, begun.checkpoints):
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            if first_update == cfg.updates:  # stopped after its last update: Lightning's loop does not start
-                module.to(trainer.strategy.root_device)  # from where Lightning has put it
-                try:
-                    begun.evaluate.on_train_start(trainer, module)
-                finally:
-                    begun.evaluate.teardown(trainer, module, "fit")
+            run_trainer(trainer, module, data, begun.evaluate, first_update, checkpoint)
         except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
             raise InterruptedRun(how_to_go_on(run, module.updates, begun.checkpoints), signals.received()) from None
 
@@ -185,7 +174,11 @@ def prepare(cfg: DictConfig, parts: Parts | None, console: Console) -> OfflineDa
 
 
 def build_run(
-    cfg: DictConfig, data: OfflineData, saved: dict[str, Any] | None, parts: Parts | None
+    cfg: DictConfig,
+    data: OfflineData,
+    provenance: dict[str, Any],
+    saved: dict[str, Any] | None,
+    parts: Parts | None,
 ) -> tuple[Algorithm, str]:
     """The algorithm of a run, and why it is compiled or not; what was chosen is noted in ``cfg``.
 
@@ -193,7 +186,7 @@ def build_run(
         RefusedRun: it goes on, and its data are not those it began with.
     """
     if saved:
-        refuse_other_data(saved["mfrl"]["provenance"], data.provenance())
+        refuse_other_data(saved["mfrl"]["provenance"], provenance)
     L.seed_everything(cfg.seed, verbose=False)  # again: initial weights do not depend on what was drawn for the data
     algorithm = parts["algo"](spec=data.spec) if parts else build_algorithm(cfg, data.spec)
     cfg.compile, why = choose(cfg.compile, cfg.updates)  # for good: a resumed run goes on as it began
@@ -215,7 +208,7 @@ class Begun:
     loggers: list[Logger]
     started: float
 
-    def finish(self, module: Training) -> dict[str, Any]:
+    def finish(self, module: Trained) -> dict[str, Any]:
         """Write result.json, and return what it holds."""
         cfg, run = self.cfg, self.run
         result = {
@@ -253,14 +246,14 @@ def begin(
     run: RunFolder,
     first_update: int,
     data: OfflineData,
-    module: Training,
-    progress: Progress,
+    provenance: dict[str, Any],
+    module: Trained,
+    progress: Progress | Spread,
     parts: Parts | None,
 ) -> Begun:
     """Write down what a run is, and make what watches it."""
     cfg.run_dir = literal(str(run.path))
     cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
-    provenance = data.provenance()
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
     extra = {
@@ -300,6 +293,24 @@ def build_trainer(cfg: DictConfig, root: Path, callbacks: list[L.Callback], logg
     return build(cfg.trainer)(callbacks=callbacks, logger=loggers, **alone)
 
 
+def run_trainer(
+    trainer: L.Trainer,
+    module: Training,
+    data: OfflineData,
+    evaluate: L.Callback,
+    first_update: int,
+    checkpoint: Path | None = None,
+) -> None:
+    """Train to the last update, from a checkpoint where there is one; from the last update on only evaluate."""
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if first_update == module.total_updates:  # stopped after its last update: Lightning's loop does not start
+        module.to(trainer.strategy.root_device)  # from where Lightning has put it
+        try:
+            evaluate.on_train_start(trainer, module)
+        finally:
+            evaluate.teardown(trainer, module, "fit")
+
+
 def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
     """What is going to be done, in three lines."""
     env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {where}"))
@@ -314,7 +325,7 @@ def final_share(cfg: DictConfig) -> float:
 
 
 @contextmanager
-def telling_how_to_go_on(run: RunFolder, module: Training, checkpoints: Checkpoint) -> Iterator[None]:
+def telling_how_to_go_on(run: RunFolder, module: Trained, checkpoints: Checkpoint) -> Iterator[None]:
     """Where the machine and not the training was the trouble, say as well what is left of the run."""
     try:
         yield
@@ -354,6 +365,36 @@ def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint, told: str
     if not run.last_checkpoint.is_file():
         return f"{where}; there is no checkpoint, so it has to begin anew"
     return f"{where}; go on with:  {pasted('mfrl', 'train', resume=run.path)}"
+
+
+def check_existing(cfg: DictConfig) -> None:
+    if cfg.existing not in EXISTING:
+        raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
+
+
+def check_run(cfg: DictConfig, overrides: list[str]) -> None:
+    """Refuse settings that no run can be made of, and those of another algorithm or evaluation.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    check_settings(cfg)
+    refuse_settings_of_another_algorithm(cfg, overrides)
+    refuse_settings_of_another_evaluation(cfg, overrides)
+
+
+def left_in(run: RunFolder) -> dict[str, Any] | None:
+    """The checkpoint that an unfinished run goes on from; without one its folder is cleared, and it begins anew.
+
+    Raises:
+        RefusedRun: it is of an earlier version.
+    """
+    if not run.last_checkpoint.is_file():
+        run.clear()
+        return None
+    saved = load_checkpoint(run.last_checkpoint)
+    refuse_earlier(run.last_checkpoint, saved)
+    return saved
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.algorithms.groups import ActorAdam
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import Network, Time, Times, interpolate
+from mfrl.meanflow import Network, Time, interpolate, path_draws
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
-from mfrl.randomness import Draw, Normal
+from mfrl.randomness import Draw
 
 
 def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, time: Time) -> Tensor:
@@ -85,7 +85,7 @@ class FlowBC(Algorithm):
         super().__init__(spec, updates, **others)
         c = self.settings
         self.actor = self.network(actor)
-        self.groups = (Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),)
+        self.groups = (c.group("actor", updates),)
 
     def policy(self) -> FlowPolicy:
         c = self.settings
@@ -93,10 +93,7 @@ class FlowBC(Algorithm):
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         c = self.settings
-        return {
-            "flow": Normal((batch_size, self.spec.action_dim), c.sigma),
-            "time": Times(batch_size, c.time_steps),
-        }
+        return path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps)
 
     def loss(
         self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.flow_bc import FlowBCSettings, FlowPolicy, euler, flow_matching_loss
-from mfrl.algorithms.groups import Group
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.meanflow import Network, Times, end_time
+from mfrl.meanflow import Network, end_time, path_draws
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
-from mfrl.randomness import Draw, Normal
+from mfrl.randomness import Draw
 
 
 def student_action(student: Network, observations: Tensor, e: Tensor) -> Tensor:
@@ -88,11 +87,7 @@ class FlowDistilled(Algorithm):
         require("updates", 0 < middle < updates, updates, "enough to leave one for each of the two stages")
         self.flow = self.network(actor)
         self.student = self.network(actor)
-        adam = {"clip": c.max_grad_norm, "warmup": c.actor_warmup, "floor": c.actor_lr_floor}
-        self.groups = (
-            Group("flow", c.actor_lr, end=middle, **adam),
-            Group("student", c.actor_lr, begin=middle, end=updates, **adam),
-        )
+        self.groups = c.group("flow", middle), c.group("student", updates, begin=middle)
 
     def policy(self) -> Policy:
         """The student once it has begun to learn; before that the flow, which is all there is to act with."""
@@ -103,10 +98,7 @@ class FlowDistilled(Algorithm):
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         c = self.settings
-        return {
-            "flow": Normal((batch_size, self.spec.action_dim), c.sigma),
-            "time": Times(batch_size, c.time_steps),
-        }
+        return path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps)
 
     def loss(
         self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.algorithms.groups import ActorAdam
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.networks import Sees
 from mfrl.policy import Normalizer, Policy
@@ -56,7 +56,7 @@ class GaussianBC(Algorithm):
         super().__init__(spec, updates, **others)
         c = self.settings
         self.actor = self.network(actor)
-        self.groups = (Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),)
+        self.groups = (c.group("actor", updates),)
 
     def policy(self) -> GaussianPolicy:
         return GaussianPolicy(self.actor, self.normalizer, self.spec.action_dim)

@@ -69,3 +69,8 @@ class ActorAdam(Settings):
     actor_warmup: float = 0.05
     actor_lr_floor: float = 0.1
     max_grad_norm: float = 1.0
+
+    def group(self, network: str, end: int, begin: int = 0) -> Group:
+        """The actor's network, or one that is trained as an actor is, over the updates from ``begin`` to ``end``."""
+        rate = {"warmup": self.actor_warmup, "floor": self.actor_lr_floor}
+        return Group(network, self.actor_lr, end, self.max_grad_norm, begin=begin, **rate)

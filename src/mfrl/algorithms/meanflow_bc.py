@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import ActorAdam, Group
+from mfrl.algorithms.groups import ActorAdam
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import FlowLoss, Times, flow_loss
+from mfrl.meanflow import FlowLoss, flow_loss, path_draws
 from mfrl.policy import OneStepPolicy
-from mfrl.randomness import Draw, Normal
+from mfrl.randomness import Draw
 from mfrl.reformulation import Reformulation
 
 
@@ -54,7 +54,7 @@ class MeanFlowBC(Algorithm):
         c = self.settings
         self.reformulation = reformulation
         self.actor = self.network(actor, **({"two_times": True} if reformulation.two_times else {}))
-        self.groups = (Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),)
+        self.groups = (c.group("actor", updates),)
 
     def policy(self) -> OneStepPolicy:
         sigma, dim = self.settings.sigma, self.spec.action_dim
@@ -62,10 +62,7 @@ class MeanFlowBC(Algorithm):
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         c = self.settings
-        return {
-            "flow": Normal((batch_size, self.spec.action_dim), c.sigma),
-            "time": Times(batch_size, c.time_steps, self.reformulation.instant_share),
-        }
+        return path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps, self.reformulation.instant_share)
 
     def loss(
         self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]

@@ -94,7 +94,7 @@ class MeanFlowQL(Algorithm):
         self.value_range = spec.value_range(c.discount) if c.clip_targets else None
 
         self.groups = (
-            Group("actor", c.actor_lr, updates, c.max_grad_norm, c.actor_warmup, c.actor_lr_floor),
+            c.group("actor", updates),
             Group("critic", c.critic_lr, updates, c.max_grad_norm),
         )
         self.averages = (Average("target_critic", "critic", c.tau),)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -92,7 +92,8 @@ class Learner:
             if any(True for _ in network.parameters())
         }
         self._parameters = {name: self._adopt_parameters(layout) for name, layout in self._layouts.items()}
-        self._buffers = {name: self._adopt_buffer(name) for name in first.state_dict() if name not in self._names()}
+        parameters = {name for layout in self._layouts.values() for name in layout.names}
+        self._buffers = {name: self._adopt_buffer(name) for name in first.state_dict() if name not in parameters}
         self._moments = {
             name: (torch.zeros_like(self._parameters[name]), torch.zeros_like(self._parameters[name]))
             for name in self._groups
@@ -255,9 +256,6 @@ class Learner:
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
-
-    def _names(self) -> Collection[str]:
-        return {name for layout in self._layouts.values() for name in layout.names}
 
     def _adopt_parameters(self, layout: Layout) -> Tensor:
         """The members' vectors, of which their parameters are views from now on."""

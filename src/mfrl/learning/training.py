@@ -39,7 +39,49 @@ class Window:
         return cls(torch.zeros(scalars, members), [0] * members)
 
 
-class Training(L.LightningModule):
+class Trained:
+    """What callbacks ask of an algorithm that is being trained."""
+
+    algorithm: Algorithm
+
+    @property
+    def updates(self) -> int:
+        return self.algorithm.k
+
+    @property
+    def total_updates(self) -> int:
+        return self.algorithm.total_updates
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.algorithm.spec
+
+    def policy(self) -> Policy:
+        """What acts in an environment; shares the networks being trained."""
+        return self.algorithm.policy()
+
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the loss on data not trained on, with the same noise each time."""
+        algorithm, device = self.algorithm, batch.actions.device
+        streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
+        numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
+        noise = streams.values({name: x[0] for name, x in numbers.items()})
+        return algorithm.loss(batch, noise, algorithm.trained)[1]
+
+    @torch.no_grad()
+    def nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or infinity."""
+        names, parameters = zip(*self.algorithm.named_parameters(), strict=True)
+        finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
+        return [name for name, holds in zip(names, finite, strict=True) if not holds]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers as tensors of their own, and not views of what all members share."""
+        return {name: tensor.clone() for name, tensor in self.algorithm.state_dict().items()}
+
+
+class Training(Trained, L.LightningModule):
     """A LightningModule whose ``training_step`` runs one update per index batch of a :class:`Chunk`.
 
     Lightning's per-step overhead is then paid once per chunk. Progress is the number of updates, ``updates``; it is
@@ -66,22 +108,6 @@ class Training(L.LightningModule):
         self._saved: dict[int, Any] = {}  # of the learner, by member, until there is one
         self._windows: dict[tuple[str, ...], Window] = {}  # by the scalars' names, which differ between stages
 
-    @property
-    def updates(self) -> int:
-        return self.algorithm.k
-
-    @property
-    def total_updates(self) -> int:
-        return self.algorithm.total_updates
-
-    @property
-    def spec(self) -> DataSpec:
-        return self.algorithm.spec
-
-    def policy(self) -> Policy:
-        """What acts in an environment; shares the networks being trained."""
-        return self.algorithm.policy()
-
     def configure_optimizers(self) -> list[Any]:
         return []  # the learner steps
 
@@ -107,12 +133,6 @@ class Training(L.LightningModule):
                 break
         self.stamp = time.monotonic()
 
-    def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        return held_out(self.algorithm, batch)
-
-    def nonfinite_parameters(self) -> list[str]:
-        return nonfinite_parameters(self.algorithm)
-
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
@@ -129,11 +149,15 @@ class Training(L.LightningModule):
             self.seconds_aside += time.perf_counter() - start
 
     def _add(self, names: tuple[str, ...], values: Tensor) -> None:
-        members = 1 + len(self.beside)
-        window = self._windows.setdefault(names, Window.empty(len(names), members))
+        window = self._window(names)
         window.sums = window.sums.to(values.device)  # from where a checkpoint put them
-        window.sums += values.view(-1, members)
+        window.sums += values.view(window.sums.shape)
         window.counts = [count + 1 for count in window.counts]
+
+    def _window(self, names: tuple[str, ...]) -> Window:
+        if names not in self._windows:
+            self._windows[names] = Window.empty(len(names), 1 + len(self.beside))
+        return self._windows[names]
 
     def pop_metrics(self, member: int = 0) -> dict[str, float]:
         """Means of the updates since the last call: the only place where the device is waited for."""
@@ -147,7 +171,7 @@ class Training(L.LightningModule):
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
         """The algorithm's, under its own names, as tensors of their own."""
-        return own_state(self.algorithm)
+        return self.own_state()
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         return self.algorithm.load_state_dict(state_dict, strict)
@@ -178,29 +202,16 @@ class Training(L.LightningModule):
             algorithm.k = checkpoint["updates"]
         self._saved[member] = checkpoint["learner"]
         for part in checkpoint["window"]:
-            names = tuple(part["names"])
-            window = self._windows.setdefault(names, Window.empty(len(names), 1 + len(self.beside)))
+            window = self._window(tuple(part["names"]))
             window.sums[:, member], window.counts[member] = part["sums"], part["count"]
 
 
-class Member:
+class Member(Trained):
     """One member of a population, to callbacks what :class:`Training` is of a run of its own."""
 
     def __init__(self, training: Training, index: int) -> None:
         self.training, self.index = training, index
-        self.algorithm: Algorithm = [training.algorithm, *training.beside][index]
-
-    @property
-    def updates(self) -> int:
-        return self.algorithm.k
-
-    @property
-    def total_updates(self) -> int:
-        return self.algorithm.total_updates
-
-    @property
-    def spec(self) -> DataSpec:
-        return self.algorithm.spec
+        self.algorithm = [training.algorithm, *training.beside][index]
 
     @property
     def device(self) -> torch.device:
@@ -225,15 +236,6 @@ class Member:
     def aside(self) -> AbstractContextManager[None]:
         return self.training.aside()
 
-    def policy(self) -> Policy:
-        return self.algorithm.policy()
-
-    def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        return held_out(self.algorithm, batch)
-
-    def nonfinite_parameters(self) -> list[str]:
-        return nonfinite_parameters(self.algorithm)
-
     def pop_metrics(self) -> dict[str, float]:
         return self.training.pop_metrics(self.index)
 
@@ -243,33 +245,10 @@ class Member:
             "pytorch-lightning_version": L.__version__,
             "epoch": 0,
             "global_step": 0,
-            "state_dict": own_state(self.algorithm),
+            "state_dict": self.own_state(),
             "optimizer_states": [],
             "lr_schedulers": [],
             "callbacks": {},
         }
         self.training.save(checkpoint, self.index)
         return checkpoint
-
-
-@torch.no_grad()
-def held_out(algorithm: Algorithm, batch: Batch) -> dict[str, Tensor]:
-    """The parts of the loss on data not trained on, with the same noise each time."""
-    device = batch.actions.device
-    streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
-    numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
-    noise = streams.values({name: x[0] for name, x in numbers.items()})
-    return algorithm.loss(batch, noise, algorithm.trained)[1]
-
-
-@torch.no_grad()
-def nonfinite_parameters(algorithm: Algorithm) -> list[str]:
-    """Names of the parameters that hold NaN or infinity."""
-    names, parameters = zip(*algorithm.named_parameters(), strict=True)
-    finite = torch.stack([p.isfinite().all() for p in parameters]).tolist()
-    return [name for name, holds in zip(names, finite, strict=True) if not holds]
-
-
-def own_state(algorithm: Algorithm) -> dict[str, Tensor]:
-    """Parameters and buffers as tensors of their own, and not views of what all members share."""
-    return {name: tensor.clone() for name, tensor in algorithm.state_dict().items()}
