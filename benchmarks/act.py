@@ -10,11 +10,12 @@ import time
 
 import torch
 
-from mfrl.algorithms import MeanFlowQL
+from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.data.batch import DataSpec
-from mfrl.networks import DiT, QEnsemble
+from mfrl.networks.critic import QEnsemble
+from mfrl.networks.dit import DiT
 from mfrl.reformulation import Reformulation
-from mfrl.run import versions
+from mfrl.runs.folder import versions
 
 
 def main() -> None:

@@ -22,15 +22,16 @@ import hydra
 import lightning as L
 import torch
 
-from mfrl.cli import quiet_lightning
-from mfrl.config import CONFIG_DIR, build_algorithm
+from mfrl.app.cli import quiet_lightning
+from mfrl.app.config import build_algorithm
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import DataSpec
 from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
 from mfrl.learning.training import Training
-from mfrl.networks import ImpalaEncoder
-from mfrl.run import versions
+from mfrl.networks.encoder import ImpalaEncoder
+from mfrl.runs.folder import versions
+from mfrl.system.paths import CONFIG_DIR
 
 BATCH, ROWS, SHAPE = 256, 2000, (3, 64, 64, 3)
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}

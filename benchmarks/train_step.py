@@ -38,11 +38,12 @@ from torch import Tensor, nn
 from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfrl.algorithms import MeanFlowQL
-from mfrl.config import CONFIG_DIR, build_algorithm
+from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.app.config import build_algorithm
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.learning.learner import Learner
-from mfrl.run import versions
+from mfrl.runs.folder import versions
+from mfrl.system.paths import CONFIG_DIR
 
 BATCH = 256
 # Sizes of observation and action, and the overrides of conf/train.yaml.

@@ -15,7 +15,7 @@ DATASET = "pointmaze-medium-explore"
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small pointmaze dataset, collected."""
-    from mfrl.collect import collect
+    from mfrl.collect.ogbench.runner import collect
 
     folder = tmp_path_factory.mktemp("data")
     collect(DATASET, folder, episodes=12, val_episodes=2, episode_steps=101, workers=1, progress=False)

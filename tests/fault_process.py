@@ -15,7 +15,9 @@ from typing import ClassVar
 from omegaconf import DictConfig
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["mfrl.train", "mfrl.cli", "mfrl.callbacks.samples", "tensorboard", "fault_process"])
+_server.set_forkserver_preload(
+    ["mfrl.app.train", "mfrl.app.cli", "mfrl.callbacks.samples", "tensorboard", "fault_process"]
+)
 
 
 class Command:
@@ -77,8 +79,8 @@ def _run(
     os.dup2(descriptor, 2)
     import torch
 
-    from mfrl.cli import main
-    from mfrl.train import train
+    from mfrl.app.cli import main
+    from mfrl.app.train import train
 
     torch.set_num_threads(1)
     if prepare is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from mfrl.collect import Settings
-from mfrl.collect.episode import environment_seed, episode_rng
-from mfrl.collect.manipspace import ManipspaceCollector
+from mfrl.catalogue import Settings
+from mfrl.collect.ogbench.episode import environment_seed, episode_rng
+from mfrl.collect.ogbench.manipspace import ManipspaceCollector
 
 
 def replay(settings: Settings) -> np.ndarray:

@@ -8,9 +8,10 @@ import hydra
 import numpy as np
 import pytest
 
-from mfrl.config import CONFIG_DIR, build
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
+from mfrl.runs.targets import build
+from mfrl.system.paths import CONFIG_DIR
 
 # Numbers in an observation and an action, and steps of an episode, as the two benchmarks define them.
 STATES = {

@@ -34,23 +34,25 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from mfrl.algorithms import FlowBC, FlowDistilled, GaussianBC, MeanFlowBC
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.flow_bc import euler, flow_matching_loss
-from mfrl.algorithms.gaussian_bc import negative_log_likelihood
-from mfrl.callbacks import Monitor
-from mfrl.config import build_algorithm
+from mfrl.algorithms.flow_bc import FlowBC, euler, flow_matching_loss
+from mfrl.algorithms.flow_distilled import FlowDistilled
+from mfrl.algorithms.gaussian_bc import GaussianBC, negative_log_likelihood
+from mfrl.algorithms.meanflow_bc import MeanFlowBC
+from mfrl.app.config import build_algorithm
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import train
+from mfrl.callbacks.monitor import Monitor
 from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError, DivergedError
-from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.meanflow import Time
-from mfrl.networks import GaussianMLP
+from mfrl.networks.gaussian import GaussianMLP
 from mfrl.reformulation import Reformulation
+from mfrl.runs.load import load_algorithm
 from mfrl.schedules import warmup_cosine
-from mfrl.train import train
 
 SIZE = 6
 TWO_TIMES = Reformulation(1.0, -1.0, instant_share=0.5)

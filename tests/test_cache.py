@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mfrl.data import provenance
+from mfrl.data import records
 from mfrl.data.cache import Cache, CacheError, Store
-from mfrl.data.provenance import Checksums
+from mfrl.data.records import Checksums
 from mfrl.data.storage import Pages
 from mfrl.errors import ConfigError, DataError
 
@@ -139,8 +139,8 @@ def test_touched_or_copied_files_are_looked_at_once_more_and_stay(
 ) -> None:
     build, seen = Builds(), []
     open_entry(tmp_path, build)
-    digest = provenance.sha256
-    monkeypatch.setattr(provenance, "sha256", lambda path: seen.append(Path(path).name) or digest(path))
+    digest = records.sha256
+    monkeypatch.setattr(records, "sha256", lambda path: seen.append(Path(path).name) or digest(path))
     open_entry(tmp_path, build)
     assert seen == []
     os.utime(tmp_path / ".prepared" / "set-v0" / "large.npy", (1, 1))
@@ -156,13 +156,13 @@ def test_checksums_follow_the_bytes_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
     first = Checksums([tmp_path]).of(path)
-    assert first == provenance.fingerprint(path)
+    assert first == records.fingerprint(path)
     path.write_bytes(b"three")
-    assert Checksums([tmp_path]).of(path) == provenance.fingerprint(path) != first
+    assert Checksums([tmp_path]).of(path) == records.fingerprint(path) != first
     before = path.stat()
     path.write_bytes(b"THREE")  # of the same size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert Checksums([tmp_path]).of(path) == provenance.fingerprint(path)
+    assert Checksums([tmp_path]).of(path) == records.fingerprint(path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"%s": 3}', '{"%s": [1, 2, 3]}'])
@@ -170,7 +170,7 @@ def test_remembered_checksums_that_make_no_sense_are_forgotten(text: str, tmp_pa
     path = tmp_path / "a"
     path.write_bytes(b"one")
     (tmp_path / "checksums.json").write_text(text.replace("%s", str(path.resolve())))
-    assert Checksums([tmp_path]).of(path) == provenance.fingerprint(path)
+    assert Checksums([tmp_path]).of(path) == records.fingerprint(path)
 
 
 def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from tiny import COMMAND, mfrl
 
-from mfrl.cli import check_overrides
-from mfrl.collect import CollectError, collect
+from mfrl.app.cli import check_overrides
+from mfrl.app.tasks import choose
+from mfrl.catalogue import CollectError
+from mfrl.collect.ogbench.runner import collect
 from mfrl.data.download import download
 from mfrl.errors import ConfigError, DataError
-from mfrl.tasks import choose
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfrl.collect import CollectError, collect, plan, workers
-from mfrl.collect.episode import episode_rng
-from mfrl.collect.manipspace import ManipspaceCollector, cube_stays_visible
-from mfrl.collect.maze import MazeCollector
-from mfrl.data import provenance
+from mfrl.catalogue import CollectError, plan
+from mfrl.collect.ogbench import workers
+from mfrl.collect.ogbench.episode import episode_rng
+from mfrl.collect.ogbench.manipspace import ManipspaceCollector, cube_stays_visible
+from mfrl.collect.ogbench.maze import MazeCollector
+from mfrl.collect.ogbench.runner import collect
+from mfrl.data import records
 
 MAZE = "pointmaze-medium-explore-v0"
 TINY = {"episodes": 2, "episode_steps": 21, "workers": 1, "progress": False}
@@ -306,7 +308,7 @@ def test_scene_health_check_keeps_the_cube_in_sight(y, z, healthy):
 
 def test_an_unhealthy_scene_episode_is_retried(monkeypatch):
     verdicts = iter([False, False, True])
-    monkeypatch.setattr("mfrl.collect.manipspace.cube_stays_visible", lambda _: next(verdicts))
+    monkeypatch.setattr("mfrl.collect.ogbench.manipspace.cube_stays_visible", lambda _: next(verdicts))
     collector = ManipspaceCollector(dataclasses.replace(plan("scene-play"), episode_steps=6))
     assert len(collector.episode(episode_rng(0, "train", 0))["observations"]) == 6
     assert next(verdicts, None) is None
@@ -355,14 +357,14 @@ def test_the_callers_random_state_is_left_alone(tmp_path):
 
 def test_record_describes_the_files(tmp_path):
     result = collect(MAZE, tmp_path, **TINY, seed=7)
-    record = provenance.read(tmp_path, MAZE)
+    record = records.read(tmp_path, MAZE)
     assert record == json.loads(json.dumps(result.provenance))
     assert (record["source"], record["seed"], record["episodes"], record["noise"]) == ("collected", 7, 2, 0.5)
     assert {record["versions"][p] is not None for p in ("ogbench", "mujoco", "numpy")} == {True}
     for path in (result.train_path, result.val_path):
-        assert record["files"][path.name] == {"sha256": provenance.sha256(path), "bytes": path.stat().st_size}
+        assert record["files"][path.name] == {"sha256": records.sha256(path), "bytes": path.stat().st_size}
     assert sorted(tree(tmp_path)) == sorted([*record["files"], f"{MAZE}.provenance.json"])
-    assert provenance.describe(tmp_path, MAZE) == record
+    assert records.describe(tmp_path, MAZE) == record
 
 
 def test_existing_files_stay_unless_asked(tmp_path):
@@ -372,7 +374,7 @@ def test_existing_files_stay_unless_asked(tmp_path):
         collect(MAZE, tmp_path, **TINY, seed=1)
     assert tree(tmp_path) == before
     collect(MAZE, tmp_path, **TINY, seed=1, overwrite=True)
-    assert provenance.describe(tmp_path, MAZE)["seed"] == 1
+    assert records.describe(tmp_path, MAZE)["seed"] == 1
     assert sorted(tree(tmp_path)) == sorted(before)
 
 
@@ -382,23 +384,23 @@ def test_files_without_our_record_are_never_overwritten(tmp_path):
     with pytest.raises(CollectError, match=r"no mfrl record beside it.*Move it away yourself"):
         collect(MAZE, tmp_path, **TINY, overwrite=True)
     assert tree(tmp_path) == before
-    assert provenance.describe(tmp_path, MAZE)["source"] == "unrecorded"
+    assert records.describe(tmp_path, MAZE)["source"] == "unrecorded"
 
 
 def test_a_record_does_not_cover_files_it_was_not_written_for(tmp_path):
     result = collect(MAZE, tmp_path, **TINY)
     result.train_path.write_bytes(b"downloaded over ours")
-    assert provenance.describe(tmp_path, MAZE)["source"] == "unrecorded"
+    assert records.describe(tmp_path, MAZE)["source"] == "unrecorded"
     with pytest.raises(CollectError, match="not the file that the mfrl record"):
         collect(MAZE, tmp_path, **TINY, overwrite=True)
 
 
 def test_a_corrupt_record_is_named_and_blocks_overwriting(tmp_path):
     collect(MAZE, tmp_path, **TINY)
-    path = provenance.record_path(tmp_path, MAZE)
+    path = records.record_path(tmp_path, MAZE)
     path.write_text("{")
-    with pytest.raises(provenance.ProvenanceError, match=path.name):
-        provenance.read(tmp_path, MAZE)
+    with pytest.raises(records.ProvenanceError, match=path.name):
+        records.read(tmp_path, MAZE)
     with pytest.raises(CollectError, match=path.name):
         collect(MAZE, tmp_path, **TINY, overwrite=True)
 
@@ -478,7 +480,7 @@ def test_a_folder_that_cannot_be_made_is_reported_before_simulating(monkeypatch,
 
 def test_too_little_room_is_reported_after_one_episode(monkeypatch, tmp_path):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("mfrl.collect.runner.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("mfrl.collect.ogbench.runner.shutil.disk_usage", lambda _: usage)
     with pytest.raises(CollectError, match="GB free"):
         collect(MAZE, tmp_path, **TINY)
     assert tree(tmp_path) == {}

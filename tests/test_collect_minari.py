@@ -16,21 +16,24 @@ import pytest
 import torch
 from conftest import DATASET
 from minari.dataset._storages.hdf5_storage import HDF5Storage
+from omegaconf import OmegaConf
 
-from mfrl.collect import CollectError, command
-from mfrl.collect.minari import MAZES, check_free_to_make, collect, run_episode
-from mfrl.collect.policies import Uniform, Waypoints
-from mfrl.collect.recorder import Recorder, append, rows
-from mfrl.collect.waypoint import WaypointController
-from mfrl.config import CONFIG_DIR
+from mfrl.app import collect as command
+from mfrl.app.collect import collect_missing
+from mfrl.app.train import train
+from mfrl.catalogue import MAZES, CollectError
+from mfrl.collect.minari.plan import check_free_to_make, collect, run_episode
+from mfrl.collect.minari.policies import Uniform, Waypoints
+from mfrl.collect.minari.recorder import Recorder, append, rows
+from mfrl.collect.minari.waypoint import WaypointController
 from mfrl.data.minari import MinariData
 from mfrl.data.minari_files import describe
 from mfrl.envs import minari as minari_envs
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
-from mfrl.eval import load_algorithm
 from mfrl.randomness import generator
-from mfrl.train import train
+from mfrl.runs.load import load_algorithm
+from mfrl.system.paths import CONFIG_DIR
 
 UMAZE, PENDULUM = "mfrl/pointmaze/umaze-v0", "my/pendulum-random-v0"
 TINY = {"episodes": 2, "episode_steps": 80, "reference_episodes": 0, "progress": False}
@@ -179,7 +182,7 @@ def test_the_record_speaks_for_exactly_these_files(umaze: tuple[Path, dict[str, 
     root, record = umaze
     assert json.loads((root / UMAZE / "provenance.json").read_text()) == record == describe(root, UMAZE)
     assert record["source"] == "collected"
-    assert record["generator"]["function"] == "mfrl.collect.minari.collect"
+    assert record["generator"]["function"] == "mfrl.collect.minari.plan.collect"
     settings = {"seed": 0, "policy": "controller", "env_id": "PointMaze_UMaze-v3", "episode_steps": 300, "noise": 0.5}
     assert record | settings | {"episodes": 3, "transitions": 900} == record
     assert {"data/main_data.hdf5", "data/metadata.json"} == set(record["files"])
@@ -213,7 +216,7 @@ def test_rows_are_copies_for_environments_may_reuse_their_arrays() -> None:
 
 def test_a_training_run_collects_what_is_missing(tmp_path: Path) -> None:
     data = MinariData(UMAZE, str(tmp_path), observation_keys=["observation", "desired_goal"])
-    data.collect(**TINY)
+    collect_missing(OmegaConf.create({"env": {"suite": "minari"}, "collect": TINY}), data)
     data.setup()
     assert data.train is not None
     assert (data.spec.observation_dim, data.spec.action_dim) == (6, 2)

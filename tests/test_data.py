@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_critic, tiny_mlp, transitions
 
-from mfrl.algorithms import FQL, GaussianBC
+from mfrl.algorithms.fql import FQL
+from mfrl.algorithms.gaussian_bc import GaussianBC
 from mfrl.callbacks.evaluation import held_out
 from mfrl.data.assembly import keep_trajectories
 from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
@@ -25,7 +26,7 @@ from mfrl.data.storage import Transitions
 from mfrl.errors import DataError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.networks import GaussianMLP
+from mfrl.networks.gaussian import GaussianMLP
 
 
 @pytest.fixture

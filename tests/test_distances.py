@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mfrl.distances import mmd, mode_coverage, nearest_mode, off_mode, out_of_bounds, wasserstein2
+from mfrl.study.distances import mmd, mode_coverage, nearest_mode, off_mode, out_of_bounds, wasserstein2
 
 SQUARE = np.array([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 

@@ -16,9 +16,10 @@ import torch
 from omegaconf import OmegaConf
 from test_train import compose
 
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import train
 from mfrl.errors import RefusedRun
-from mfrl.eval import evaluate_checkpoint, load_algorithm
-from mfrl.train import train
+from mfrl.runs.load import load_algorithm
 
 EARLIER = Path(__file__).parent / "fixtures" / "earlier"
 NAMES = ["meanflowql", "fql"]

@@ -11,11 +11,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from mfrl.catalogue import singletask_id
 from mfrl.envs import ogbench
-from mfrl.envs.ogbench import EnvError, MazeLayout, maze_layout, singletask_id
+from mfrl.envs.maze import MazeLayout, maze_layout
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import VectorEnv, WorkerError
+from mfrl.errors import EnvError
 
 MEDIUM = EnvSpec("pointmaze-medium-singletask-v0")
 TELEPORT = EnvSpec("pointmaze-teleport-singletask-v0")

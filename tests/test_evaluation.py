@@ -260,7 +260,7 @@ def test_videos_play_back_what_was_written(frames, tmp_path, suffix):
 def test_a_video_that_fails_leaves_the_old_one_and_no_rest(frames, tmp_path, monkeypatch):
     path = write_video(frames, tmp_path / "episode.gif")
     old = path.read_bytes()
-    monkeypatch.setattr("mfrl.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("mfrl.system.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_video(frames[:2], path)
     assert path.read_bytes() == old

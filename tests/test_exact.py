@@ -7,10 +7,10 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import ndtri
 
-from mfrl import exact_figures
 from mfrl.errors import ConfigError
-from mfrl.exact import LineMixture
 from mfrl.reformulation import Reformulation
+from mfrl.study import figures
+from mfrl.study.exact import LineMixture
 
 MIXTURE = LineMixture((-0.75, 0.1, 0.5), 0.15)
 NORMAL = ndtri((np.arange(500) + 0.5) / 500)  # evenly spread quantiles of the noise
@@ -87,14 +87,14 @@ def test_at_t_1_direct_variants_output_the_action_and_velocity_the_noise_without
     e = np.linspace(-2, 2, 11)
     action = MIXTURE.flow(e, 1.0)
     for variant in (Reformulation(1.0, -1.0), Reformulation(1.0, [0.0, -1.0]), Reformulation(0.0, -1.0, 1.0)):
-        np.testing.assert_allclose(exact_figures.exact_output(MIXTURE, variant, e, 1.0), action, atol=1e-6)
-    velocity = exact_figures.exact_output(MIXTURE, Reformulation(0.0, 1.0), e, 1.0)
+        np.testing.assert_allclose(figures.exact_output(MIXTURE, variant, e, 1.0), action, atol=1e-6)
+    velocity = figures.exact_output(MIXTURE, Reformulation(0.0, 1.0), e, 1.0)
     np.testing.assert_allclose(velocity, e - action, atol=1e-6)
 
 
 def test_the_figure_of_outputs_has_bands_only_where_the_noise_is_asked_for() -> None:
     variants = {"residual": Reformulation(1.0, -1.0), "noise_residual": Reformulation(0.0, -1.0, 1.0)}
-    figure = exact_figures.outputs(MIXTURE, variants, times=(0.3, 1.0))
+    figure = figures.outputs(MIXTURE, variants, times=(0.3, 1.0))
     residual, noise = figure.axes
     assert [axes.get_title() for axes in figure.axes] == list(variants)
     assert [line.get_label() for line in residual.lines] == ["t = 0.3", "t = 1"]
@@ -111,7 +111,7 @@ def test_the_figure_of_outputs_has_bands_only_where_the_noise_is_asked_for() -> 
 
 
 def test_the_densities_of_the_figure_are_of_the_actions() -> None:
-    exact, settled = exact_figures.settled_actions(MIXTURE).axes[1].lines
+    exact, settled = figures.settled_actions(MIXTURE).axes[1].lines
     a, density = exact.get_data()
     np.testing.assert_allclose(density, MIXTURE.density(a, 0.0), atol=0.02)
     a, density = settled.get_data()

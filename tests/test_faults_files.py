@@ -32,16 +32,17 @@ from omegaconf import OmegaConf
 from test_train import assert_equal, resume, weights
 from tiny import compose
 
-from mfrl.collect.minari import collect
-from mfrl.config import CONFIG_DIR
+from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint
+from mfrl.app.train import train
+from mfrl.collect.minari.plan import collect
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import ADROIT_LABELS
 from mfrl.envs.minari import write_spec
 from mfrl.errors import CheckpointError, ConfigError, DataError, MfrlError
-from mfrl.eval import EvaluationError, evaluate_checkpoint, load_algorithm, load_data
-from mfrl.run import load_checkpoint
-from mfrl.saved import INSIDE, WHOLE, Saved
-from mfrl.train import train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.load import load_algorithm, load_data
+from mfrl.runs.saved import INSIDE, WHOLE, Saved
+from mfrl.system.paths import CONFIG_DIR
 
 TOY = [*tiny.TOY, "eval.every=24", "checkpoint.keep_all=true"]
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (3,), np.float32), Box(-2.0, 2.0, (1,), np.float32)
@@ -152,7 +153,7 @@ def test_a_name_that_is_one_when_checked_and_another_when_built_is_neither(
     mark = tmp_path / "ran"
 
     def attack(record: dict[str, Any]) -> None:
-        record["config"]["t"] = {"True": "os.system", "False": "mfrl.networks.MLP"}
+        record["config"]["t"] = {"True": "os.system", "False": "mfrl.networks.mlp.MLP"}
         record["config"]["compile"] = True
         call = {"_target_": "${oc.select:'t.${compile}','os.system'}", "_args_": [f"touch {mark}"]}
         put(place, call)(record)
@@ -163,7 +164,9 @@ def test_a_name_that_is_one_when_checked_and_another_when_built_is_neither(
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("target", ["mfrl.files.write_text", "mfrl.run.RunFolder", "mfrl.data.toy.ToyData"])
+@pytest.mark.parametrize(
+    "target", ["mfrl.system.files.write_text", "mfrl.runs.folder.RunFolder", "mfrl.study.toys.ToyData"]
+)
 def test_of_mfrl_itself_only_what_belongs_there_is_built(
     target: str, route: Callable[[Path], None], toy: Path, tmp_path: Path
 ) -> None:
@@ -176,7 +179,7 @@ def test_of_mfrl_itself_only_what_belongs_there_is_built(
 
 @pytest.mark.parametrize("part", ["data", "eval"])
 def test_the_data_and_the_evaluation_of_a_resumed_run_are_checked_too(part: str, toy: Path, tmp_path: Path) -> None:
-    for key, value in ((f"{part}.x", {"_target_": "os.getcwd"}), (f"{part}._target_", "mfrl.networks.MLP")):
+    for key, value in ((f"{part}.x", {"_target_": "os.getcwd"}), (f"{part}._target_", "mfrl.networks.mlp.MLP")):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         with pytest.raises(CheckpointError, match=f"as {key.removesuffix('._target_')}, which is not a class of mfrl"):
             into_a_resumed_run(changed(toy, tmp_path / "run", put(key, value)))
@@ -187,7 +190,7 @@ def test_the_data_and_the_evaluation_of_a_resumed_run_are_checked_too(part: str,
         load_data(record)
 
 
-MLP = "mfrl.networks.MLP"
+MLP = "mfrl.networks.mlp.MLP"
 TRICKS = {
     "a name that is none": ({"_target_": 7}, "no name of a class"),
     "no name": ({"_target_": None}, "no name of a class"),
@@ -377,7 +380,13 @@ NAMES = st.sampled_from(
         *WHOLE["data"],
         *WHOLE["eval"],
         *("this", "antigravity.geohash", "ftplib.FTP", "webbrowser.open", "xmlrpc.client.ServerProxy", "my_net.Net"),
-        *("mfrl.files.write_text", "mfrl.cli.main", "mfrl.networks.mlp.MLP", "mfrl.tasks", "mfrl.run.RunFolder"),
+        *(
+            "mfrl.system.files.write_text",
+            "mfrl.app.cli.main",
+            "mfrl.networks.mlp.MLP",
+            "mfrl.app.tasks",
+            "mfrl.runs.folder.RunFolder",
+        ),
     ]
 )
 TEXTS = NAMES | st.sampled_from(
@@ -543,7 +552,8 @@ def test_an_environment_that_is_no_description_is_refused(change: dict, pendulum
 
 
 OWN = """
-from mfrl.networks import MLP, DiT
+from mfrl.networks.mlp import MLP
+from mfrl.networks.dit import DiT
 from os import system
 
 class Mine(MLP):
@@ -707,7 +717,7 @@ def again(run_dir: Path) -> dict:
     return run(run_dir, *TOY, "existing=continue")
 
 
-@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.config", "mfrl.provenance", "mfrl.env"])
+@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.app.config", "mfrl.provenance", "mfrl.env"])
 def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(toy / "checkpoints" / "last.ckpt")
     *way, last = missing.split(".")
@@ -811,7 +821,7 @@ def test_numbers_that_cannot_be_written_are_told_first(
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounting needs root")
 def test_a_run_on_a_read_only_disk_is_evaluated(toy: Path, tmp_path: Path) -> None:
     shutil.copytree(toy, tmp_path / "run")
-    evaluate = f"{sys.executable} -c 'from mfrl.cli import main; main()' eval ckpt=run"
+    evaluate = f"{sys.executable} -c 'from mfrl.app.cli import main; main()' eval ckpt=run"
     script = f"mount --bind run run && mount -o remount,ro,bind run && {evaluate}"
     command = ["unshare", "-m", "sh", "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from mfrl import algorithms
-from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.app.report import report
+from mfrl.app.train import fetch_missing, train
 from mfrl.callbacks.explosions import Explosions
-from mfrl.collect.minari import collect
-from mfrl.config import CONFIG_DIR, arguments_of
+from mfrl.collect.minari.plan import collect
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
 from mfrl.data.storage import _room
@@ -40,17 +41,17 @@ from mfrl.envs import minari as minari_envs
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import ConfigError, DataError, DivergedError, MfrlError
-from mfrl.files import write_json
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.networks import GaussianMLP
+from mfrl.networks.gaussian import GaussianMLP
 from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
-from mfrl.report import report
 from mfrl.report.groups import group_runs
-from mfrl.report.runs import FINISHED, Run
+from mfrl.runs.read import FINISHED, Run
+from mfrl.runs.targets import arguments_of
 from mfrl.settings import CHOICES, RANGES
-from mfrl.train import fetch_missing, train
+from mfrl.system.files import write_json
+from mfrl.system.paths import CONFIG_DIR
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
 
@@ -300,8 +301,8 @@ def test_a_run_whose_environment_tells_nothing_shows_no_column_of_it_anywhere(
 def test_an_environment_that_tells_of_successes_only_is_averaged_over_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mfrl.run import RunFolder
-    from mfrl.train import final_scores
+    from mfrl.app.train import final_scores
+    from mfrl.runs.folder import RunFolder
 
     path = tmp_path / "eval.jsonl"
     each = [{"updates": k, "eval/return": float(k), "episodes": 1} for k in (1, 2, 3)]

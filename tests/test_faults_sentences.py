@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tiny import ENVIRONMENT, TOY, compose, mfrl
 
-from mfrl import signals
-from mfrl.cli import check_overrides, run
-from mfrl.collect.minari import collect
-from mfrl.config import CONFIG_DIR
+from mfrl.app.cli import check_overrides, run
+from mfrl.app.sweep import attempt
+from mfrl.app.train import train
+from mfrl.collect.minari.plan import collect
 from mfrl.data.minari_source import Source
 from mfrl.envs.evaluation import Evaluator
 from mfrl.envs.minari import change_spec, write_spec
@@ -36,11 +36,11 @@ from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import VectorEnv, WorkerError
 from mfrl.envs.video import write_video
 from mfrl.errors import ConfigError, DataError, refused_by_system
-from mfrl.paths import pasted, take_as_they_are
-from mfrl.report.runs import FINISHED, read_run
-from mfrl.run import load_checkpoint
-from mfrl.sweep import FAILED, attempt
-from mfrl.train import train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.jobs import FAILED
+from mfrl.runs.read import FINISHED, read_run
+from mfrl.system import signals
+from mfrl.system.paths import CONFIG_DIR, pasted, take_as_they_are
 
 NASTY = """R&D größe (1) a[1] {x} "q" it's $HOME ${seed} ~ update=10, a;b"""
 
@@ -460,8 +460,8 @@ def test_a_damaged_file_of_a_run_is_named(
         ),
         ("network.actor._target_=mfrl.netwroks.MLP", "algo.actor._target_=mfrl.netwroks.MLP cannot be found"),
         ("network.actor._target_=no_such_package.MLP", "No module named 'no_such_package'"),
-        ("network.actor._target_=mfrl.networks.QEnsemble", "is no setting of mfrl.networks.QEnsemble"),
-        ("+network.actor.hiden=[3]", "algo.actor.hiden is no setting of mfrl.networks.MLP (did you mean hidden?)"),
+        ("network.actor._target_=mfrl.networks.critic.QEnsemble", "is no setting of mfrl.networks.critic.QEnsemble"),
+        ("+network.actor.hiden=[3]", "algo.actor.hiden is no setting of mfrl.networks.mlp.MLP (did you mean hidden?)"),
         ("algo._target_=mfrl.algorithms.MeanFlowB", "(did you mean MeanFlowBC"),
     ],
 )

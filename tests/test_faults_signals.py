@@ -27,14 +27,15 @@ from fault_process import Command, kill_what_is_left, processes_of_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import COMMAND, ENVIRONMENT
 
-from mfrl import signals
-from mfrl.data.toy import ToyData
+from mfrl.app.train import check_settings, train
 from mfrl.envs import ogbench
 from mfrl.errors import ConfigError, DivergedError
-from mfrl.files import NoLocks, one_at_a_time, replacing, temporary_folder, write_text
-from mfrl.loggers import MetricsCSV
-from mfrl.run import RunFolder, load_checkpoint
-from mfrl.train import check_settings, train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.folder import RunFolder
+from mfrl.runs.loggers import MetricsCSV
+from mfrl.study.toys import ToyData
+from mfrl.system import signals
+from mfrl.system.files import NoLocks, one_at_a_time, replacing, temporary_folder, write_text
 
 # What is logged is no divisor of what is saved, so that windows of logging are cut by checkpoints.
 TOY = [*tiny.TOY, "updates=60", "log.every=7", "checkpoint.every=10", "eval.every=15"]
@@ -180,7 +181,7 @@ def test_a_hundred_kills_lose_nothing(reference: Path, tmp_path: Path) -> None:
 
 def killed_at_the_third_evaluation(where: str) -> None:
     """Plant a kill between an evaluation's appearance in the loggers and in ``eval.jsonl``, or before both."""
-    from mfrl.loggers import MetricsCSV
+    from mfrl.runs.loggers import MetricsCSV
 
     log, open_ = MetricsCSV.log_metrics, Path.open
     seen = []
@@ -264,7 +265,7 @@ def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) 
 
 def wait_in_an_update() -> None:
     """Plant an update that says when it has begun, and then takes minutes."""
-    from mfrl.callbacks import Interruption
+    from mfrl.callbacks.interruption import Interruption
 
     look = Interruption.on_train_batch_start
 
@@ -306,7 +307,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 
 def import_that_swallows() -> None:
     """As modules in C do: what a handler raises while they are imported becomes an ImportError."""
-    import mfrl.collect.command
+    import mfrl.app.collect
 
     def collect(*_: object) -> None:
         try:
@@ -314,7 +315,7 @@ def import_that_swallows() -> None:
         except SystemExit as error:
             raise ImportError("initialization failed") from error
 
-    mfrl.collect.command.collect = collect
+    mfrl.app.collect.collect = collect
 
 
 def test_a_signal_in_the_middle_of_an_import_is_no_error(tmp_path: Path) -> None:

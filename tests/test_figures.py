@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mfrl import figures
-from mfrl.envs.ogbench import MazeLayout
+from mfrl.callbacks import figures
+from mfrl.envs.maze import MazeLayout
 
 # An L: three cells along the bottom, then up on the right; asymmetric in x and y on purpose.
 WALLS = np.array(

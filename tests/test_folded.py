@@ -10,10 +10,12 @@ import torch
 from tiny import SPEC, algorithm, randn, randomise_, tiny_critic
 from torch import nn
 
-from mfrl.algorithms import FQL
+from mfrl.algorithms.fql import FQL
+from mfrl.algorithms.policy import Policy
 from mfrl.meanflow import Time
-from mfrl.networks import MLP, DiT, VectorField
-from mfrl.policy import Policy
+from mfrl.networks.dit import DiT
+from mfrl.networks.mlp import MLP
+from mfrl.networks.vector_field import VectorField
 
 
 @pytest.mark.parametrize("two_times", [False, True])

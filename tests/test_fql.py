@@ -30,18 +30,22 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from mfrl.algorithms import FQL
-from mfrl.config import build_algorithm
+from mfrl.algorithms.fql import FQL
+from mfrl.app.config import build_algorithm
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import train
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError
-from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.meanflow import Time, path_derivative
-from mfrl.networks import DiT, ImpalaEncoder, QEnsemble, VectorField
-from mfrl.train import train
+from mfrl.networks.critic import QEnsemble
+from mfrl.networks.dit import DiT
+from mfrl.networks.encoder import ImpalaEncoder
+from mfrl.networks.vector_field import VectorField
+from mfrl.runs.load import load_algorithm
 
 SIZE = 6
 NETWORKS = ("flow", "actor", "critic", "target_critic")

@@ -24,10 +24,9 @@ from mfrl.data.batch import Batch
 from mfrl.data.cache import Cache, CacheError
 from mfrl.data.npz import Npz
 from mfrl.data.ogbench import OGBenchData, Simulator, write_labels, write_rows
-from mfrl.data.provenance import ProvenanceError
+from mfrl.data.records import ProvenanceError
 from mfrl.data.storage import Pages, Transitions, as_tensor
-from mfrl.envs.ogbench import EnvError
-from mfrl.errors import DataError
+from mfrl.errors import DataError, EnvError
 
 CPU = torch.device("cpu")
 NAME = f"{DATASET}-v0"
@@ -64,7 +63,7 @@ def folder(data_dir: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cube set, and the same one with images, of noise, in the place of states."""
-    from mfrl.collect import collect
+    from mfrl.collect.ogbench.runner import collect
 
     folder = tmp_path_factory.mktemp("cube")
     collect(CUBE, folder, episodes=3, val_episodes=1, episode_steps=31, workers=1, progress=False)

@@ -13,14 +13,20 @@ from tiny import ACTION_DIM, RESIDUAL, SPEC, batch, tiny_critic, tiny_dit, tiny_
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from mfrl.algorithms import FQL, FlowBC, FlowDistilled, GaussianBC, MeanFlowBC, MeanFlowQL
 from mfrl.algorithms.base import Algorithm, frozen_copy
+from mfrl.algorithms.flow_bc import FlowBC
+from mfrl.algorithms.flow_distilled import FlowDistilled
+from mfrl.algorithms.fql import FQL
+from mfrl.algorithms.gaussian_bc import GaussianBC
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.meanflow_bc import MeanFlowBC
+from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.data.batch import Batch
 from mfrl.errors import CheckpointError
 from mfrl.learning.learner import Layout, Learner, adam_
 from mfrl.learning.training import Training
-from mfrl.networks import GaussianMLP, VectorField
+from mfrl.networks.gaussian import GaussianMLP
+from mfrl.networks.vector_field import VectorField
 from mfrl.reformulation import Reformulation
 from mfrl.settings import Settings
 

@@ -26,15 +26,16 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from mfrl.algorithms import MeanFlowQL
+from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.algorithms.policy import one_step
 from mfrl.data.batch import Batch
 from mfrl.data.sampling import ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.meanflow import Time, grid_times, path_derivative
-from mfrl.networks import DiT, Sees
-from mfrl.policy import one_step
+from mfrl.networks.dit import DiT
+from mfrl.networks.encoder import Sees
 from mfrl.q_learning import LONGEST_PULL, unit_pull
 from mfrl.randomness import Streams, indices, key_of
 from mfrl.reformulation import Reformulation

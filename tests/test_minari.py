@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from tiny import compose
 
-from mfrl.config import build
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import train
 from mfrl.data.assembly import loaded
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Cache
@@ -37,9 +38,8 @@ from mfrl.envs import d4rl
 from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvError
 from mfrl.errors import ConfigError, DataError, MfrlError
-from mfrl.eval import evaluate_checkpoint
-from mfrl.run import load_checkpoint
-from mfrl.train import train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.targets import build
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:minari"),  # no author, no permalink

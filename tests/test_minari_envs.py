@@ -15,12 +15,13 @@ import pytest
 from gymnasium import spaces
 from omegaconf import DictConfig
 
-from mfrl.config import CONFIG_DIR, build
 from mfrl.envs.d4rl import AdroitLabels, goal_labels, hand_distance
 from mfrl.envs.minari import read_spec, register_robotics, vector_keys, write_spec
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
 from mfrl.errors import ConfigError
+from mfrl.runs.targets import build
+from mfrl.system.paths import CONFIG_DIR
 
 register_robotics()
 
@@ -248,7 +249,7 @@ FOREIGN = {
         PENDULUM, wrappers=({"name": "H", "entry_point": "gymnasium.wrappers.rendering:HumanRendering", "kwargs": {}},)
     ),
     "our recorder, which writes files": as_json(
-        PENDULUM, wrappers=({"name": "R", "entry_point": "mfrl.collect.recorder:Recorder", "kwargs": {}},)
+        PENDULUM, wrappers=({"name": "R", "entry_point": "mfrl.collect.minari.recorder:Recorder", "kwargs": {}},)
     ),
     "our labels by another way": as_json(
         PENDULUM, wrappers=({"name": "L", "entry_point": "mfrl.envs.d4rl:gym.Wrapper", "kwargs": {}},)

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfrl.meanflow import Time
-from mfrl.networks import MLP, DiT, QEnsemble, Sees, primitives
+from mfrl.networks import primitives
+from mfrl.networks.critic import QEnsemble
+from mfrl.networks.dit import DiT
 from mfrl.networks.dual import Dual, variance_scaling_
+from mfrl.networks.encoder import Sees
+from mfrl.networks.mlp import MLP
 from mfrl.networks.time import TimeEmbedding
 
 BATCH, WIDTH, HEADS = 5, 16, 2

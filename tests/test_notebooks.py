@@ -13,9 +13,9 @@ from nbclient import NotebookClient
 from omegaconf import OmegaConf
 from test_train import run as run_in_the_maze
 
-from mfrl import notebook
+from mfrl.app import notebook
+from mfrl.app.notebook import Table
 from mfrl.errors import ConfigError
-from mfrl.notebook import Table
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))]

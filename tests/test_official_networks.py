@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.meanflow import Time
-from mfrl.networks import DiT, QEnsemble
+from mfrl.networks.critic import QEnsemble
+from mfrl.networks.dit import DiT
 
 PATH = Path(__file__).parent / "fixtures" / "official_actor_and_critic.json"
 OBSERVATION_DIM, ACTION_DIM = 3, 2

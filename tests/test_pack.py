@@ -15,11 +15,11 @@ import torch
 from conftest import DATASET
 from tiny import COMMAND, ENVIRONMENT, mfrl
 
-from mfrl.cli import spell_out_seeds
+from mfrl.app.cli import spell_out_seeds
+from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError
-from mfrl.report.runs import find_runs
-from mfrl.run import load_checkpoint
-from mfrl.sweep import packed
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.read import find_runs
 
 SMALL = [
     f"env=ogbench/{DATASET}",

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mfrl.config import CONFIG_DIR
+from mfrl.app.train import train
 from mfrl.data.assembly import BUFFER_ROWS, padded_statistics, statistics
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
 from mfrl.errors import ConfigError, DataError, RefusedRun
-from mfrl.eval import load_algorithm
-from mfrl.run import load_checkpoint
-from mfrl.train import train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.load import load_algorithm
+from mfrl.system.paths import CONFIG_DIR
 
 TINY = [
     "env=ogbench/pointmaze-medium-explore",

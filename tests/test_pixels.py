@@ -20,10 +20,17 @@ from test_train import assert_equal, compose, resume, weights
 from tiny import ACTION_DIM, RESIDUAL, doubled, noise_of, randomise_, tiny_critic, tiny_dit
 from torch import Tensor, nn
 
-from mfrl.algorithms import FlowBC, FlowDistilled, GaussianBC, MeanFlowBC, MeanFlowQL
 from mfrl.algorithms.base import Algorithm
-from mfrl.collect import CollectError, collect, plan
-from mfrl.config import build_algorithm
+from mfrl.algorithms.flow_bc import FlowBC
+from mfrl.algorithms.flow_distilled import FlowDistilled
+from mfrl.algorithms.gaussian_bc import GaussianBC
+from mfrl.algorithms.meanflow_bc import MeanFlowBC
+from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.app.config import build_algorithm
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import train
+from mfrl.catalogue import CollectError, plan
+from mfrl.collect.ogbench.runner import collect
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.ogbench import OGBenchData
@@ -32,12 +39,11 @@ from mfrl.data.storage import Transitions
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import ConfigError
-from mfrl.eval import evaluate_checkpoint, load_algorithm
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.networks import GaussianMLP, ImpalaEncoder, Sees
-from mfrl.networks.encoder import max_pool
-from mfrl.train import train
+from mfrl.networks.encoder import ImpalaEncoder, Sees, max_pool
+from mfrl.networks.gaussian import GaussianMLP
+from mfrl.runs.load import load_algorithm
 
 SIZE = 6
 SHAPE = (2, 8, 6, 3)  # frames, height, width, channels

@@ -7,9 +7,10 @@ import torch
 from tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, randn, randomise_, tiny_critic, tiny_dit
 from torch import Tensor, nn
 
+from mfrl.algorithms.policy import Normalizer, OneStepPolicy, one_step
 from mfrl.meanflow import Time
-from mfrl.networks import Sees
-from mfrl.policy import Normalizer, OneStepPolicy, best_of_n, one_step
+from mfrl.networks.encoder import Sees
+from mfrl.q_learning import best_of_n
 from mfrl.reformulation import Reformulation
 
 BATCH, N = 6, 5

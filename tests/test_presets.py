@@ -12,15 +12,17 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.cli import check_overrides
-from mfrl.config import CONFIG_DIR, build, build_algorithm, refuse_settings_of_another_algorithm
+from mfrl.app.cli import check_overrides
+from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
+from mfrl.app.tasks import PRESETS as KNOWN_KINDS
+from mfrl.app.train import check_settings
+from mfrl.catalogue import benchmark
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError
-from mfrl.networks import Sees
-from mfrl.report.runs import flatten
-from mfrl.tasks import PRESETS as KNOWN_KINDS
-from mfrl.tasks import benchmark
-from mfrl.train import check_settings
+from mfrl.networks.encoder import Sees
+from mfrl.runs.read import flatten
+from mfrl.runs.targets import build
+from mfrl.system.paths import CONFIG_DIR
 
 PRESETS = CONFIG_DIR / "experiment"
 

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from mfrl.callbacks import progress
-from mfrl.callbacks.progress import Progress, format_seconds
+from mfrl.callbacks.progress import Progress
+from mfrl.runs.scores import format_seconds
 
 
 @dataclass

@@ -20,15 +20,16 @@ import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
 
-from mfrl.collect import collect
-from mfrl.collect.episode import pack
-from mfrl.collect.minari import collect as collect_minari
-from mfrl.config import CONFIG_DIR, build
+from mfrl.collect.minari.plan import collect as collect_minari
+from mfrl.collect.ogbench.episode import pack
+from mfrl.collect.ogbench.runner import collect
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvSpec
+from mfrl.runs.targets import build
+from mfrl.system.paths import CONFIG_DIR
 
 State = dict[str, np.ndarray]
 

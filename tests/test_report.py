@@ -15,14 +15,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from mfrl.report import ReportError, main, report
+from mfrl.app.report import main, report
 from mfrl.report import figures as report_figures
 from mfrl.report import statistics as st
 from mfrl.report.groups import curve, group_runs, labels
 from mfrl.report.published import published_scores
-from mfrl.report.runs import find_runs
 from mfrl.report.summary import Bootstrap, over_tasks
 from mfrl.report.tables import escape, ranges
+from mfrl.runs.read import ReportError, find_runs
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115
 SHA = {"explore": "a" * 64, "navigate": "b" * 64}
@@ -55,7 +55,7 @@ def make_run(
         "env": {"suite": "ogbench", "name": dataset, "dataset": f"{dataset}-v0", "task": task},
         "variant": {"name": variant, "p": 1.0 if variant == "residual" else 0.0},
         "algo_name": "meanflowql",
-        "algo": {"_target_": "mfrl.algorithms.MeanFlowQL", "alpha": 1.0, "seed": "${seed}"},
+        "algo": {"_target_": "mfrl.algorithms.meanflowql.MeanFlowQL", "alpha": 1.0, "seed": "${seed}"},
     }
     for key, value in (overrides or {}).items():
         *sections, leaf = key.split(".")
@@ -68,7 +68,7 @@ def make_run(
     provenance = {
         "dataset": f"{dataset}-v0",
         "source": source,
-        "generator": {"package": "mfrl", "version": "0.1.0", "function": "mfrl.collect.collect"},
+        "generator": {"package": "mfrl", "version": "0.1.0", "function": "mfrl.collect.ogbench.runner.collect"},
         "noise": 0.5,
         "files": {f"{dataset}-v0.npz": {"sha256": sha}, f"{dataset}-v0-val.npz": {"sha256": "e" * 64}},
         "created": str(path),
@@ -425,7 +425,10 @@ def test_a_report_over_tasks_has_the_numbers_worked_out_by_hand(two_tasks: Path,
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| meanflowql | residual | 2 (0-1) | 90.0 ± 14.1 | 90.0 [80.0, 100.0] | 60 (2x3x10) |" in text
     assert "| residual | velocity | 2 | 0.75 [" in text
-    assert "collected by mfrl.collect.collect (mfrl 0.1.0), sha256 aaaaaaaaaaaa; not the official data set" in text
+    assert (
+        "collected by mfrl.collect.ogbench.runner.collect (mfrl 0.1.0), sha256 aaaaaaaaaaaa; not the official data set"
+        in text
+    )
     assert "mfrl train -m experiment=quickstart seed=0,1" in text
     for name in ("curves-humanoidmaze-medium-navigate-task-1.png", "intervals.png"):
         assert f"({name})" in text

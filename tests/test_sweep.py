@@ -28,13 +28,15 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
 from tiny import COMMAND, ENVIRONMENT, TOY
 
-from mfrl.config import CONFIG_DIR
+from mfrl.app.report import main as report
+from mfrl.app.sweep import attempt
+from mfrl.app.train import processes, train
 from mfrl.errors import ConfigError
-from mfrl.report import main as report
-from mfrl.report.runs import find_runs
-from mfrl.run import RunFolder, load_checkpoint
-from mfrl.sweep import FAILED, FINISHED, attempt, changed, common_folder, refuse_shared_folders
-from mfrl.train import processes, train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.folder import RunFolder
+from mfrl.runs.jobs import FAILED, FINISHED, changed, common_folder, refuse_shared_folders
+from mfrl.runs.read import find_runs
+from mfrl.system.paths import CONFIG_DIR
 
 SIMULATED = [
     f"env=ogbench/{DATASET}",

@@ -14,15 +14,14 @@ import hydra
 import pytest
 from rich.console import Console
 
-from mfrl import tasks
-from mfrl.cli import check_overrides
-from mfrl.collect.settings import LARGE, PUBLISHED, TRAINED_POLICY
-from mfrl.config import CONFIG_DIR
-from mfrl.data import minari_files, provenance
+from mfrl.app import tasks
+from mfrl.app.cli import check_overrides
+from mfrl.app.tasks import choose, find_data
+from mfrl.catalogue import LARGE, PUBLISHED, TRAINED_POLICY, TasksError, benchmark, others, singletask_id, spelled
+from mfrl.data import minari_files, records
 from mfrl.envs import ogbench
-from mfrl.envs.ogbench import EnvError, singletask_id
-from mfrl.errors import ConfigError
-from mfrl.tasks import TasksError, benchmark, choose, find_data, others, spelled
+from mfrl.errors import ConfigError, EnvError
+from mfrl.system.paths import CONFIG_DIR
 
 OGBENCH = sorted(env for env in tasks.environments() if env.startswith("ogbench/"))
 MAZE = "ogbench/pointmaze-medium-explore"  # what the shared fixture has collected
@@ -201,7 +200,7 @@ def test_collected_data_are_found_with_the_state_of_their_checksums(folder: Path
 
 
 def test_changed_files_are_unrecorded(folder: Path) -> None:
-    path = provenance.data_paths(folder, "pointmaze-medium-explore-v0")[0]
+    path = records.data_paths(folder, "pointmaze-medium-explore-v0")[0]
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
@@ -215,14 +214,14 @@ def test_changed_files_are_unrecorded(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{half", "[]", '{"dataset": 1}', '{"dataset": "pointmaze-medium-explore-v0"}'])
 def test_a_record_that_cannot_be_read_speaks_of_nothing(folder: Path, content: str) -> None:
-    provenance.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
+    records.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
     found = find_data(MAZE, str(folder))
     assert found.state == "unrecorded"
     assert ".provenance.json" in found.problem
 
 
 def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
-    path = provenance.record_path(folder, "pointmaze-medium-explore-v0")
+    path = records.record_path(folder, "pointmaze-medium-explore-v0")
     record = json.loads(path.read_text())
     (first, *_), files = record["files"], record["files"]
     for other in ({first: files[first]}, files | {"more.npz": files[first]}):
@@ -231,7 +230,7 @@ def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
 
 
 def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> None:
-    provenance.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
+    records.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
     found = find_data(MAZE, str(folder))
     assert found.state == "incomplete"
     assert "-val.npz missing" in found.problem
@@ -239,7 +238,7 @@ def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> Non
 
 
 def test_files_without_a_record_are_unrecorded_and_downloads_what_they_are(folder: Path) -> None:
-    record = provenance.record_path(folder, "pointmaze-medium-explore-v0")
+    record = records.record_path(folder, "pointmaze-medium-explore-v0")
     written = json.loads(record.read_text())
     for source in ("official", "mirror"):
         record.write_text(json.dumps(written | {"source": source}))
@@ -264,9 +263,9 @@ def test_large_sets_are_found_in_their_folder(tmp_path: Path) -> None:
     names = [f"cube-double-play-v0-{k:03d}{half}.npz" for k in range(3) for half in ("", "-val")]
     for name in names:
         (tmp_path / dataset / name).write_bytes(b"1")
-    files = {name: provenance.fingerprint(tmp_path / dataset / name) for name in names}
+    files = {name: records.fingerprint(tmp_path / dataset / name) for name in names}
     record = {"dataset": dataset, "source": "official", "files": files}
-    provenance.write(provenance.record_path(tmp_path, dataset), record)
+    records.write(records.record_path(tmp_path, dataset), record)
     assert find_data(env, str(tmp_path), verify=True).state == "official"
     (tmp_path / dataset / names[2]).unlink()
     assert find_data(env, str(tmp_path)).state == "incomplete"
@@ -284,7 +283,7 @@ def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert find_data("d4rl/pen-human").state == "incomplete"
     (data / "metadata.json").write_text("{}")
     assert find_data("d4rl/pen-human").state == "unrecorded"
-    files = {f"data/{path.name}": provenance.fingerprint(path) for path in data.iterdir()}
+    files = {f"data/{path.name}": records.fingerprint(path) for path in data.iterdir()}
     record = {"format": 1, "dataset": dataset, "source": "official", "files": files}
     (tmp_path / dataset / minari_files.RECORD).write_text(json.dumps(record))
     assert find_data("d4rl/pen-human", verify=True).state == "official"
@@ -326,7 +325,7 @@ def test_available_and_json_tell_programs_what_is_here(folder: Path, capsys: pyt
 def test_the_command_loads_neither_torch_nor_a_simulator() -> None:
     code = (
         "import sys; sys.argv = ['mfrl', 'tasks', 'cube-sngle-play']\n"
-        "from mfrl.cli import main\n"
+        "from mfrl.app.cli import main\n"
         "try: main()\n"
         "finally: print({'torch', 'gymnasium', 'ogbench', 'minari', 'mujoco', 'h5py'} & sys.modules.keys())"
     )

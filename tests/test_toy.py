@@ -16,19 +16,20 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import assert_equal, compose, resume, weights, without_seconds
 
-from mfrl.cli import check_overrides
-from mfrl.config import CONFIG_DIR
-from mfrl.data.toy import TOYS, Toy, ToyData, find_toy
-from mfrl.distances import mode_coverage, nearest_mode, off_mode
+from mfrl.algorithms.policy import Normalizer, Policy
+from mfrl.app.cli import check_overrides
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import train
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, DataError
-from mfrl.eval import evaluate_checkpoint, load_algorithm
-from mfrl.gallery import map_gallery, sample_gallery
-from mfrl.loggers import layout
-from mfrl.policy import Normalizer, Policy
-from mfrl.run import load_checkpoint
-from mfrl.samples import SampleEvaluator, displaced_lines, noise_lines
-from mfrl.train import train
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.load import load_algorithm
+from mfrl.runs.loggers import layout
+from mfrl.study.distances import mode_coverage, nearest_mode, off_mode
+from mfrl.study.evaluate import SampleEvaluator, displaced_lines, noise_lines
+from mfrl.study.gallery import map_gallery, sample_gallery
+from mfrl.study.toys import TOYS, Toy, ToyData, find_toy
+from mfrl.system.paths import CONFIG_DIR
 
 UNCONDITIONAL = [name for name in TOYS if not name.endswith("_conditional")]
 TINY = [
@@ -146,8 +147,8 @@ def test_every_toy_has_its_configuration() -> None:
     for name in TOYS:
         cfg = compose("train", "experiment=toy", f"env=toy/{name}")
         assert (cfg.env.dataset, cfg.env.name) == (name, f"toy-{name}")
-        assert cfg.eval._target_ == "mfrl.callbacks.EvaluateSamples"
-    assert compose("train").eval._target_ == "mfrl.callbacks.Evaluate"
+        assert cfg.eval._target_ == "mfrl.callbacks.samples.EvaluateSamples"
+    assert compose("train").eval._target_ == "mfrl.callbacks.evaluation.Evaluate"
 
 
 # ---- the datamodule

@@ -25,14 +25,17 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import compose, mfrl
 
-from mfrl.config import CONFIG_DIR, refuse_settings_of_another_algorithm
+from mfrl.app.config import refuse_settings_of_another_algorithm
+from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.train import fetch_missing, final_scores, refuse_other_data, summarise, train
 from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.evaluation import Evaluator
 from mfrl.errors import CheckpointError, ConfigError, DataError, DivergedError, RefusedRun
-from mfrl.eval import evaluate_checkpoint, load_algorithm
-from mfrl.files import one_at_a_time
-from mfrl.run import RunFolder, find_checkpoint, load_checkpoint
-from mfrl.train import fetch_missing, final_scores, refuse_other_data, summarise, train
+from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
+from mfrl.runs.folder import RunFolder
+from mfrl.runs.load import load_algorithm
+from mfrl.system.files import one_at_a_time
+from mfrl.system.paths import CONFIG_DIR
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -183,7 +186,7 @@ def test_a_dataset_that_another_process_collects_is_waited_for(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("collected a second time")
 
-    monkeypatch.setattr("mfrl.collect.collect", never)
+    monkeypatch.setattr("mfrl.collect.ogbench.runner.collect", never)
     data = OGBenchData(DATASET, data_dir=str(tmp_path))
     cfg = OmegaConf.create({"collect": {}})
     waiting = threading.Thread(target=fetch_missing, args=(cfg, data, Console(quiet=True)))
@@ -524,7 +527,13 @@ def test_nothing_pickled_in_a_checkpoint_runs(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "exploited").exists()
 
 
-FOREIGN = ["os.system", "mfrl.files.os.system", "mfrl.run.RunFolder.create", "builtins.exec", "pathlib.Path.write_text"]
+FOREIGN = [
+    "os.system",
+    "mfrl.system.files.os.system",
+    "mfrl.runs.folder.RunFolder.create",
+    "builtins.exec",
+    "pathlib.Path.write_text",
+]
 
 
 @pytest.mark.parametrize("target", FOREIGN)
@@ -645,7 +654,7 @@ def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) ->
 
 
 def test_a_stopped_run_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from mfrl.cli import main; main()", "train", *TINY]
+    command = [sys.executable, "-c", "from mfrl.app.cli import main; main()", "train", *TINY]
     command += [f"data_dir={data_dir}", "run_dir=out", "compile=false", "updates=100000", "checkpoint.every=6"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "last.ckpt").exists():

@@ -18,9 +18,10 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from minari.data_collector import EpisodeBuffer
 
-from mfrl.config import CONFIG_DIR, build
+from mfrl.app.train import train
 from mfrl.errors import MfrlError
-from mfrl.train import train
+from mfrl.runs.targets import build
+from mfrl.system.paths import CONFIG_DIR
 
 PAGE = (Path(__file__).parents[1] / "docs" / "your_data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)

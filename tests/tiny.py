@@ -14,15 +14,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mfrl.algorithms import MeanFlowQL
 from mfrl.algorithms.base import Algorithm
-from mfrl.config import CONFIG_DIR
+from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.storage import Transitions
 from mfrl.meanflow import Time
-from mfrl.networks import MLP, DiT, QEnsemble
+from mfrl.networks.critic import QEnsemble
+from mfrl.networks.dit import DiT
+from mfrl.networks.mlp import MLP
 from mfrl.randomness import Draw, Streams, key_of
 from mfrl.reformulation import Reformulation
+from mfrl.system.paths import CONFIG_DIR
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
 
@@ -38,7 +40,7 @@ SPEC = DataSpec(
 RESIDUAL = Reformulation(1.0, -1.0)
 
 #: The command line, to be started by `subprocess`, and the surroundings that make what it says one line each.
-COMMAND = [sys.executable, "-c", "from mfrl.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from mfrl.app.cli import main; main()"]
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 #: A run of a moment on a known distribution, without a simulator.
 TOY = [

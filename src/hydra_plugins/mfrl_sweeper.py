@@ -1,4 +1,4 @@
-"""Hydra finds its plugins in this namespace and nowhere else; what is done lies in mfrl.sweep."""
+"""Hydra finds its plugins in this namespace and nowhere else; what is done lies in mfrl.app.sweep."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl import signals
-from mfrl.cli import Composer, change, explain, parse
+from mfrl.app.cli import Composer, change, explain, parse
+from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError, refused_by_system
-from mfrl.paths import run_folder
-from mfrl.sweep import missing, packed, print_outcomes, refuse_shared_folders
+from mfrl.runs.jobs import missing, print_outcomes, refuse_shared_folders
+from mfrl.system import signals
+from mfrl.system.paths import run_folder
 
 KILLED = "a process was killed from outside, perhaps for want of memory"
 RESTARTS = 2
@@ -131,7 +132,7 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
 
 
 class Packing:
-    """A launcher of jobs packed by :func:`mfrl.sweep.packed`.
+    """A launcher of jobs packed by :func:`mfrl.app.sweep.packed`.
 
     Args:
         launcher: Hydra's.

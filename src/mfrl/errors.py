@@ -110,3 +110,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean a, b?)`` for near names, else an empty string."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+class EnvError(MfrlError, ValueError):
+    """An environment that cannot be built, or rendered, as asked."""

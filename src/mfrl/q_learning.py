@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mfrl.policy import Critic, best_of_n
 from mfrl.settings import Settings
 
 #: What becomes of the ensemble's values ``(ensemble, ...)`` in the Bellman target.
@@ -111,3 +112,26 @@ def unit_pull(gradient: Tensor) -> Tensor:
     median = length.flatten().sort().values.gather(0, middle[None])
     kept = length.minimum(LONGEST_PULL * median)
     return gradient * (kept / length.clamp_min(tiny)) / kept.sum().clamp_min(tiny)
+
+
+Critic = Callable[[Tensor, Tensor], Tensor]
+
+
+def best_of_n(
+    critic: Critic, observations: Tensor, candidates: Tensor, ceiling: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """The candidate with the largest mean Q of the ensemble, for each observation.
+
+    Args:
+        critic: (observations, actions) -> ``(ensemble, candidate, batch)``.
+        candidates: ``(candidate, batch, action_dim)``.
+        ceiling: no candidate counts for more. Of several that reach it the first is taken, which is to draw one.
+
+    Returns:
+        actions ``(batch, action_dim)`` and the ensemble's values of every candidate's best: ``(ensemble, batch)``,
+        read off the values just computed.
+    """
+    q = critic(observations, candidates)
+    best = q.mean(0).clamp(max=ceiling).argmax(0)
+    batch = torch.arange(candidates.shape[1], device=candidates.device)
+    return candidates[best, batch], q[:, best, batch]

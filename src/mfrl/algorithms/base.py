@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError
-from mfrl.networks import Sees
-from mfrl.policy import Normalizer, Policy
+from mfrl.networks.encoder import Sees
 from mfrl.q_learning import TD
 from mfrl.randomness import Draw
 from mfrl.settings import Settings, check

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.groups import ActorAdam
+from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Network, Time, interpolate, path_draws
-from mfrl.networks import Sees
-from mfrl.policy import Normalizer, Policy
+from mfrl.networks.encoder import Sees
 from mfrl.randomness import Draw
 
 

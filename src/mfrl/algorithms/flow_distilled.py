@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.flow_bc import FlowBCSettings, FlowPolicy, euler, flow_matching_loss
+from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
 from mfrl.meanflow import Network, end_time, path_draws
-from mfrl.networks import Sees
-from mfrl.policy import Normalizer, Policy
+from mfrl.networks.encoder import Sees
 from mfrl.randomness import Draw
 
 

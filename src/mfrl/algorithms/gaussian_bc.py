@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.groups import ActorAdam
+from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.networks import Sees
-from mfrl.policy import Normalizer, Policy
+from mfrl.networks.encoder import Sees
 
 
 def negative_log_likelihood(a: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

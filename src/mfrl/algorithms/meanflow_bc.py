@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.groups import ActorAdam
+from mfrl.algorithms.policy import OneStepPolicy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import FlowLoss, flow_loss, path_draws
-from mfrl.policy import OneStepPolicy
 from mfrl.randomness import Draw
 from mfrl.reformulation import Reformulation
 

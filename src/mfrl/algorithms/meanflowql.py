@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import ActorAdam, Average, Group
+from mfrl.algorithms.policy import OneStepPolicy, one_step
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import FlowLoss, Time, Times, bound_loss, flow_loss
-from mfrl.policy import OneStepPolicy, one_step
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.reformulation import Reformulation

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mfrl.errors import DivergedError
-from mfrl.files import replacing
 from mfrl.learning.training import Training
-from mfrl.run import load_checkpoint
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.system.files import replacing
 
 
 class InPlace(TorchCheckpointIO):

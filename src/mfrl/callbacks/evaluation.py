@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mfrl import figures
+from mfrl.algorithms.policy import Policy
+from mfrl.callbacks import figures
 from mfrl.callbacks.progress import Progress
 from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
-from mfrl.envs.ogbench import MazeLayout
+from mfrl.envs.maze import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
-from mfrl.files import write_text
 from mfrl.learning.training import Training
-from mfrl.policy import Policy
-from mfrl.run import RunFolder, read_evaluations
-from mfrl.samples import SampleEvaluation
+from mfrl.runs.folder import RunFolder, read_evaluations
+from mfrl.study.evaluate import SampleEvaluation
+from mfrl.system.files import write_text
 
 FPS = 15
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import lightning as L
 
-from mfrl import signals
+from mfrl.system import signals
 
 
 class Interruption(L.Callback):
     """Looks between two chunks whether a signal has come, and handles signals in place of Lightning.
 
     Lightning installs its own handler of SIGTERM when training starts; until then, those installed by
-    :func:`mfrl.signals.handled_by` note what comes.
+    :func:`mfrl.system.signals.handled_by` note what comes.
 
     Raises:
         Interrupted: a signal has come; :class:`Checkpoint` saves on that.

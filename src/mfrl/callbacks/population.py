@@ -11,9 +11,10 @@ from lightning.pytorch.loggers import Logger
 from rich.progress import Progress as Bar
 
 from mfrl.callbacks.checkpoint import Checkpoint, InPlace
-from mfrl.callbacks.progress import Progress, format_score, score_name
+from mfrl.callbacks.progress import Progress
 from mfrl.errors import MfrlError
 from mfrl.learning.training import Member
+from mfrl.runs.scores import format_score, score_name
 
 SHOWN = 3  #: scores on a line, of which there may be six
 

@@ -28,10 +28,10 @@ from typing import Any, Protocol
 import numpy as np
 
 import mfrl
-from mfrl.data.provenance import Checksums
+from mfrl.data.records import Checksums
 from mfrl.data.storage import Pages
 from mfrl.errors import DataError, require
-from mfrl.files import one_at_a_time, write_json
+from mfrl.system.files import one_at_a_time, write_json
 
 FORMAT = 1  #: of the files; entries of another are made again
 GIB = 1 << 30

@@ -29,10 +29,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 import mfrl
-from mfrl.collect.settings import DOWNLOAD_URL, commands, downloadable
-from mfrl.data import provenance
+from mfrl.catalogue import DOWNLOAD_URL, commands, downloadable
+from mfrl.data import records
 from mfrl.errors import DataError, require
-from mfrl.files import one_at_a_time, write_json
+from mfrl.system.files import one_at_a_time, write_json
 
 #: Asked in turn when the official server does not give a file. A mirror is a base URL with OGBench's names below it:
 #: ``<base>/<dataset>.npz`` and ``<base>/<dataset>-val.npz``; of a dataset in many files, ``<base>/<dataset>/`` is a
@@ -134,8 +134,8 @@ def in_many_files(dataset: str) -> bool:
 
 
 def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> dict[str, Any] | None:
-    train, val = provenance.data_paths(folder, dataset)
-    record = provenance.read(folder, dataset)
+    train, val = records.data_paths(folder, dataset)
+    record = records.read(folder, dataset)
     there = [path for path in (train, val) if path.exists()]
     if len(there) == 2:
         return record
@@ -156,7 +156,7 @@ def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> d
 def _many_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> dict[str, Any] | None:
     whole, part = folder / dataset, folder / f"{dataset}.part"
     if whole.exists():
-        return provenance.read(folder, dataset)
+        return records.read(folder, dataset)
     part.mkdir(exist_ok=True)
     reasons = []
     for base in bases:
@@ -182,7 +182,7 @@ def _record(dataset: str, folder: Path, paths: Iterable[Path]) -> dict[str, Any]
     if all(note is not None and note.sha256 for note in notes.values()):
         official = all(note.url.startswith(f"{DOWNLOAD_URL}/") for note in notes.values())
         record = {
-            "format": provenance.FORMAT,
+            "format": records.FORMAT,
             "dataset": dataset,
             "source": "official" if official else "mirror",
             "generator": {"package": "mfrl", "version": mfrl.__version__, "function": "mfrl.data.download.download"},
@@ -190,7 +190,7 @@ def _record(dataset: str, folder: Path, paths: Iterable[Path]) -> dict[str, Any]
             "downloads": {path.name: _without(asdict(note), "sha256", "bytes") for path, note in notes.items()},
             "files": {path.name: {"sha256": note.sha256, "bytes": note.bytes} for path, note in notes.items()},
         }
-        provenance.write(provenance.record_path(folder, dataset), record)
+        records.write(records.record_path(folder, dataset), record)
     for path in notes:
         _note_path(path).unlink(missing_ok=True)
     return record
@@ -241,7 +241,7 @@ def _fetch_from(url: str, path: Path, bar: Progress, task: TaskID, again: bool =
             return _fetch_from(url, path, bar, task, again=False)
         raise Unavailable(f"gave a damaged file ({damage})")
     note = _read_note(path) or Note(url)
-    note.url, note.bytes, note.sha256 = url, _part(path).stat().st_size, provenance.sha256(_part(path))
+    note.url, note.bytes, note.sha256 = url, _part(path).stat().st_size, records.sha256(_part(path))
     note.date = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(_note_path(path), asdict(note))
     os.replace(_part(path), path)

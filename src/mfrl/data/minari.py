@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from mfrl.config import CONFIG_DIR
-from mfrl.data import provenance
+from mfrl.data import records
 from mfrl.data.assembly import (
     Normalize,
     absurd_features,
@@ -42,7 +41,7 @@ from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
-from mfrl.paths import pasted
+from mfrl.system.paths import CONFIG_DIR, pasted
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
@@ -143,7 +142,7 @@ class MinariData(OfflineData):
         self.fraction, self.val_fraction, self.normalize = fraction, val_fraction, normalize
         self.cache, self.memory_gib = cache, memory_gib
         self.gym_id, self.gym_kwargs, self.max_episode_steps = gym_id, gym_kwargs, max_episode_steps
-        self._fingerprint: Callable[[Path], dict[str, Any]] = provenance.fingerprint
+        self._fingerprint: Callable[[Path], dict[str, Any]] = records.fingerprint
         self._wrappers = (
             [{"name": "AdroitLabels", "entry_point": ADROIT_LABELS, "kwargs": {"rule": rule}}] if rule else []
         )
@@ -285,16 +284,6 @@ class MinariData(OfflineData):
         if settings:
             raise DataError(f"{', '.join(settings)}: Minari datasets come from one server, MINARI_REMOTE=hf://NAME")
         download(self.data_dir, self.dataset)
-
-    def collect(self, **settings: Any) -> None:
-        """Make the dataset; random actions are taken in ``gym_id``, as the package has it, unless another is given."""
-        from mfrl.collect.minari import collect
-
-        if settings.get("policy") == "random" and "gym_id" not in settings and self.gym_id is not None:
-            gym_spec = envs.write_spec(self.gym_id, self.gym_kwargs)
-            env = EnvSpec(self.gym_id, "minari", gym_spec=gym_spec, trust=self.env.trust)
-            settings = {"env": env, "episode_steps": self.max_episode_steps, **settings}
-        collect(self.dataset, self.data_dir, **settings)
 
     def _how_to_get(self) -> str:
         known = present(self.data_dir)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mfrl.data import provenance
+from mfrl.data import records
 from mfrl.errors import DataError
 
 #: Namespace of the sets collected here, never presented as anybody else's.
@@ -137,13 +137,13 @@ def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
     """
     path = root / dataset / RECORD
     files = fingerprints(root / dataset)
-    versions = provenance.versions(("minari", "gymnasium", "gymnasium-robotics", "mujoco", "numpy"))
+    versions = records.versions(("minari", "gymnasium", "gymnasium-robotics", "mujoco", "numpy"))
     record = {"dataset": dataset, "source": source, "files": files, "versions": versions}
-    provenance.write(path, record | {"created": datetime.now(UTC).isoformat(timespec="seconds")} | details)
+    records.write(path, record | {"created": datetime.now(UTC).isoformat(timespec="seconds")} | details)
     return path
 
 
-def describe(root: Path, dataset: str, fingerprint: Fingerprint = provenance.fingerprint) -> dict[str, Any]:
+def describe(root: Path, dataset: str, fingerprint: Fingerprint = records.fingerprint) -> dict[str, Any]:
     """The record of a dataset if it speaks of exactly these files, else the source ``unrecorded``.
 
     Args:
@@ -154,15 +154,15 @@ def describe(root: Path, dataset: str, fingerprint: Fingerprint = provenance.fin
     """
     path, files = root / dataset / RECORD, fingerprints(root / dataset, fingerprint)
     try:
-        record = provenance.load(path)
+        record = records.load(path)
     except FileNotFoundError:
-        return provenance.unrecorded(dataset, files)
+        return records.unrecorded(dataset, files)
     if not isinstance(record, dict) or record.get("dataset") != dataset or record.get("files") != files:
-        return provenance.unrecorded(dataset, files, RECORD)
+        return records.unrecorded(dataset, files, RECORD)
     return record
 
 
-def fingerprints(folder: Path, fingerprint: Fingerprint = provenance.fingerprint) -> dict[str, Any]:
+def fingerprints(folder: Path, fingerprint: Fingerprint = records.fingerprint) -> dict[str, Any]:
     """Checksum and size of every file of a dataset, by its name within the dataset's folder."""
     files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}

@@ -64,14 +64,6 @@ class OfflineData(L.LightningDataModule):
         """Where the data come from, with checksums, and which part of them is used; after ``setup``."""
         raise NotImplementedError
 
-    def collect(self, **settings: Any) -> None:
-        """Make the files in the simulator.
-
-        Raises:
-            DataError: where that is not possible.
-        """
-        raise DataError(f"{self.dataset} cannot be collected: no simulator makes it")
-
     def download(self, **settings: Any) -> None:
         """Fetch the files from the server that offers them.
 

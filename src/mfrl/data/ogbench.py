@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.collect.settings import DEFAULT_DATA_DIR, how_to_get
-from mfrl.data import provenance
+from mfrl.catalogue import DEFAULT_DATA_DIR, how_to_get
+from mfrl.data import records
 from mfrl.data.assembly import (
     PADDED,
     Normalize,
@@ -109,21 +109,16 @@ class OGBenchData(OfflineData):
         self.cache, self.memory_gib = cache, memory_gib
         if crop_probability:
             self.augment = RandomCrop(crop_probability, seed)
-        self._fingerprint: Callable[[Path], dict[str, Any]] = provenance.fingerprint
+        self._fingerprint: Callable[[Path], dict[str, Any]] = records.fingerprint
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        train, val = provenance.data_files(self.data_dir, self.dataset)
+        train, val = records.data_files(self.data_dir, self.dataset)
         return (*train, *val)
 
     def provenance(self) -> dict[str, Any]:
         """Where the files come from, with checksums, and which part of them is used."""
-        return provenance.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
-
-    def collect(self, **settings: Any) -> None:
-        from mfrl.collect import collect
-
-        collect(self.dataset, self.data_dir, **settings)
+        return records.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
 
     def download(self, **settings: Any) -> None:
         from mfrl.data.download import download
@@ -134,7 +129,7 @@ class OGBenchData(OfflineData):
         """Open the prepared data, or read, check and label the files first. Does nothing the second time."""
         if self.train is not None:
             return
-        train_paths, val_paths = provenance.data_files(self.data_dir, self.dataset)
+        train_paths, val_paths = records.data_files(self.data_dir, self.dataset)
         for path in (*train_paths, *val_paths):
             if not path.is_file():
                 raise DataError(self._how_to_get(path))

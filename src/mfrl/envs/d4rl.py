@@ -13,8 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from mfrl.envs.ogbench import EnvError
-from mfrl.errors import did_you_mean, require
+from mfrl.errors import EnvError, did_you_mean, require
 
 #: D4RL subtracts this much of the distance from hand to object; gymnasium-robotics 1.2.1 to 1.4.2 add it.
 HAND_WEIGHT = 0.1

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl import signals
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import VectorEnv
 from mfrl.errors import DivergedError
 from mfrl.randomness import derived_seed
+from mfrl.system import signals
 
 _NOISE_BLOCK = 64  # steps of noise drawn at a time: long episodes need not hold all of theirs
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mfrl.envs.ogbench import EnvError, remove_description
-from mfrl.errors import did_you_mean
+from mfrl.envs.ogbench import remove_description
+from mfrl.errors import EnvError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium

@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mfrl.errors import MfrlError, did_you_mean
+from mfrl.errors import EnvError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
 
-DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
-NUM_TASKS = 5
 FRAME_SIZE = 256
-
-
-class EnvError(MfrlError, ValueError):
-    """An environment that cannot be built, or rendered, as asked."""
-
-
-def singletask_id(dataset: str, task: int | None = None) -> str:
-    """The environment whose task a dataset is relabelled for.
-
-    Args:
-        dataset: for example ``pointmaze-medium-navigate-v0``; the version may be left out.
-        task: 1 to 5, or None for the task OGBench holds to be the environment's default.
-
-    Returns:
-        for example ``pointmaze-medium-singletask-v0`` or ``pointmaze-medium-singletask-task2-v0``.
-
-    Raises:
-        EnvError: the name does not end in a dataset type, or there is no such task.
-    """
-    if task is not None and task not in range(1, NUM_TASKS + 1):
-        raise EnvError(f"env.task={task} must be a whole number from 1 to {NUM_TASKS}, or null for the default task")
-    if dataset.startswith("powderworld"):
-        raise EnvError(f"{dataset} has discrete actions and no rewards; mfrl's policies are for continuous actions")
-    if "-singletask" in dataset:
-        raise EnvError(f"{dataset!r} is an environment: name its dataset, as in cube-single-play, and env.task=2")
-    match = re.fullmatch(rf"(?P<env>.+)-({'|'.join(DATASET_TYPES)})(-100m)?(?P<version>-v\d+)?", dataset)
-    if match is None:
-        types = ", ".join(DATASET_TYPES)
-        raise EnvError(f"{dataset!r} is not an OGBench dataset: it should end in one of {types}")
-    return f"{match['env']}-singletask{'' if task is None else f'-task{task}'}{match['version'] or '-v0'}"
 
 
 def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -> gymnasium.Env:
@@ -109,68 +73,3 @@ def _keep_one_action_space(core: gymnasium.Env) -> None:
     # controls: no seed would fix an episode. With one lasting space, env.action_space.seed does.
     if core.action_space is not core.action_space:
         core.__class__ = type(type(core).__name__, (type(core),), {"action_space": core.action_space})
-
-
-@dataclass(frozen=True)
-class MazeLayout:
-    """Where the walls, the start and the goal of a maze are, in the simulator's length unit.
-
-    Attributes:
-        walls: bool ``(rows, columns)``; the centre of cell (i, j) is at
-            ``x = j unit - offset[0], y = i unit - offset[1]``.
-        unit: side of a cell.
-        offset: ``(x, y)``.
-        init_xy, goal_xy: centres of the task's start and goal cells.
-        goal_radius: distance from the goal that counts as success.
-    """
-
-    walls: np.ndarray
-    unit: float
-    offset: tuple[float, float]
-    init_xy: tuple[float, float]
-    goal_xy: tuple[float, float]
-    goal_radius: float
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """Outer edges: left, right, bottom, top."""
-        rows, columns = self.walls.shape
-        left, bottom = -self.offset[0] - self.unit / 2, -self.offset[1] - self.unit / 2
-        return left, left + columns * self.unit, bottom, bottom + rows * self.unit
-
-    def contains_wall(self, xy: np.ndarray) -> np.ndarray:
-        """Whether points ``(..., 2)`` lie inside a wall cell."""
-        cells = np.floor((xy + np.asarray(self.offset)) / self.unit + 0.5).astype(int)
-        return self.walls[cells[..., 1], cells[..., 0]]
-
-    def grid_points(self, resolution: int) -> np.ndarray:
-        """Centres of a raster over the whole maze, ``(rows * resolution, columns * resolution, 2)``."""
-        rows, columns = self.walls.shape
-        left, _, bottom, _ = self.extent
-        step = self.unit / resolution
-        x = left + step * (np.arange(columns * resolution) + 0.5)
-        y = bottom + step * (np.arange(rows * resolution) + 0.5)
-        return np.stack(np.meshgrid(x, y), axis=-1)
-
-    def free_points(self, resolution: int = 5) -> np.ndarray:
-        """The raster's points in free cells, row by row, ``(points, 2)``: resolution^2 in each cell."""
-        points = self.grid_points(resolution)
-        return points[~self.contains_wall(points)]
-
-
-def maze_layout(env: gymnasium.Env) -> MazeLayout | None:
-    """The maze of a single-task environment; None where there is no maze or no fixed task."""
-    core = env.unwrapped
-    task_id = getattr(core, "_reward_task_id", None)
-    if not hasattr(core, "maze_map") or task_id is None:
-        return None
-    task = core.task_infos[task_id - 1]
-    init_xy = task["init_xy"] if "init_xy" in task else task["agent_init_xy"]  # the latter with a ball
-    return MazeLayout(
-        walls=core.maze_map != 0,
-        unit=core._maze_unit,
-        offset=(core._offset_x, core._offset_y),
-        init_xy=init_xy,
-        goal_xy=task["goal_xy"],
-        goal_radius=core._goal_tol,
-    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mfrl.envs.ogbench import EnvError
+from mfrl.errors import EnvError
 
 if TYPE_CHECKING:
     import gymnasium

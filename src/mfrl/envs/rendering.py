@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mfrl.envs.ogbench import EnvError
+from mfrl.errors import EnvError
 
 _TRIAL = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 

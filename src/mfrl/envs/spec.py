@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mfrl.envs import minari, ogbench
-from mfrl.envs.ogbench import EnvError
+from mfrl.errors import EnvError
 
 if TYPE_CHECKING:
     import gymnasium

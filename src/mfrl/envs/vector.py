@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mfrl import signals
 from mfrl.envs import outcome
-from mfrl.envs.ogbench import EnvError, MazeLayout, maze_layout
+from mfrl.envs.maze import MazeLayout, maze_layout
 from mfrl.envs.rendering import choose_backend
-from mfrl.errors import MfrlError
+from mfrl.errors import EnvError, MfrlError
+from mfrl.system import signals
 
 if TYPE_CHECKING:
     import gymnasium

@@ -12,14 +12,14 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mfrl import signals
 from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.policy import Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import Chunk
 from mfrl.errors import CheckpointError
 from mfrl.learning.learner import Learner
-from mfrl.policy import Policy
 from mfrl.randomness import Streams, key_of
+from mfrl.system import signals
 
 
 @dataclass

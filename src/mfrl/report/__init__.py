@@ -7,8 +7,3 @@ summary      these for every group, over tasks, and between methods
 published    published scores, beside which ours may be put
 tables, figures, command
 """
-
-from mfrl.report.command import main, report
-from mfrl.report.runs import ReportError
-
-__all__ = ["ReportError", "main", "report"]

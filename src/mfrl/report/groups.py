@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.report.runs import DUPLICATE, FAILED, FINISHED, ReportError, Run
+from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
 
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
 # it changes roundings, which makes a run like one of another seed.

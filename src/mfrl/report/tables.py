@@ -23,9 +23,9 @@ from mfrl.report.groups import (
     text,
     unsteady,
 )
-from mfrl.report.runs import DUPLICATE, FAILED, UNFINISHED
 from mfrl.report.statistics import Interval
 from mfrl.report.summary import Bootstrap, Improvement, Row
+from mfrl.runs.read import DUPLICATE, FAILED, UNFINISHED
 
 _MANY_METHODS = 6  # above it, a report shows comparisons with the best method only; improvement.csv has all
 RULE = {

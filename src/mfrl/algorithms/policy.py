@@ -1,0 +1,142 @@
+"""From noise to action, and the best of N such actions by the critic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.errors import ConfigError
+from mfrl.meanflow import end_time
+from mfrl.networks.encoder import Sees
+from mfrl.q_learning import best_of_n
+from mfrl.reformulation import Reformulation
+
+
+def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
+    """a_hat = e - u(e, 0, 1): the action before clipping, ``(..., batch, action_dim)`` like the noise e."""
+    return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
+
+
+class Normalizer(nn.Module):
+    """(x - mean) / std with the statistics of the training data; images, which have none, stay as they are."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float().clone())
+        self.register_buffer("std", std.float().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std if self.mean.numel() else x
+
+
+class Policy(nn.Module):
+    """What acts in an environment: raw observations and noise in, actions in [-1, 1] out.
+
+    A subclass defines ``unclipped``, the map from noise to action.
+
+    Args:
+        sigma: standard deviation of the noise.
+        critic: picks among candidates; None where nothing but the data is imitated.
+        num_candidates: N actions are drawn and the best by the critic is taken; 1 needs no critic.
+        ceiling: no candidate counts for more than this value, see :func:`best_of_n`.
+    """
+
+    def __init__(
+        self,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float = 1.0,
+        critic: Sees | None = None,
+        num_candidates: int = 1,
+        ceiling: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self.normalizer, self.critic = normalizer, critic
+        self.action_dim, self.sigma, self.num_candidates, self.ceiling = action_dim, sigma, num_candidates, ceiling
+
+    def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """e ~ N(0, sigma^2 I) on the generator's device."""
+        return self.sigma * torch.randn(shape, generator=generator, device=generator.device)
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions before clipping, ``(..., batch, action_dim)`` like the noise, for normalised observations."""
+        raise NotImplementedError
+
+    def folded(self) -> Policy:
+        """The same policy as it is now, for acting: what is constant when acting is worked out once.
+
+        Actions differ by rounding. Later changes of the weights do not show.
+        """
+        return self
+
+    def _with(self, name: str, network: nn.Module) -> Self:
+        """This policy with another network in the place of one it has."""
+        policy = copy.copy(self)
+        policy._modules = self._modules | {name: network}
+        return policy
+
+    def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Clipped actions ``(candidate, batch, action_dim)`` for normalised observations."""
+        return self.unclipped(observations, noise).clamp(-1.0, 1.0)
+
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions ``(batch, action_dim)`` in [-1, 1].
+
+        Args:
+            observations: ``(batch, observation_dim)``, or uint8 ``(batch, frames, height, width, channels)``, as the
+                environment gives them.
+            noise: ``(candidate, batch, action_dim)`` from :meth:`sample_noise`.
+
+        Raises:
+            ConfigError: several candidates, but no critic to choose by.
+        """
+        device = self.normalizer.mean.device
+        observations = self.normalizer(observations.to(device))
+        candidates = self.candidates(observations, noise.to(device))
+        if len(candidates) == 1:
+            return candidates[0]
+        if self.critic is None:
+            raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
+        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[0]
+
+    def value(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
+        device = self.normalizer.mean.device
+        observations = self.normalizer(observations.to(device))
+        candidates = self.candidates(observations, noise.to(device))
+        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[1].mean(0)
+
+
+class OneStepPolicy(Policy):
+    """Noise to action in one forward pass of a MeanFlow actor.
+
+    Args:
+        actor: network of the algorithm.
+        reformulation: what its output stands for.
+        critic, sigma, num_candidates, ceiling: see :class:`Policy`.
+    """
+
+    def __init__(
+        self,
+        actor: Sees,
+        critic: Sees | None,
+        reformulation: Reformulation,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float,
+        num_candidates: int,
+        ceiling: float = math.inf,
+    ) -> None:
+        super().__init__(normalizer, action_dim, sigma, critic, num_candidates, ceiling)
+        self.actor, self.reformulation = actor, reformulation
+
+    def folded(self) -> OneStepPolicy:
+        end = end_time(self.normalizer.mean, self.reformulation.two_times)
+        return self._with("actor", self.actor.folded(end))
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return one_step(self.actor, self.reformulation, self.actor.see(observations), noise)

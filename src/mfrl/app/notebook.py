@@ -1,0 +1,64 @@
+"""What a notebook needs besides the library itself: training without a terminal, and tables to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from mfrl.app.cli import Composer, explain, parse, quiet_lightning
+from mfrl.app.train import train
+from mfrl.errors import ConfigError
+from mfrl.system.paths import CONFIG_DIR
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration of ``mfrl train OVERRIDES``.
+
+    Raises:
+        ConfigError: with near names where a name is unknown.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra.compose("train", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(str(error), Composer("train"), [parse(text) for text in overrides])) from error
+
+
+def run(*overrides: str) -> Path:
+    """Do what ``mfrl train OVERRIDES`` does, saying nothing; returns the run's folder.
+
+    With ``existing=continue`` a finished run is left as it is, and its folder is returned at once.
+
+    Raises:
+        MfrlError: whatever training raises.
+    """
+    cfg = compose(*overrides)
+    quiet_lightning()
+    train(cfg, list(overrides), Console(quiet=True))
+    return Path(cfg.run_dir)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and cells, shown as a table by a notebook and as aligned columns elsewhere."""
+
+    head: Sequence[str]
+    body: Sequence[Sequence[object]]
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.head, ["---"] * len(self.head), *self.body]
+        return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+    def __repr__(self) -> str:
+        lines = [[str(cell) for cell in line] for line in (self.head, *self.body)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )

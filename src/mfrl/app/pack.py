@@ -1,0 +1,247 @@
+"""Jobs of a sweep that differ in seed and alpha alone, trained as one population."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.console import Console
+from rich.markup import escape
+
+from mfrl.algorithms.base import Algorithm
+from mfrl.app.train import (
+    announce,
+    begin,
+    build_run,
+    build_trainer,
+    check_existing,
+    check_run,
+    final_share,
+    finished,
+    how_to_go_on,
+    left_in,
+    prepare,
+    run_trainer,
+)
+from mfrl.callbacks.evaluation import Evaluate
+from mfrl.callbacks.interruption import Interruption
+from mfrl.callbacks.population import Each, Spread, Watched
+from mfrl.callbacks.progress import Progress
+from mfrl.data.module import OfflineData
+from mfrl.errors import ConfigError, MfrlError, RefusedRun
+from mfrl.learning.training import Member, Training
+from mfrl.runs.folder import RunFolder
+from mfrl.runs.jobs import FINISHED, SKIPPED, STOPPED, Outcome, claim, failure, score
+from mfrl.runs.saved import settle
+from mfrl.system import signals
+from mfrl.system.paths import literal, run_folder
+
+
+@dataclass
+class Job:
+    """A member's run, before and while it is trained.
+
+    Attributes:
+        saved: of the checkpoint it goes on from; None: it begins.
+        outcome: what became of it; None: not known yet.
+    """
+
+    cfg: DictConfig
+    overrides: list[str]
+    folder: Path
+    saved: dict[str, Any] | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
+    def updates(self) -> int:
+        """Where it goes on."""
+        return self.saved["updates"] if self.saved else 0
+
+
+def members_of(cfg: DictConfig, overrides: Sequence[str]) -> list[Job]:
+    """The jobs that a packed one stands for, each as Hydra would have composed it.
+
+    Args:
+        cfg: composed, with ``members``: of each, the overrides that are its own.
+        overrides: of the packed job.
+    """
+    whole = HydraConfig.instance().cfg
+    parser = OverridesParser.create()
+    jobs = []
+    try:
+        for texts in cfg.members:
+            own = {text.partition("=")[0]: text for text in texts}
+            common = [text for text in overrides if not text.startswith("+members=")]
+            given = [own.get(text.partition("=")[0], text) for text in common]
+            job = copy.deepcopy(cfg)
+            with open_dict(job):
+                del job["members"]
+            for override in parser.parse_overrides(list(texts)):
+                OmegaConf.update(job, override.key_or_group, override.value())
+            mine = copy.deepcopy(whole)
+            with read_write(mine.hydra):
+                mine.hydra.overrides.task = given
+            HydraConfig.instance().set_config(mine)  # what the name of the folder is made of
+            folder = Path(job.resume) if job.resume else run_folder(job.run_dir)
+            job.run_dir = literal(str(folder))
+            jobs.append(Job(job, given, folder))
+    finally:
+        HydraConfig.instance().set_config(whole)
+    return jobs
+
+
+def train_pack(jobs: Sequence[Job], console: Console) -> list[Outcome]:
+    """Train what of these is not finished, what belongs together as one, and say what became of each."""
+    with ExitStack() as locks:
+        together: dict[str, list[Job]] = defaultdict(list)
+        for job in jobs:
+            try:
+                _claim(job, locks)
+                if job.outcome is None:
+                    together[_shared(job)].append(job)
+            except Exception as error:
+                job.outcome = failure(error, job.folder, make=False)
+        for members in together.values():
+            if signals.received():
+                break
+            try:
+                _fit(members, console)
+            except Exception as error:  # of what they share
+                for job in members:
+                    job.outcome = job.outcome or failure(error, job.folder)
+    return [job.outcome or Outcome(STOPPED, job.folder, "before training began") for job in jobs]
+
+
+def _claim(job: Job, locks: ExitStack) -> None:
+    """Look at a job's settings and at what is in its folder, and keep others from it."""
+    cfg = job.cfg
+    if cfg.resume:
+        raise RefusedRun("resume= goes on with one run; a pack goes on when its sweep is started again")
+    try:
+        check_existing(cfg)
+    except ConfigError as error:  # of what lies in the folder, nothing went wrong
+        raise RefusedRun(str(error)) from error
+    if cfg.existing == "new":
+        job.folder = claim(cfg)
+    settle(cfg)
+    check_run(cfg, job.overrides)
+    locks.enter_context(job.run.locked())
+    if result := finished(cfg):
+        job.outcome = Outcome(SKIPPED, job.folder, score(result))
+    else:
+        job.saved = left_in(job.run)
+
+
+def _shared(job: Job) -> str:
+    """What has to be the same for jobs to be members of one population: the update and all settings but their own.
+
+    Whatever is written with ``${seed}`` counts as it comes out. Part of a dataset is chosen by the seed.
+    """
+    plain = OmegaConf.to_container(job.cfg, resolve=True)
+    seed = plain.pop("seed")
+    plain.pop("run_dir")
+    for part in ("algo", "data"):
+        plain[part].pop("seed", None)
+    plain["algo"].pop("alpha", None)
+    if plain["data"].get("fraction", 1.0) != 1.0:
+        plain["data"]["seed"] = seed
+    return json.dumps([job.updates, plain], sort_keys=True, default=str)
+
+
+def _fit(jobs: list[Job], console: Console) -> None:
+    """Train jobs as one population, and set what became of each."""
+    first = jobs[0].cfg
+    if first.threads is not None:
+        torch.set_num_threads(first.threads)
+    data = prepare(first, None, console)
+    provenance = data.provenance()
+    jobs, algorithms, why = _build(jobs, data, provenance)
+    if not jobs:
+        return
+    training = Training(algorithms[0], first.batch_size, jobs[0].cfg.compile, beside=algorithms[1:])
+    progress = Progress(first.eval.every, final_share(first), console)
+    spread = Spread(progress)
+    population, runs = [], []
+    for index, job in enumerate(jobs):
+        member = Member(training, index)
+        run = begin(job.cfg, job.overrides, console, job.run, job.updates, data, provenance, member, spread, None)
+        callbacks = run.monitor, run.checkpoints, run.evaluate
+        if job.saved:
+            training.load(job.saved, index)
+            for callback in callbacks:
+                if state := job.saved["callbacks"].get(callback.state_key):
+                    callback.load_state_dict(state)
+        if isinstance(run.evaluate, Evaluate):
+            run.evaluate.share([other.evaluate for other in runs])
+        runs.append(run)
+        population.append(Watched(member, run.loggers, callbacks))
+    each = zip(*(watched.callbacks for watched in population), strict=True)
+    monitors, checkpoints, evaluations = (Each(population, callbacks) for callbacks in each)
+    # As in a run of its own: the checkpoint comes before the evaluation.
+    watching = [monitors, Interruption(), checkpoints, evaluations, spread, progress]
+    trainer = build_trainer(first, jobs[0].run.checkpoints, watching, [])
+    names = [job.folder.name for job in jobs]
+    named = ", ".join(names) if len(names) <= 4 else f"{names[0]} ... {names[-1]}"
+    announce(
+        console,
+        jobs[0].cfg,
+        f"{len(jobs)} member{'s' * (len(jobs) > 1)}, {named} → {jobs[0].folder.parent}",
+        jobs[0].updates,
+        why,
+    )
+    stopped = False
+    with signals.handled_by(signals.note_once):
+        try:
+            run_trainer(trainer, training, data, evaluations, jobs[0].updates)
+        except (signals.Interrupted, SystemExit, KeyboardInterrupt):
+            stopped = True
+        except MfrlError as error:
+            if not all(watched.failed for watched in population):
+                raise
+            console.print(f"[bold red]error[/] every member has failed, the last with: {escape(str(error))}")
+    for job, watched, run in zip(jobs, population, runs, strict=True):
+        try:
+            if watched.failed:
+                raise watched.failed
+            if stopped:
+                note = how_to_go_on(job.run, watched.member.updates, run.checkpoints)
+                job.outcome = Outcome(STOPPED, job.folder, note.removeprefix("stopped "))
+            else:
+                job.outcome = Outcome(FINISHED, job.folder, score(run.finish(watched.member)))
+                job.run.error.unlink(missing_ok=True)
+        except Exception as error:  # of this member alone
+            job.outcome = failure(error, job.folder)
+        for logger in watched.loggers:
+            logger.finalize("finished")
+
+
+def _build(
+    jobs: Sequence[Job], data: OfflineData, provenance: dict[str, Any]
+) -> tuple[list[Job], list[Algorithm], str]:
+    """The jobs whose algorithm can be built, it, and why they are compiled or not; the others' outcome is set."""
+    built, algorithms, why = [], [], ""
+    for job in jobs:
+        try:
+            algorithm, why = build_run(job.cfg, data, provenance, job.saved, None)
+            if job.saved:
+                algorithm.load_state_dict(job.saved["state_dict"])
+        except Exception as error:
+            job.outcome = failure(error, job.folder)
+        else:
+            built.append(job)
+            algorithms.append(algorithm)
+    return built, algorithms, why

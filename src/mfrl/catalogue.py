@@ -1,0 +1,500 @@
+"""OGBench's published generation settings, as data.
+
+The numbers come from OGBench's `data_gen_scripts/commands.sh` and from the defaults of the two scripts it
+calls. What OGBench distributes but no script can regenerate (by policies trained with RL) is listed too,
+so that asking for it gets an answer instead of a failure.
+"""
+
+import difflib
+import re
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from mfrl.errors import EnvError, MfrlError
+from mfrl.system.paths import CONFIG_DIR, pasted
+
+DOWNLOAD_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+DEFAULT_DATA_DIR = "~/.ogbench/data"
+
+
+class CollectError(MfrlError, RuntimeError):
+    """Collection cannot start or cannot finish; the message says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one dataset is generated.
+
+    Args:
+        dataset: OGBench dataset name, e.g. `cube-single-play-v0`.
+        env_id: gymnasium id of the simulator, e.g. `cube-single-v0` or, where observations are images,
+            `visual-cube-single-v0`.
+        policy: `navigate`, `stitch` or `explore` in a maze; `play` or `noisy` on the table.
+        episodes: training episodes; validation gets its own.
+        val_episodes: validation episodes.
+        episode_steps: rows an episode takes in the file. The last row only closes the last transition, so an
+            episode holds `episode_steps - 1` transitions (OGBench's 1001 means 1000).
+        noise: standard deviation of the Gaussian added to actions, in [-1, 1], in a maze; scale of the
+            smoothed noise on a `play` plan; upper end of the per-episode noise level of `noisy`.
+        noise_smoothing: width, in steps, of the filter that correlates the noise of a `play` plan.
+        min_norm: shortest displacement the closed-loop oracle of `noisy` asks for.
+        p_random_action: probability that a step of `noisy` takes a uniformly random action.
+        p_stack: range from which an episode draws its probability of stacking a cube on another.
+    """
+
+    dataset: str
+    env_id: str
+    policy: str
+    episodes: int
+    val_episodes: int
+    episode_steps: int
+    noise: float
+    noise_smoothing: float = 0.5
+    min_norm: float = 0.4
+    p_random_action: float = 0.0
+    p_stack: tuple[float, float] = (0.5, 0.5)
+
+    @property
+    def is_maze(self) -> bool:
+        return self.env_id.startswith("pointmaze")
+
+    @property
+    def renders(self) -> bool:
+        """Whether observations are images, so that every step needs a rendering back end."""
+        return self.env_id.startswith("visual-")
+
+    def used(self) -> dict[str, Any]:
+        """The settings that shape this dataset, by name; a maze has no use for those of the robot arm."""
+        arm_only = {"noise_smoothing", "min_norm", "p_random_action", "p_stack"} if self.is_maze else set()
+        return {name: value for name, value in asdict(self).items() if name not in arm_only}
+
+
+# Episodes and rows per episode, by environment.
+_NAVIGATE = {"medium": (1000, 1001), "large": (1000, 1001), "giant": (500, 2001), "teleport": (1000, 1001)}
+_STITCH = (5000, 201)
+# OGBench publishes no pointmaze explore set. This one has the shape of its antmaze explore sets (501 rows, a
+# new direction every 10 steps) with the noise of its pointmaze sets. The 10000 episodes of antmaze explore
+# are more than a two-dimensional point needs: 400 starts, drawn from every free cell, visit the whole maze,
+# and their 200 000 transitions are collected in well under a minute.
+_EXPLORE = (400, 501)
+_POINTMAZE_NOISE = 0.5
+
+_TABLE_EPISODES = {
+    "cube-single": 1000,
+    "cube-double": 1000,
+    "cube-triple": 3000,
+    "cube-quadruple": 5000,
+    "scene": 1000,
+    "puzzle-3x3": 1000,
+    "puzzle-4x4": 1000,
+    "puzzle-4x5": 3000,
+    "puzzle-4x6": 5000,
+}
+_TABLE_STEPS = 1001
+_TABLE_NOISE = 0.1
+_P_STACK = {
+    "cube-single": (0.0, 0.0),
+    "cube-double": (0.0, 0.25),
+    "cube-triple": (0.05, 0.35),
+    "cube-quadruple": (0.1, 0.5),
+}
+
+
+def _maze(maze: str, policy: str, episodes: int, steps: int) -> Settings:
+    return Settings(
+        dataset=f"pointmaze-{maze}-{policy}-v0",
+        env_id=f"pointmaze-{maze}-v0",
+        policy=policy,
+        episodes=episodes,
+        val_episodes=default_val_episodes(episodes),
+        episode_steps=steps,
+        noise=_POINTMAZE_NOISE,
+    )
+
+
+def _table(env: str, policy: str, prefix: str = "") -> Settings:
+    p_random = {"play": 0.0, "noisy": 0.2 if env.startswith("puzzle") else 0.1}
+    return Settings(
+        dataset=f"{prefix}{env}-{policy}-v0",
+        env_id=f"{prefix}{env}-v0",
+        policy=policy,
+        episodes=_TABLE_EPISODES[env],
+        val_episodes=default_val_episodes(_TABLE_EPISODES[env]),
+        episode_steps=_TABLE_STEPS,
+        noise=_TABLE_NOISE,
+        p_random_action=p_random[policy],
+        p_stack=_P_STACK.get(env, (0.5, 0.5)),
+    )
+
+
+def default_val_episodes(episodes: int) -> int:
+    """OGBench's share of validation episodes, one tenth, but never none: both files must be loadable."""
+    return max(1, episodes // 10)
+
+
+PUBLISHED: dict[str, Settings] = {
+    s.dataset: s
+    for s in (
+        *(_maze(maze, "navigate", *shape) for maze, shape in _NAVIGATE.items()),
+        *(_maze(maze, "stitch", *_STITCH) for maze in _NAVIGATE),
+        *(_maze(maze, "explore", *_EXPLORE) for maze in _NAVIGATE),
+        *(
+            _table(env, policy, prefix)
+            for prefix in ("", "visual-")
+            for env in _TABLE_EPISODES
+            for policy in ("play", "noisy")
+        ),
+    )
+}
+
+_MAZE_TASKS = [
+    *(f"antmaze-{m}-{p}" for m, p in product(_NAVIGATE, ("navigate", "stitch"))),
+    *(f"antmaze-{m}-explore" for m in ("medium", "large", "teleport")),
+    *(f"humanoidmaze-{m}-{p}" for m, p in product(("medium", "large", "giant"), ("navigate", "stitch"))),
+]
+TRAINED_POLICY = frozenset(
+    f"{name}-v0"
+    for name in (
+        *_MAZE_TASKS,
+        *(f"visual-{name}" for name in _MAZE_TASKS),
+        *(f"antsoccer-{m}-{p}" for m, p in product(("arena", "medium"), ("navigate", "stitch"))),
+    )
+)
+# 100 million transitions of the scripted policies, in 100 files (OGBench's README.md, "Additional Features").
+LARGE = frozenset(
+    f"{name}-100m-v0"
+    for name in (
+        "humanoidmaze-giant-navigate",
+        *(f"cube-{n}-play" for n in ("double", "triple", "quadruple", "octuple")),
+        "cube-quadruple-noisy",
+        "scene-play",
+        *(f"puzzle-{n}-play" for n in ("3x3", "4x4", "4x5", "4x6")),
+    )
+)
+
+
+def plan(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> Settings:
+    """The published generation settings of `dataset` (its `-v0` may be left out).
+
+    Args:
+        dataset: OGBench dataset name.
+        data_dir: only used to say where a dataset that must be downloaded goes.
+
+    Raises:
+        CollectError: the name is unknown (with the nearest known names), or the dataset can only be
+            downloaded (with the files to fetch and where to put them).
+    """
+    name = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    if name in TRAINED_POLICY:
+        reason = f"{name} has no scripted policy in the ogbench package"
+        raise CollectError(f"{reason}, so it cannot be collected here. {_download_hint(name, data_dir)}")
+    if name in LARGE:
+        raise CollectError(f"{name} is too large to be collected here. {_download_hint(name, data_dir)}")
+    if name.startswith("powderworld"):
+        raise CollectError(f"{name} has discrete actions; mfrl's policies are for continuous actions.")
+    near = difflib.get_close_matches(name, [*PUBLISHED, *sorted(TRAINED_POLICY)])
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known datasets: {', '.join(PUBLISHED)}."
+    raise CollectError(f"Unknown OGBench dataset {dataset!r}. {hint}")
+
+
+def downloadable(dataset: str) -> bool:
+    """Whether OGBench offers the dataset's files."""
+    explore = dataset.startswith("pointmaze-") and dataset.endswith("-explore-v0")
+    return dataset in PUBLISHED.keys() | TRAINED_POLICY | LARGE and not explore
+
+
+def commands(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> dict[str, str]:
+    """What makes a dataset's files: the commands `collect` and `download`, where they can.
+
+    Args:
+        dataset: OGBench dataset name with its `-v0`.
+        data_dir: where the files shall lie.
+    """
+    found = {}
+    with suppress(CollectError):
+        plan(dataset)
+        found["collect"] = _command("collect", dataset, data_dir)
+    if downloadable(dataset):
+        found["download"] = _command("download", dataset, data_dir)
+    return found
+
+
+def how_to_get(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> str:
+    """What to do about a dataset that is missing from `data_dir`, in words."""
+    try:
+        plan(dataset, data_dir)
+    except CollectError as error:
+        return str(error)
+    command = commands(dataset, data_dir)
+    published = f", or fetch OGBench's own:  {command['download']}" if "download" in command else ""
+    return f"collect it in the simulator:  {command['collect']}{published}"
+
+
+def _command(command: str, dataset: str, data_dir: str | Path) -> str:
+    folder = Path(data_dir).expanduser()
+    elsewhere = {} if folder == Path(DEFAULT_DATA_DIR).expanduser() else {"data_dir": folder}
+    return pasted("mfrl", command, f"env=ogbench/{dataset.removesuffix('-v0')}", **elsewhere)
+
+
+def _download_hint(name: str, data_dir: str | Path) -> str:
+    fetch = f"Fetch it:  {_command('download', name, data_dir)}"
+    if name in LARGE:
+        return fetch
+    train, val = (f"{DOWNLOAD_URL}/{name}{suffix}.npz" for suffix in ("", "-val"))
+    return f"{fetch}   or download {train} and {val} yourself and put both in {Path(data_dir).expanduser()}."
+
+
+DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
+
+
+NUM_TASKS = 5
+
+
+def singletask_id(dataset: str, task: int | None = None) -> str:
+    """The environment whose task a dataset is relabelled for.
+
+    Args:
+        dataset: for example ``pointmaze-medium-navigate-v0``; the version may be left out.
+        task: 1 to 5, or None for the task OGBench holds to be the environment's default.
+
+    Returns:
+        for example ``pointmaze-medium-singletask-v0`` or ``pointmaze-medium-singletask-task2-v0``.
+
+    Raises:
+        EnvError: the name does not end in a dataset type, or there is no such task.
+    """
+    if task is not None and task not in range(1, NUM_TASKS + 1):
+        raise EnvError(f"env.task={task} must be a whole number from 1 to {NUM_TASKS}, or null for the default task")
+    if dataset.startswith("powderworld"):
+        raise EnvError(f"{dataset} has discrete actions and no rewards; mfrl's policies are for continuous actions")
+    if "-singletask" in dataset:
+        raise EnvError(f"{dataset!r} is an environment: name its dataset, as in cube-single-play, and env.task=2")
+    match = re.fullmatch(rf"(?P<env>.+)-({'|'.join(DATASET_TYPES)})(-100m)?(?P<version>-v\d+)?", dataset)
+    if match is None:
+        types = ", ".join(DATASET_TYPES)
+        raise EnvError(f"{dataset!r} is not an OGBench dataset: it should end in one of {types}")
+    return f"{match['env']}-singletask{'' if task is None else f'-task{task}'}{match['version'] or '-v0'}"
+
+
+STATES = (
+    "antmaze-large-navigate",
+    "antmaze-giant-navigate",
+    "humanoidmaze-medium-navigate",
+    "humanoidmaze-large-navigate",
+    "antsoccer-arena-navigate",
+    "cube-single-play",
+    "cube-double-play",
+    "scene-play",
+    "puzzle-3x3-play",
+    "puzzle-4x4-play",
+)
+
+
+IMAGES = (
+    "visual-cube-single-play",
+    "visual-cube-double-play",
+    "visual-scene-play",
+    "visual-puzzle-3x3-play",
+    "visual-puzzle-4x4-play",
+)
+
+
+ANTMAZE = (
+    "antmaze-umaze",
+    "antmaze-umaze-diverse",
+    "antmaze-medium-play",
+    "antmaze-medium-diverse",
+    "antmaze-large-play",
+    "antmaze-large-diverse",
+)
+
+
+ADROIT = tuple(
+    "-".join(names) for names in product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert"))
+)
+
+
+UPDATES = {"states": 1_000_000, "images": 500_000, "d4rl": 500_000}  # arXiv 2511.13035, protocol
+
+
+#: Numbers in an observation of states and in an action, by how the environment's name begins.
+SIZES = {
+    "pointmaze": (2, 2),
+    "antmaze": (29, 8),
+    "humanoidmaze": (69, 21),
+    "antsoccer": (42, 8),
+    "cube-single": (28, 5),
+    "cube-double": (37, 5),
+    "cube-triple": (46, 5),
+    "cube-quadruple": (55, 5),
+    "cube-octuple": (91, 5),
+    "scene": (40, 5),
+    "puzzle-3x3": (55, 5),
+    "puzzle-4x4": (83, 5),
+    "puzzle-4x5": (99, 5),
+    "puzzle-4x6": (115, 5),
+    "pen": (45, 24),
+    "door": (39, 28),
+    "hammer": (46, 26),
+    "relocate": (39, 30),
+}
+
+
+MINARI_POINTMAZE = (6, 2)  # position, velocity and goal
+
+
+IMAGE = (64, 64, 3)
+
+
+#: The task that an OGBench environment has without a number; 1 where none stands here (OGBench's README.md).
+DEFAULT_TASK = {
+    "antsoccer": 4,
+    "cube": 2,
+    "scene": 2,
+    "puzzle-3x3": 4,
+    "puzzle-4x4": 4,
+    "puzzle-4x5": 2,
+    "puzzle-4x6": 2,
+}
+
+
+PRESETS = ("paper", "code", "fql")
+
+
+class TasksError(MfrlError, ValueError):
+    """No task or dataset has this name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to train on.
+
+    Attributes:
+        name: of the preset too, e.g. ``cube-single-play-task2``; a dataset's name outside the benchmark.
+        env: the choice of ``env=``, e.g. ``ogbench/cube-single-play``.
+        number: ``env.task``; None where the dataset has one task, or stands for all of its tasks.
+        default: whether it is the task without ``env.task``.
+        observation: shape, one number for states.
+        action: numbers.
+        updates: published training length; None outside the benchmark.
+    """
+
+    name: str
+    env: str
+    number: int | None
+    default: bool
+    observation: tuple[int, ...]
+    action: int
+    updates: int | None
+
+    @property
+    def suite(self) -> str:
+        return self.env.partition("/")[0]
+
+    @property
+    def overrides(self) -> str:
+        """What to say after `mfrl train`."""
+        return f"env={self.env}" + (f" env.task={self.number}" if self.number else "")
+
+    @property
+    def presets(self) -> list[str]:
+        return [f"{p}/{self.name}" for p in PRESETS if (CONFIG_DIR / "experiment" / p / f"{self.name}.yaml").is_file()]
+
+
+def benchmark() -> list[Task]:
+    """The 73 tasks, in the order of the paper's tables."""
+    found = [_task(f"ogbench/{name}", number, UPDATES["states"]) for name in STATES for number in range(1, 6)]
+    found += [_task(f"ogbench/{name}", 1, UPDATES["images"]) for name in IMAGES]
+    return found + [_task(f"d4rl/{name}", None, UPDATES["d4rl"]) for name in ANTMAZE + ADROIT]
+
+
+def others() -> list[Task]:
+    """Every other dataset with a configuration of its own, with all its tasks."""
+    known = {task.env for task in benchmark()}
+    return [_task(env, None, None) for env in sorted(environments()) if env not in known]
+
+
+@cache
+def environments() -> tuple[str, ...]:
+    """Every choice of ``env=`` that names a dataset of a simulator."""
+    paths = [
+        path for suite in ("ogbench", "d4rl", "minari") for path in (CONFIG_DIR / "env" / suite).glob("[!_]*.yaml")
+    ]
+    names = (f"{path.parent.name}/{path.stem}" for path in paths)
+    return tuple(name for name in names if name != "minari/dataset")  # which stands for the user's own
+
+
+def _task(env: str, number: int | None, updates: int | None) -> Task:
+    suite, name = env.split("/")
+    simulator = name.removeprefix("visual-")
+    states, action = MINARI_POINTMAZE if suite == "minari" else _longest(simulator, SIZES)
+    return Task(
+        name=f"{name}-task{number}" if number else name,
+        env=env,
+        number=number,
+        default=number in (None, default_task(name)),
+        observation=IMAGE if simulator != name else (states,),
+        action=action,
+        updates=updates,
+    )
+
+
+def default_task(dataset: str) -> int:
+    """The task of an OGBench dataset's environment without a number."""
+    return _longest(dataset.removeprefix("visual-"), DEFAULT_TASK | {"": 1})
+
+
+def _longest(name: str, table: dict[str, Any]) -> Any:
+    return table[max((key for key in table if name.startswith(key)), key=len)]
+
+
+def spelled(name: str) -> str | None:
+    """The overrides for a task by another of its names, e.g. OGBench's or Minari's own; None where it is unknown.
+
+    ``cube-single-play-singletask-task2-v0`` is ``env=ogbench/cube-single-play env.task=2``, ``D4RL/pen/human-v2`` is
+    ``env=d4rl/pen-human``.
+    """
+    plain = re.sub(r"^(ogbench|d4rl|minari|mfrl)/|-v\d+$", "", name.lower()).replace("/", "-")
+    match = re.fullmatch(r"(?P<dataset>.+?)(-singletask)?(-task(?P<number>[1-5]))?", plain)
+    env = match and next((env for env in environments() if env.partition("/")[2] == match["dataset"]), None)
+    return env and f"env={env}" + (f" env.task={match['number']}" if match["number"] else "")
+
+
+@dataclass(frozen=True)
+class Maze:
+    """How a point-maze dataset is made.
+
+    The environments, the controller's gains, the noise and the goals of evaluation are those of the published sets
+    (D4RL, scripts/generation/generate_maze2d_datasets.py and Minari's D4RL/pointmaze by the script
+    create_pointmaze_dataset.py of rodrigodelazcano/d4rl-minari-dataset-generation): a continuing task that draws a new
+    goal whenever one is reached, N(0, 0.5^2) on every action, evaluated at one fixed goal that stays where it is.
+    The published sets have a million steps each, cut into episodes where a goal is reached. Here an episode goes on
+    through its goals for ``episode_steps``, starts from a seed of its own, and its observations show a new goal
+    at once and not a step late.
+
+    Args:
+        gym_id: name of the environment.
+        goal: row and column of the goal that evaluation has.
+        episodes, episode_steps, noise: as many, of as many steps, with this standard deviation.
+        reference_episodes: over which the returns that score 0 and 1 are measured.
+    """
+
+    gym_id: str
+    goal: tuple[int, int]
+    episodes: int = 200
+    episode_steps: int = 1000
+    noise: float = 0.5
+    reference_episodes: int = 50
+
+
+MAZES = {
+    "mfrl/pointmaze/umaze-v0": Maze("PointMaze_UMaze-v3", (1, 1)),
+    "mfrl/pointmaze/medium-v0": Maze("PointMaze_Medium-v3", (6, 6)),
+    "mfrl/pointmaze/large-v0": Maze("PointMaze_Large-v3", (7, 9)),
+}

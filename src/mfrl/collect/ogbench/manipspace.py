@@ -1,0 +1,146 @@
+"""Scripted policies for OGBench's robot arm: cubes, scene and puzzles, observed as states or as images.
+
+`play` follows open-loop plans with smoothed noise, `noisy` a closed-loop oracle with white noise and
+occasional random actions. Both are oracles of the ogbench package; the environment hands them one target
+after another.
+"""
+
+import copy
+import warnings
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from mfrl.catalogue import Settings
+from mfrl.collect.ogbench.episode import Episode, Rows, environment_seed, pack
+
+# Noise of `noisy` per action dimension (x, y, z, yaw, gripper), relative to the episode's noise level.
+NOISY_SCALE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
+
+
+class ManipspaceCollector:
+    """Runs whole episodes of one manipulation dataset in one simulator.
+
+    Args:
+        settings: a cube, scene or puzzle dataset's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        import gymnasium
+
+        with warnings.catch_warnings():
+            # dm_control looks for a display when imported; nothing here draws on one.
+            warnings.filterwarnings("ignore", message=".*DISPLAY environment variable")
+            import ogbench  # noqa: F401 - registers the environments
+
+            self._env = gymnasium.make(
+                settings.env_id,
+                terminate_at_goal=False,
+                mode="data_collection",
+                max_episode_steps=settings.episode_steps,
+                disable_env_checker=True,
+            )
+        self._settings = settings
+        targets = {k: v for k, v in vars(self._env.unwrapped).items() if k.startswith("_target_")}
+        self._initial_targets = copy.deepcopy(targets)
+        self._env.reset(seed=0)  # Compiles the model.
+        model = self._env.unwrapped.model
+        self._damping, self._site_pos = model.dof_damping.copy(), model.site_pos.copy()
+        self._oracles = _oracles(settings, self._env)
+
+    def episode(self, rng: np.random.Generator) -> Episode:
+        """One episode of `settings.episode_steps` rows; NumPy's global state must have been seeded for it."""
+        while True:
+            rows = self._attempt(rng)
+            if _simulator(self._settings) != "scene" or cube_stays_visible(np.array(rows["qpos"])):
+                return pack(rows)
+
+    def _attempt(self, rng: np.random.Generator) -> Rows:
+        env, settings = self._env, self._settings
+        self._forget_last_episode()
+        observation, info = env.reset(seed=environment_seed(rng))
+        p_stack = rng.uniform(*settings.p_stack)
+        noise = rng.uniform(0.0, settings.noise) * NOISY_SCALE
+        oracle = self._oracle_for(observation, info)
+
+        rows: Rows = defaultdict(list)
+        for _ in range(settings.episode_steps):
+            if rng.random() < settings.p_random_action:
+                # Not `env.action_space.sample()`: every access makes a new space, which no seed reaches.
+                action = rng.uniform(-1.0, 1.0, NOISY_SCALE.shape)
+            else:
+                action = np.asarray(oracle.select_action(observation, info))
+                if settings.policy == "noisy":
+                    action = action + rng.normal(0.0, noise)
+            action = np.clip(action, -1.0, 1.0)
+            next_observation, _, _, _, info = env.step(action)
+            if oracle.done:
+                # As in OGBench's script, the next action still sees `info` from before the new target.
+                oracle = self._oracle_for(*env.unwrapped.set_new_target(p_stack=p_stack))
+
+            rows["observations"].append(observation)
+            rows["actions"].append(action)
+            rows["qpos"].append(info["prev_qpos"])
+            rows["qvel"].append(info["prev_qvel"])
+            if "prev_button_states" in info:
+                rows["button_states"].append(info["prev_button_states"])
+            observation = next_observation
+        return rows
+
+    def _forget_last_episode(self) -> None:
+        """Undo what `env.reset` leaves of the last episode: its targets, and locks in the compiled model."""
+        simulator = self._env.unwrapped
+        vars(simulator).update(copy.deepcopy(self._initial_targets))
+        simulator.model.dof_damping[:] = self._damping
+        simulator.model.site_pos[:] = self._site_pos
+
+    def _oracle_for(self, observation: np.ndarray, info: dict[str, Any]) -> Any:
+        oracle = self._oracles[info["privileged/target_task"]]
+        oracle.reset(observation, info)
+        return oracle
+
+
+def cube_stays_visible(qpos: np.ndarray) -> bool:
+    """OGBench's health check of a scene episode: the cube never leaves the table, except into the drawer.
+
+    Args:
+        qpos: joint positions `(steps, nq)`; the cube's position in metres is at 14:17.
+    """
+    y, z = qpos[:, 15], qpos[:, 16]
+    too_far_right = y >= 0.29
+    too_far_left = (y <= -0.3) & ((z < 0.06) | (z > 0.08))  # Between these heights it lies in the drawer.
+    return not (too_far_right | too_far_left).any()
+
+
+def _simulator(settings: Settings) -> str:
+    """`cube`, `scene` or `puzzle`."""
+    return settings.env_id.removeprefix("visual-").split("-")[0]
+
+
+def _oracles(settings: Settings, env: Any) -> dict[str, Any]:
+    """The package's oracles, by the name of the target task each one solves."""
+    from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+    from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
+    from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
+    from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
+    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+    from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
+    from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
+
+    if settings.policy == "play":
+        kinds = (CubePlanOracle, ButtonPlanOracle, DrawerPlanOracle, WindowPlanOracle)
+        options = {"noise": settings.noise, "noise_smoothing": settings.noise_smoothing}
+    else:
+        kinds = (CubeMarkovOracle, ButtonMarkovOracle, DrawerMarkovOracle, WindowMarkovOracle)
+        options = {"min_norm": settings.min_norm}
+
+    kinds = dict(zip(("cube", "button", "drawer", "window"), kinds, strict=True))
+    simulator = _simulator(settings)
+    if simulator == "cube":
+        return {"cube": kinds["cube"](env=env, **options)}
+    if simulator == "puzzle":
+        return {"button": kinds["button"](env=env, gripper_always_closed=True, **options)}
+    # OGBench's script also passes `max_step=100` to the closed-loop cube; the oracle's reset makes it 200.
+    return {kind: oracle(env=env, **options) for kind, oracle in kinds.items()}

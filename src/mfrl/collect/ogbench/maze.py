@@ -1,0 +1,113 @@
+"""Scripted policies in OGBench's point mazes.
+
+A point steers towards the environment's own sub-goal (the next cell of a shortest path), or in a random
+direction, with Gaussian noise on the action:
+
+    a = clip(d + noise * eps, -1, 1),   |d| = 1,   eps ~ N(0, I)
+
+`navigate` draws a new goal whenever one is reached, `stitch` goes to a cell four cells away and stays,
+`explore` draws a new direction d every ten steps.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+
+from mfrl.catalogue import Settings
+from mfrl.collect.ogbench.episode import Episode, Rows, environment_seed, pack
+from mfrl.envs.ogbench import remove_description
+
+STITCH_CELLS = 4
+EXPLORE_STEPS = 10
+
+Cell = tuple[int, int]
+
+
+class MazeCollector:
+    """Runs whole episodes of one maze dataset in one simulator.
+
+    Args:
+        settings: a maze dataset's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        import gymnasium
+        import ogbench  # noqa: F401 - registers the environments
+
+        self._settings = settings
+        self._env = gymnasium.make(
+            settings.env_id,
+            terminate_at_goal=False,
+            max_episode_steps=settings.episode_steps,
+            disable_env_checker=True,
+        )
+        self._maze = self._env.unwrapped
+        remove_description(self._env)
+        self._free_cells = list(map(tuple, np.argwhere(self._maze.maze_map == 0).tolist()))
+        self._goal_cells = [cell for cell in self._free_cells if not self._is_corridor(cell)]
+        self._subgoals: dict[tuple[Cell, Cell], np.ndarray] = {}
+
+    def episode(self, rng: np.random.Generator) -> Episode:
+        """One episode of `settings.episode_steps` rows; NumPy's global state must have been seeded for it."""
+        env, maze, noise, policy = self._env, self._maze, self._settings.noise, self._settings.policy
+        start = _pick(rng, self._free_cells)
+        goal = self._nearby(rng, start) if policy == "stitch" else _pick(rng, self._goal_cells)
+        # Reset takes a few random steps for the goal observation, drawn from the action space's generator.
+        env.action_space.seed(environment_seed(rng))
+        task = {"task_info": {"init_ij": start, "goal_ij": goal}}
+        observation, _ = env.reset(seed=environment_seed(rng), options=task)
+
+        rows: Rows = defaultdict(list)
+        for step in range(self._settings.episode_steps):
+            if policy != "explore":
+                direction = _unit(self._subgoal() - maze.get_xy())
+            elif step % EXPLORE_STEPS == 0:
+                direction = _unit(rng.standard_normal(2))
+            action = np.clip(direction + rng.normal(0.0, noise, 2), -1.0, 1.0)
+            next_observation, _, _, _, info = env.step(action)
+            if info["success"] and policy == "navigate":
+                self._set_goal(_pick(rng, self._goal_cells))
+
+            rows["observations"].append(observation)
+            rows["actions"].append(action)
+            rows["qpos"].append(info["prev_qpos"])
+            rows["qvel"].append(info["prev_qvel"])
+            observation = next_observation
+        return pack(rows)
+
+    def _is_corridor(self, cell: Cell) -> bool:
+        """Whether a cell only leads straight through: OGBench puts no goals there."""
+        i, j = cell
+        walls = self._maze.maze_map == 1
+        vertical, horizontal = (walls[i - 1, j], walls[i + 1, j]), (walls[i, j - 1], walls[i, j + 1])
+        return (not any(vertical) and all(horizontal)) or (not any(horizontal) and all(vertical))
+
+    def _nearby(self, rng: np.random.Generator, start: Cell) -> Cell:
+        """A random cell whose shortest path to `start` is four cells long; `start` if there is none."""
+        xy = self._maze.ij_to_xy(start)
+        _, distances = self._maze.get_oracle_subgoal(xy, xy)
+        cells = list(map(tuple, np.argwhere(distances == STITCH_CELLS).tolist()))
+        return _pick(rng, cells) if cells else start
+
+    def _subgoal(self) -> np.ndarray:
+        """The environment's oracle sub-goal `(2,)` from here to the current goal, in maze units.
+
+        The oracle searches the whole maze, but its answer depends on two cells: each pair is asked once.
+        """
+        xy, goal_xy = self._maze.get_xy(), self._maze.cur_goal_xy
+        cells = self._maze.xy_to_ij(xy), self._maze.xy_to_ij(goal_xy)
+        if cells not in self._subgoals:
+            self._subgoals[cells] = self._maze.get_oracle_subgoal(xy, goal_xy)[0]
+        return self._subgoals[cells]
+
+    def _set_goal(self, cell: Cell) -> None:
+        # `set_goal(cell)` would draw the same goal but leave the visual marker at NaN.
+        self._maze.set_goal(goal_xy=self._maze.add_noise(self._maze.ij_to_xy(cell)))
+
+
+def _pick(rng: np.random.Generator, cells: list[Cell]) -> Cell:
+    return cells[rng.integers(len(cells))]
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / (np.linalg.norm(vector) + 1e-6)

@@ -1,0 +1,184 @@
+"""Collecting a dataset: episodes from the simulators into arrays, arrays into files with a record."""
+
+import dataclasses
+import shutil
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mfrl.catalogue import CollectError, Settings, default_val_episodes, plan
+from mfrl.collect.ogbench.episode import SPLITS, Episode
+from mfrl.collect.ogbench.workers import run_episodes
+from mfrl.envs.vector import usable_cores
+
+Arrays = dict[str, np.ndarray]
+"""The fields of one `.npz`; every array is `(episodes * episode_steps, ...)`."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A finished collection.
+
+    Args:
+        train_path: the training file.
+        val_path: the validation file.
+        provenance: the record written beside them.
+        transitions: training transitions a loader gets (an episode's last row is no transition).
+        seconds: wall-clock time, writing included.
+    """
+
+    train_path: Path
+    val_path: Path
+    provenance: dict[str, Any]
+    transitions: int
+    seconds: float
+
+
+def collect(
+    dataset: str,
+    data_dir: str | Path,
+    *,
+    episodes: int | None = None,
+    val_episodes: int | None = None,
+    episode_steps: int | None = None,
+    noise: float | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Collected:
+    """Collect an OGBench-format dataset with a scripted policy in OGBench's own simulator.
+
+    The data depend on the settings and the seed only, never on the number of workers.
+
+    Args:
+        dataset: OGBench dataset name; `-v0` may be left out.
+        data_dir: folder for the files; made if needed.
+        episodes: training episodes. This and the next three default to the published settings.
+        val_episodes: validation episodes; a tenth of `episodes` by default, at least one.
+        episode_steps: rows per episode, one more than its transitions.
+        noise: action noise (see `Settings.noise`).
+        seed: non-negative.
+        workers: processes; 1 runs in this one, unless it renders. All usable cores by default.
+        overwrite: replace files that we collected earlier. Files without our record are never replaced.
+        progress: show a progress bar, or one line at the end where stderr is no terminal.
+
+    Raises:
+        CollectError: unknown or uncollectable dataset, invalid settings, files in the way, no room or no
+            permission to write, or a failed worker. No file is left behind.
+    """
+    from mfrl.collect import files  # Not at the top: `mfrl.data` loads torch, which no worker process needs.
+
+    started = time.perf_counter()
+    settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
+    workers = usable_cores() if workers is None else workers
+    for name, value, minimum in (("workers", workers, 1), ("seed", seed, 0)):
+        if type(value) is not int or value < minimum:
+            raise CollectError(f"{name} must be a whole number of at least {minimum}, got {value}.")
+    folder = Path(data_dir).expanduser()
+    files.check_free_to_write(folder, settings.dataset, overwrite)
+
+    with files.temporary(folder, settings.dataset) as paths:
+        arrays = _simulate(settings, seed, workers, folder, progress)
+        with files.friendly_os_errors(folder):
+            for split, path in paths.items():
+                with open(path, "wb") as file:
+                    # Compressed, as OGBench's own files are; zlib takes little of the time simulation takes.
+                    np.savez_compressed(file, **arrays[split])
+            transitions = settings.episodes * (settings.episode_steps - 1)
+            seconds = time.perf_counter() - started
+            record = files.make_record(settings, seed, paths, transitions, seconds)
+            # Again: another process may have finished the same dataset in the meantime.
+            files.check_free_to_write(folder, settings.dataset, overwrite)
+            train_path, val_path = files.publish(folder, settings.dataset, paths, record)
+
+    if progress:
+        rate = f"{transitions} transitions in {seconds:.1f} s, {transitions / seconds:,.0f}/s"
+        print(f"Collected {settings.dataset}: {rate} -> {train_path}", file=sys.stderr)
+    return Collected(train_path, val_path, record, transitions, seconds)
+
+
+def _settings(
+    dataset: str,
+    data_dir: str | Path,
+    episodes: int | None,
+    val_episodes: int | None,
+    episode_steps: int | None,
+    noise: float | None,
+) -> Settings:
+    """The published settings with what the user changed."""
+    published = plan(dataset, data_dir)
+    if val_episodes is None and type(episodes) is int:
+        val_episodes = default_val_episodes(episodes)
+    overrides = {
+        "episodes": episodes,
+        "val_episodes": val_episodes,
+        "episode_steps": episode_steps,
+        "noise": noise,
+    }
+    settings = dataclasses.replace(published, **{k: v for k, v in overrides.items() if v is not None})
+    # Both files must load: at least one episode each, and at least one transition per episode.
+    for name, minimum in {"episodes": 1, "val_episodes": 1, "episode_steps": 2}.items():
+        value = getattr(settings, name)
+        if type(value) is not int or value < minimum:
+            raise CollectError(f"{name} must be a whole number of at least {minimum}, got {value}.")
+    if type(settings.noise) not in (int, float) or not 0.0 <= settings.noise < float("inf"):
+        raise CollectError(f"noise must be at least 0 and finite, got {settings.noise}.")
+    return settings
+
+
+def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progress: bool) -> dict[str, Arrays]:
+    """Run all episodes; returns the arrays of each split's file."""
+    steps = settings.episode_steps
+    counts = dict(zip(SPLITS, (settings.episodes, settings.val_episodes), strict=True))
+    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
+    arrays: dict[str, Arrays] = {}
+
+    with progress_bar(progress) as bar, closing(run_episodes(settings, seed, jobs, workers)) as finished:
+        task = bar.add_task(settings.dataset.removesuffix("-v0"), total=len(jobs), rate="")
+        started = time.perf_counter()
+        for done, ((split, index), episode) in enumerate(finished, start=1):
+            if not arrays:
+                _check_room(folder, sum(values.nbytes for values in episode.values()) * len(jobs))
+                arrays = {name: _allocate(episode, count) for name, count in counts.items()}
+            for field, values in episode.items():
+                arrays[split][field][index * steps : (index + 1) * steps] = values
+            rate = done * (steps - 1) / (time.perf_counter() - started)
+            bar.update(task, advance=1, rate=f"{rate:,.0f} transitions/s")
+    return arrays
+
+
+def _allocate(episode: Episode, count: int) -> Arrays:
+    """Uninitialised room for `count` episodes like this one: they arrive in any order."""
+    return {
+        field: np.empty((count * len(values), *values.shape[1:]), values.dtype) for field, values in episode.items()
+    }
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Fail before hours of simulation, not after; `needed` is the uncompressed size in bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CollectError(f"{folder} has {free / 1e9:.1f} GB free; this may take {needed / 1e9:.1f} GB.")
+
+
+def progress_bar(show: bool, unit: str = "ep") -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),  # All columns fit in 80 characters; rich would cut off the numbers.
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (show and console.is_terminal),
+    )

@@ -1,0 +1,133 @@
+"""Where episodes run: in this process, or in one process per core. Which one makes no difference to them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+
+from mfrl.catalogue import CollectError, Settings
+from mfrl.collect.ogbench.episode import Episode, episode_rng
+from mfrl.collect.ogbench.manipspace import ManipspaceCollector
+from mfrl.collect.ogbench.maze import MazeCollector
+from mfrl.envs.rendering import choose_backend
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Enough queued episodes that no worker waits for us, few enough that finished ones do not fill the memory.
+_QUEUED_PER_WORKER = 4
+
+Job = tuple[str, int]
+"""A split and the index of an episode in it."""
+
+
+def run_episodes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
+    """Run every job's episode and yield each as it finishes, in any order.
+
+    Images are rendered in worker processes, be it one: MuJoCo takes the back end in force when it is imported.
+
+    Raises:
+        CollectError: an episode failed, or a worker died.
+        EnvError: nothing renders here, and images are to be collected.
+    """
+    workers = min(workers, len(jobs))
+    if settings.renders:
+        choose_backend()
+    elif workers == 1:
+        yield from _run_here(settings, seed, jobs)
+        return
+    yield from _run_in_processes(settings, seed, jobs, workers)
+
+
+def _run_here(settings: Settings, seed: int, jobs: list[Job]) -> Iterator[tuple[Job, Episode]]:
+    collector = _make_collector(settings)
+    state = np.random.get_state()  # noqa: NPY002 - the caller's own draws go on as if we had not been here
+    try:
+        for job in jobs:
+            try:
+                episode = collector.episode(episode_rng(seed, *job))
+            except Exception as error:
+                raise _episode_failed(job, error) from error
+            yield job, episode
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _run_in_processes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
+    # Spawn: forking a process that has loaded torch, or started threads, is not safe.
+    context = multiprocessing.get_context("spawn")
+    start = (_start_worker, (settings,))
+    with _single_threaded_children(), ProcessPoolExecutor(workers, context, *start) as pool:
+        remaining = iter(jobs)
+        pending: dict[Future[Episode], Job] = {}
+        try:
+            while True:
+                for job in islice(remaining, workers * _QUEUED_PER_WORKER - len(pending)):
+                    pending[pool.submit(_episode_in_worker, seed, job)] = job
+                if not pending:
+                    return
+                for future in wait(pending, return_when="FIRST_COMPLETED").done:
+                    job = pending.pop(future)
+                    try:
+                        episode = future.result()
+                    except BrokenProcessPool as error:
+                        raise CollectError(
+                            "A worker process died, for lack of memory or because the simulator crashed. "
+                            "Try fewer workers; workers=1 runs in this process and shows the error."
+                        ) from error
+                    except Exception as error:
+                        raise _episode_failed(job, error) from error
+                    yield job, episode
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _episode_failed(job: Job, error: Exception) -> CollectError:
+    split, index = job
+    return CollectError(f"Episode {index} of the {split} split failed: {type(error).__name__}: {error}")
+
+
+def _make_collector(settings: Settings) -> MazeCollector | ManipspaceCollector:
+    return MazeCollector(settings) if settings.is_maze else ManipspaceCollector(settings)
+
+
+_collector: MazeCollector | ManipspaceCollector
+"""The simulator of a worker process, built once."""
+
+
+def _start_worker(settings: Settings) -> None:
+    global _collector
+    # Ctrl-C reaches the whole process group: workers end at once, in silence; the parent cleans up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A worker would otherwise wait forever for work from a parent that was killed.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _collector = _make_collector(settings)
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _episode_in_worker(seed: int, job: Job) -> Episode:
+    return _collector.episode(episode_rng(seed, *job))
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """One BLAS thread per worker process: there is a process for every core already."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,276 @@
+"""From folders on disk to runs: which finished, which did not, and what each one says.
+
+A run is a folder with a config.yaml, or with the error.txt of a sweep's job that failed before. It is *finished* if
+its result.json speaks of as many updates as its configuration asks for and every file that a score rests on can be read
+and agrees; *failed* if such a file is damaged or contradicts another, or if there is an error.txt; else *unfinished*.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mfrl.errors import MfrlError
+from mfrl.runs.former import with_todays_names
+
+FINISHED, UNFINISHED, FAILED, DUPLICATE = "finished", "unfinished", "failed", "duplicate"
+ERROR_FILE = "error.txt"  # the traceback of a sweep's job that failed, gone once it succeeds
+_NOT_RUNS = ("checkpoints", "videos", "wandb")  # wandb keeps a config.yaml of its own
+
+
+class ReportError(MfrlError):
+    """A report that cannot be made of what was given."""
+
+
+class _Damaged(Exception):
+    """A file of a run that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        status: finished, unfinished, failed or duplicate.
+        reason: why it is not finished.
+        config: leaves of config.yaml by dotted key, interpolations as written, so that a key that only repeats
+            another (``algo.seed: ${seed}``) never differs by itself.
+        result, provenance, evaluations, overrides: the files of those names.
+        written: when result.json was written, in seconds.
+    """
+
+    path: Path
+    status: str
+    reason: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    written: float = 0.0
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+    @property
+    def algo(self) -> str:
+        return str(self.config.get("algo_name", "?"))
+
+    @property
+    def variant(self) -> str:
+        name = self.config.get("variant.name")
+        return "-" if name in (None, "none") else str(name)  # an algorithm without a reformulation
+
+    @property
+    def env_name(self) -> str:
+        """As configured, e.g. ``cube-single-play task 2``."""
+        name, task = self.config.get("env.name", "?"), self.config.get("env.task")
+        return f"{name} task {task}" if task is not None else str(name)
+
+    @property
+    def suite(self) -> str:
+        return str(self.config.get("env.suite", ""))
+
+    @property
+    def online(self) -> bool:
+        return bool(self.config.get("online.steps"))
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """Every run in or below the folders, each once however often it is named, in order of path.
+
+    Raises:
+        ReportError: a folder does not exist, or there is no run below any of them.
+    """
+    folders = [Path(folder).expanduser() for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ReportError(f"{folder} is not a folder; mfrl report wants run folders, or folders they lie below")
+    paths = {path for folder in folders for path in _run_folders(folder.resolve())}
+    if not paths:
+        looked = ", ".join(map(str, folders)) or "no folder at all"
+        raise ReportError(
+            f"no run folder in or below {looked}. A run folder is what `mfrl train` writes (run_dir=...): "
+            "it holds config.yaml, and result.json once it is finished"
+        )
+    here = Path.cwd()
+    # As they were named from here: a report that is moved to another machine should not speak of this one's folders.
+    return [read_run(path.relative_to(here) if path.is_relative_to(here) else path) for path in sorted(paths)]
+
+
+def _run_folders(root: Path) -> Iterable[Path]:
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in _NOT_RUNS and not name.startswith(".")]
+        if "config.yaml" in files or ERROR_FILE in files:
+            yield Path(folder)
+
+
+def read_run(path: Path) -> Run:
+    """A run folder's files, and whether it may be counted."""
+    known: dict[str, Any] = {}
+    try:
+        if (path / ERROR_FILE).exists() and not (path / "config.yaml").exists():
+            raise _Damaged(_failure(path / ERROR_FILE))  # refused before it left anything else
+        known["config"] = config = _read_config(path / "config.yaml")
+        known["overrides"] = _read_overrides(path / "overrides.yaml")
+        evaluations, torn = _read_evaluations(path / "eval.jsonl")
+        known["evaluations"] = evaluations
+        result_path = path / "result.json"
+        if (path / ERROR_FILE).exists():
+            raise _Damaged(f"{_failure(path / ERROR_FILE)}; {_progress(config, evaluations)}")
+        if not result_path.exists():
+            return Run(path, UNFINISHED, f"no result.json; {_progress(config, evaluations)}", **known)
+        known["result"] = result = _read_json(result_path)
+        known["written"] = result_path.stat().st_mtime
+        _require(result, "result.json", {"env": str, "dataset": str, "seed": int, "updates": int, "final": dict})
+        if result["updates"] != config["updates"]:
+            reason = f"result.json is of update {result['updates']:,}, config.yaml asks for {config['updates']:,}"
+            return Run(path, UNFINISHED, f"{reason}; {_progress(config, evaluations)}", **known)
+        known["provenance"] = provenance = _read_json(path / "provenance.json")
+        _require(provenance, "provenance.json", {"dataset": str, "source": str})
+        if torn:
+            raise _Damaged(torn)
+        _check_agreement(config, result, provenance, evaluations)
+    except _Damaged as damage:
+        return Run(path, FAILED, str(damage), **known)
+    return Run(path, FINISHED, **known)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # yaml, omegaconf and the file system each have their own
+        raise _Damaged(f"config.yaml cannot be read: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise _Damaged("config.yaml is no mapping of settings")
+    leaves = flatten(with_todays_names(loaded))
+    _require(leaves, "config.yaml", {"seed": int, "updates": int, "algo_name": str, "env.name": str})
+    return leaves
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; a list is a leaf, as a tuple."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = _hashable(value)
+    return leaves
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_hashable(item) for item in value)
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+
+
+def _failure(path: Path) -> str:
+    """The last line of a traceback: what went wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError as error:
+        return f"{path.name} cannot be read: {_first_line(error)}"
+    return lines[-1] if lines else f"{path.name} is empty"
+
+
+def _read_overrides(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        return [str(override) for override in OmegaConf.to_container(OmegaConf.load(path), resolve=False)]
+    except Exception as error:
+        raise _Damaged(f"overrides.yaml cannot be read: {_first_line(error)}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _Damaged(f"{path.name} is missing") from None
+    except (ValueError, OSError) as error:
+        raise _Damaged(f"{path.name} cannot be read: {_first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise _Damaged(f"{path.name} is no JSON object")
+    return value
+
+
+def _read_evaluations(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The evaluations, and what is wrong with the last line: a killed run may have left half of one.
+
+    Raises:
+        _Damaged: an earlier line cannot be read.
+    """
+    if not path.exists():
+        return [], ""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (ValueError, OSError) as error:
+        raise _Damaged(f"eval.jsonl cannot be read: {_first_line(error)}") from error
+    evaluations: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            evaluation = json.loads(line)
+            if not isinstance(evaluation, dict) or not isinstance(evaluation.get("updates"), int):
+                raise ValueError("no evaluation with its 'updates'")
+        except ValueError as error:
+            problem = f"eval.jsonl cannot be read at line {number}: {_first_line(error)}"
+            if number < len(lines):
+                raise _Damaged(problem) from error
+            return evaluations, problem
+        evaluations.append(evaluation)
+    return evaluations, ""
+
+
+def _require(values: dict[str, Any], name: str, types: dict[str, type]) -> None:
+    for key, kind in types.items():
+        value = values.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise _Damaged(f"{name} has no {key!r} that is {'a number' if kind is int else f'a {kind.__name__}'}")
+
+
+def _check_agreement(
+    config: dict[str, Any], result: dict[str, Any], provenance: dict[str, Any], evaluations: list[dict[str, Any]]
+) -> None:
+    """Files of one run tell one story; a folder pieced together from two runs does not."""
+    if result["seed"] != config["seed"]:
+        raise _Damaged(f"result.json is of seed {result['seed']}, config.yaml of seed {config['seed']}")
+    if result["dataset"] != provenance["dataset"]:
+        raise _Damaged(f"result.json is of {result['dataset']}, provenance.json of {provenance['dataset']}")
+    if not evaluations:
+        raise _Damaged("eval.jsonl is missing or empty")
+    last = evaluations[-1]
+    if last["updates"] != result["updates"]:
+        raise _Damaged(f"eval.jsonl ends at update {last['updates']:,}, result.json at {result['updates']:,}")
+    for name, value in result["final"].items():
+        if name not in last:
+            raise _Damaged(f"{name} of result.json is not in eval.jsonl")
+        if not _is_number(value) or not _is_number(last[name]):
+            raise _Damaged(f"{name} is {value} in result.json and {last[name]} in eval.jsonl")
+        if not math.isclose(value, last[name], rel_tol=1e-6, abs_tol=1e-9):
+            raise _Damaged(f"{name} is {value:g} in result.json, but {last[name]:g} in eval.jsonl")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _progress(config: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
+    if not evaluations:
+        return "no evaluation yet"
+    last = evaluations[-1]
+    success = last.get("eval/success")
+    score = f", success {success:.2f}" if _is_number(success) else ""
+    return f"last evaluation at update {last['updates']:,} of {config['updates']:,}{score}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
