@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from mfrl.callbacks import figures
 from mfrl.envs.maze import MazeLayout
+from mfrl.study import figures as study_figures
+from mfrl.system import drawing
 
 # An L: three cells along the bottom, then up on the right; asymmetric in x and y on purpose.
 WALLS = np.array(
@@ -51,7 +53,7 @@ def test_walls_are_drawn_where_the_layout_has_them():
 
 def test_paths_lie_in_the_corridors_coloured_by_success():
     middle = ROUTE[away_from_marks(ROUTE)]
-    for success, color in ((True, figures.BLUE), (False, figures.ORANGE)):
+    for success, color in ((True, drawing.BLUE), (False, drawing.ORANGE)):
         figure = figures.maze_paths(MAZE, [ROUTE], [success])
         (line,) = [line for line in figure.axes[0].lines if len(line.get_xdata()) == len(ROUTE)]
         np.testing.assert_array_equal(line.get_xydata(), ROUTE)
@@ -139,7 +141,7 @@ def test_clouds_have_a_panel_for_each_name_coloured_by_observation():
     clouds = {"data": np.zeros((2, 40, 2)), "policy": np.full((2, 40, 2), 0.5)}
     clouds["data"][1] += (0.9, -0.9)
     clouds["policy"][0, :10] = 9.0
-    figure = figures.sample_clouds(clouds, title="two")
+    figure = study_figures.sample_clouds(clouds, title="two")
     assert [axes.get_title() for axes in figure.axes] == ["data", "policy"]
     seen = pixels(figure, np.array([(0.0, 0.0), (0.9, -0.9), (-0.5, 0.5)]))
     assert seen[0].argmax() == 2  # blue
@@ -152,7 +154,7 @@ def test_displaced_lines_are_drawn_where_they_are():
     lines = np.zeros((2, 3, 50, 2))
     lines[0, ..., 0], lines[0, ..., 1] = np.array([[-0.5], [0.0], [0.5]]), np.linspace(-1, 1, 50)
     lines[1] = lines[0, ..., ::-1]
-    figure = figures.displaced_grids({"noise": 3.0 * lines, "action": lines})
+    figure = study_figures.displaced_grids({"noise": 3.0 * lines, "action": lines})
     upright, level = figure.axes[1].collections
     np.testing.assert_array_equal(upright.get_segments(), lines[0])
     np.testing.assert_array_equal(level.get_segments(), lines[1])
@@ -161,5 +163,5 @@ def test_displaced_lines_are_drawn_where_they_are():
 
 
 def test_panels_go_on_in_the_next_row():
-    figure = figures.sample_clouds({str(k): np.zeros((1, 5, 2)) for k in range(7)}, columns=3)
+    figure = study_figures.sample_clouds({str(k): np.zeros((1, 5, 2)) for k in range(7)}, columns=3)
     assert [axes.get_visible() for axes in figure.axes] == [True] * 7 + [False] * 2

@@ -17,13 +17,24 @@ from rich.console import Console
 from mfrl.app import tasks
 from mfrl.app.cli import check_overrides
 from mfrl.app.tasks import choose, find_data
-from mfrl.catalogue import LARGE, PUBLISHED, TRAINED_POLICY, TasksError, benchmark, others, singletask_id, spelled
+from mfrl.catalogue import (
+    LARGE,
+    PUBLISHED,
+    TRAINED_POLICY,
+    TasksError,
+    benchmark,
+    default_task,
+    environments,
+    others,
+    singletask_id,
+    spelled,
+)
 from mfrl.data import minari_files, records
 from mfrl.envs import ogbench
 from mfrl.errors import ConfigError, EnvError
 from mfrl.system.paths import CONFIG_DIR
 
-OGBENCH = sorted(env for env in tasks.environments() if env.startswith("ogbench/"))
+OGBENCH = sorted(env for env in environments() if env.startswith("ogbench/"))
 MAZE = "ogbench/pointmaze-medium-explore"  # what the shared fixture has collected
 
 
@@ -33,7 +44,7 @@ def test_the_benchmark_has_73_tasks() -> None:
     ours = [task for task in benchmark() if task.suite == "ogbench"]
     assert sum(len(task.observation) == 1 for task in ours) == 50
     assert sum(len(task.observation) == 3 for task in ours) == 5
-    assert {task.env for task in benchmark()} <= set(tasks.environments())
+    assert {task.env for task in benchmark()} <= set(environments())
     assert not {task.name for task in others()} & set(names)
 
 
@@ -75,7 +86,7 @@ def test_sizes_and_default_tasks_are_the_environments(family: str) -> None:
         env.reset(seed=0)
         assert env.observation_space.shape == task.observation
         assert env.action_space.shape == (task.action,)
-        assert env.unwrapped._reward_task_id == tasks.default_task(task.env.partition("/")[2])
+        assert env.unwrapped._reward_task_id == default_task(task.env.partition("/")[2])
         env.close()
 
 
@@ -176,7 +187,7 @@ def test_tasks_are_chosen_by_any_name() -> None:
     ]
     assert choose(["ogbench/cube-triple-noisy"])[0].updates is None
     assert len(choose([])) == 73
-    assert len(choose([], every=True)) == 73 + len(tasks.environments()) - 33
+    assert len(choose([], every=True)) == 73 + len(environments()) - 33
     with pytest.raises(TasksError, match="did you mean cube-single-play"):
         choose(["cube-sngle-play"])
 

@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mfrl.callbacks import figures
 from mfrl.callbacks.evaluation import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
 from mfrl.learning.training import Training
+from mfrl.study import figures
 from mfrl.study.evaluate import SampleEvaluation, SampleEvaluator, displaced_lines, noise_lines
 from mfrl.study.toys import find_toy
 

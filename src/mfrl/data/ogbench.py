@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.catalogue import DEFAULT_DATA_DIR, how_to_get
+from mfrl.catalogue import DEFAULT_DATA_DIR, how_to_get, singletask_id
 from mfrl.data import records
 from mfrl.data.assembly import (
     PADDED,
@@ -32,7 +32,7 @@ from mfrl.data.npz import Npz
 from mfrl.data.storage import Pages, as_tensor
 from mfrl.envs import ogbench
 from mfrl.envs.spec import EnvSpec
-from mfrl.errors import DataError
+from mfrl.errors import DataError, EnvError
 
 PREPARATION = 2  #: of the code below that makes arrays of files; entries made by another are made again
 #: Fields that mark the last row of a trajectory: OGBench's, and what other tools write beside it.
@@ -91,7 +91,7 @@ class OGBenchData(OfflineData):
         # A dataset of 100 million transitions, in a folder of files, is a larger one of the same environment.
         usual = re.sub(r"-100m(?=-v0$)", "", self.dataset)
         self.in_many_files = usual != self.dataset
-        env_id = ogbench.singletask_id(usual, task)
+        env_id = singletask_id(usual, task)
         if not ogbench.observes_pixels(env_id) and (frames != 1 or crop_probability):
             raise DataError(f"{dataset} holds no images to stack or crop: env.frames is 1, env.crop_probability 0")
         check_normalize(normalize)
@@ -215,7 +215,7 @@ class Simulator:
         import gymnasium
 
         if self.env_id not in gymnasium.registry:  # there is a scene of this name, but not with a camera
-            raise ogbench.EnvError(f"there is no environment {self.env_id!r}")
+            raise EnvError(f"there is no environment {self.env_id!r}")
         camera = gymnasium.spec(self.env_id).kwargs
         return camera["height"], camera["width"], 3
 
