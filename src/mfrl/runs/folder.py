@@ -163,22 +163,6 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of eval.jsonl; a last line that a crash cut off is left out.
 

@@ -26,8 +26,8 @@ from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mfrl.runs.targets import arguments_of
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
+from mfrl.runs.targets import arguments_of
 
 #: What a part of the configuration may be, by its name in conf/.
 WHOLE = {

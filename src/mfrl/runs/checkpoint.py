@@ -1,0 +1,146 @@
+"""Checkpoints: found, read as plain data, and refused when they are damaged."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from mfrl.errors import CheckpointError
+from mfrl.runs.former import with_todays_names
+from mfrl.runs.saved import Saved
+
+RECORD = ("config", "spec", "env", "provenance")  # what the key "mfrl" of a checkpoint holds, each a dictionary
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint file, given itself or the run folder (or its checkpoints/) it lies in.
+
+    Raises:
+        CheckpointError: saying what was looked for and where.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    tried = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
+    refuse_dangling(path, path / "checkpoints", *tried)
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    what = f"neither {tried[0]} nor {tried[1]}" if path.is_dir() else f"no file or folder {path}"
+    raise CheckpointError(f"no checkpoint: {what} exists")
+
+
+def refuse_dangling(*paths: Path) -> None:
+    """Refuse links that lead nowhere: what they led to is not gone for good.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which is not there: is its disk mounted?")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours as plain data; nothing in it is executed, and every byte of it is checked.
+
+    The file is a zip archive that carries a checksum of each of its records, which `torch.load` does not look at: with
+    a flipped bit it loads other weights.
+
+    Raises:
+        CheckpointError: for a damaged file, one that is more than plain data, or one that mfrl did not write.
+    """
+    try:
+        with path.open("rb") as file:  # opened once: what was checked is what is loaded
+            if damage := _damage(file):
+                raise CheckpointError(f"{path} cannot be read, it is damaged: {damage}{_older(path)}")
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of plain data: {reason}") from error
+    if not isinstance(checkpoint, dict) or "mfrl" not in checkpoint:
+        raise CheckpointError(f"{path} was not written by mfrl: it has no 'mfrl' record")
+    record = checkpoint["mfrl"]
+    holds = {f"mfrl.{name}": isinstance(record, dict) and isinstance(record.get(name), dict) for name in RECORD}
+    holds["state_dict"] = isinstance(checkpoint.get("state_dict"), dict)
+    holds["updates"] = type(checkpoint.get("updates")) is int and checkpoint["updates"] >= 0
+    if "learner" in checkpoint:
+        holds["learner"] = isinstance(checkpoint["learner"], dict)
+        holds["window"] = _is_window(checkpoint.get("window"))
+    if holds["mfrl.provenance"]:
+        holds["mfrl.provenance.dataset"] = isinstance(record["provenance"].get("dataset"), str)
+        holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)
+    if wrong := [name for name, held in holds.items() if not held]:
+        raise CheckpointError(f"{path} is not as mfrl wrote it: its {wrong[0]} is missing or of another kind")
+    record["config"] = with_todays_names(record["config"])
+    return checkpoint if "learner" in checkpoint else _under_todays_names(checkpoint)
+
+
+def _is_window(window: Any) -> bool:
+    """Whether this is what a run has summed up since it last logged, as it saves it."""
+    return isinstance(window, list) and all(
+        isinstance(part, dict)
+        and isinstance(part.get("names"), list)
+        and all(isinstance(name, str) for name in part["names"])
+        and isinstance(part.get("sums"), torch.Tensor)
+        and part["sums"].shape == (len(part["names"]),)
+        and type(part.get("count")) is int
+        for part in window
+    )
+
+
+def _under_todays_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint from before there was a learner, so that its policy acts; there is no going on from it."""
+    config = checkpoint["mfrl"]["config"]
+    state = {_todays_name(name): value for name, value in checkpoint["state_dict"].items()}
+    if isinstance(algo := config.get("algo"), dict):
+        algo.pop("compile", None)
+        if "alpha" in algo:
+            alpha = torch.tensor(float(Saved(config).plain("algo.alpha")))
+            state = {"alpha.alpha": alpha, "alpha.start": alpha} | state
+    return checkpoint | {"state_dict": state}
+
+
+def _todays_name(name: str) -> str:
+    network, _, rest = name.partition(".")
+    if network not in ("actor", "averaged_actor", "critic", "flow", "student", "target_critic"):
+        return name
+    inside = rest.removeprefix("image_encoder.")
+    return f"{network}.network.{rest}" if inside == rest else f"{network}.encoder.{inside}"
+
+
+def _damage(file: BinaryIO) -> str:
+    """What is wrong with the bytes of a checkpoint; empty where they are as written. Leaves the file at its start."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # No checksum covers the table of contents; with this one bit in it torch leaves a record's memory unset.
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+            record = archive.testzip()
+    except Exception as error:  # zipfile, too, raises many kinds: of a bad offset, a method or a name it does not know
+        return f"it is no whole zip archive ({error})"
+    file.seek(0)
+    if record:
+        return f"the checksum of its record {record} is wrong"
+    return f"its table of contents has the record {folders[0]} as a folder" if folders else ""
+
+
+def _older(path: Path) -> str:
+    """Advice for where a checkpoint is damaged: the latest whole one beside it."""
+    kept = [other for other in path.parent.glob("update=*.ckpt") if re.fullmatch(r"update=\d+", other.stem)]
+    for other in sorted(kept, key=lambda file: int(file.stem.partition("=")[2]), reverse=True):
+        with suppress(OSError), other.open("rb") as file:
+            if other.name != path.name and not _damage(file):
+                return (
+                    f". {other} is whole: name it instead, or copy it to {path} and go on from there as if {path.name} "
+                    "had never been written"
+                )
+    none = "No older one that is whole lies beside it (checkpoint.keep_all=true keeps them)"
+    return f". {none}: to begin anew, remove {path.name}"

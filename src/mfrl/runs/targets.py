@@ -1,0 +1,117 @@
+"""From settings to the classes and functions that they name, and what those can be called with."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mfrl.errors import ConfigError, MfrlError, did_you_mean, refused_by_system
+from mfrl.system.paths import literal
+
+
+def build(node: DictConfig) -> Any:
+    """`hydra.utils.instantiate`, but an error meant for the user arrives as itself and not wrapped in Hydra's.
+
+    Raises:
+        ConfigError: a ``_target_`` that does not exist, or that has no such argument.
+    """
+    plain = OmegaConf.to_container(node, resolve=True)
+    check_targets(plain, str(node._get_full_key(None)))
+    try:
+        return instantiate(_as_values(plain))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MfrlError) or (error.__cause__ and refused_by_system(error.__cause__)):
+            raise error.__cause__ from None
+        raise
+
+
+def check_targets(node: Any, key: str) -> None:
+    """Refuse classes that do not exist and arguments that they do not have, in a group of settings and below it.
+
+    Args:
+        node: resolved, as plain data.
+        key: its dotted name.
+
+    Raises:
+        ConfigError: with near names.
+    """
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            check_targets(value, f"{key}.{index}")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        known = arguments_of(target(node["_target_"], f"{key}._target_"))
+        for name in node:
+            if known is not None and name not in known and name not in _OF_HYDRA:
+                raise ConfigError(
+                    f"{key}.{name} is no setting of {node['_target_']}{did_you_mean(name, known)}; its settings are "
+                    f"{', '.join(sorted(known))}"
+                )
+    for name, value in node.items():
+        check_targets(value, f"{key}.{name}")
+
+
+_OF_HYDRA = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+
+
+def target(name: Any, key: str) -> Any:
+    """The class or function that a ``_target_`` names.
+
+    Raises:
+        ConfigError: there is none of that name; with near ones.
+    """
+    try:
+        return get_object(name)
+    except Exception as error:  # of importing a module of the user's, too
+        module, _, last = str(name).rpartition(".")
+        try:
+            near = did_you_mean(last, [part for part in vars(get_object(module)) if not part.startswith("_")])
+        except Exception:
+            near = ""
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(f"{key}={name} cannot be found{near}: {reason}") from error
+
+
+def arguments_of(found: Any) -> dict[str, str] | None:
+    """What a class or function can be called with, and how that is annotated; None: anything.
+
+    A class's ``**settings`` are those of the class it derives from, and the fields of its ``Settings``.
+    """
+    called = [found]
+    if inspect.isclass(found):
+        called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
+    settings = getattr(found, "Settings", None)
+    known = {field.name: str(field.type) for field in fields(settings)} if is_dataclass(settings) else {}
+    for function in called:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            return None
+        named = {p.name: str(p.annotation) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        known = named | known
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        if not is_dataclass(settings):
+            return None
+    return {name: annotation for name, annotation in known.items() if name != "self"}
+
+
+def _as_values(node: Any) -> Any:
+    """Resolved settings as Hydra is to build them: it resolves once more, twice, and a path may hold ``${``."""
+    if isinstance(node, dict):
+        return {key: _as_values(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_as_values(value) for value in node]
+    return literal(literal(node)) if isinstance(node, str) else node
+
+
+def settings_of(node: DictConfig) -> dict[str, str] | None:
+    """What the class that a node builds can be called with, see :func:`arguments_of`."""
+    return arguments_of(target(node._target_, f"{node._get_full_key(None)}._target_"))
