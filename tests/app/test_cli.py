@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import COMMAND, mfrl
+from processes import Command
+from tiny import mfrl
 
 from mfrl.app.cli import check_overrides
 from mfrl.app.tasks import choose
@@ -130,67 +128,48 @@ def test_every_task_of_a_dataset_has_a_name() -> None:
 @pytest.mark.parametrize("env", ["ogbench/pointmaze-large-navigate", "minari/pointmaze-large"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_collection_that_is_stopped_leaves_nothing(env: str, number: int, tmp_path: Path) -> None:
-    process = begin_collecting(env, tmp_path)
-    process.send_signal(number)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in text
-    assert ("interrupted" in text) == (number == signal.SIGINT)
+    command = begin_collecting(env, tmp_path)
+    command.signal(number)
+    assert command.end() == 128 + number
+    assert "Traceback" not in command.said
+    assert ("interrupted" in command.said) == (number == signal.SIGINT)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_collection_left_is_removed_by_the_next_and_what_one_at_work_has_is_not(tmp_path: Path) -> None:
     killed, at_work = (begin_collecting("minari/pointmaze-large", tmp_path, f"my/{n}-v0") for n in ("a", "b"))
     try:
-        killed.kill()
-        killed.communicate()
+        killed.signal(signal.SIGKILL)
+        killed.end()
         assert len(list(tmp_path.glob(".collect-*"))) == 2
         done = mfrl("collect", "env=minari/dataset", "env.dataset=my/c-v0", "env.gym_id=Pendulum-v1", "policy=random",
                     "episodes=1", f"data_dir={tmp_path}")  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert len(list(tmp_path.glob(".collect-*"))) == 1
-        assert at_work.poll() is None
+        assert at_work.process.is_alive()
     finally:
-        at_work.terminate()
-        at_work.communicate(timeout=60)
+        at_work.signal(signal.SIGTERM)
+        at_work.end()
     assert {path.name for path in tmp_path.iterdir()} == {"my"}
 
 
 def test_a_run_stopped_before_a_checkpoint_is_due_is_saved(data_dir: Path, tmp_path: Path) -> None:
     overrides = [f"data_dir={data_dir}", f"run_dir={tmp_path}/run"]
-    process = subprocess.Popen(
-        [*COMMAND, "train", *overrides, "network=small", "log.every=1", "compile=false"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = Command(["train", *overrides, "network=small", "log.every=1", "compile=false"], tmp_path)
     metrics = tmp_path / "run" / "metrics.csv"
-    wait_for(process, lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2)
-    process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
-    assert f"go on with: mfrl train resume={tmp_path}/run" in " ".join(text.split())
+    command.wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2)
+    command.signal(signal.SIGINT)
+    command.end()
+    assert f"go on with: mfrl train resume={tmp_path}/run" in command.said
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> subprocess.Popen[str]:
+def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> Command:
     """A collection of some minutes that has made its first temporary file."""
     named = [] if dataset is None else [f"dataset={dataset}", "policy=random", "steps=100000000"]
     alone = ["workers=1"] if env.startswith("ogbench") else []
     before = set(folder.iterdir())
-    process = subprocess.Popen(
-        [*COMMAND, "collect", f"env={env}", f"data_dir={folder}", *named, *alone],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    wait_for(process, lambda: set(folder.iterdir()) - before)
-    time.sleep(2.0)  # into the first episodes
-    return process
-
-
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], object]) -> None:
-    for _ in range(600):
-        if happened():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    raise AssertionError("nothing happened within a minute")
+    command = Command(["collect", f"env={env}", f"data_dir={folder}", *named, *alone], folder.parent)
+    command.wait_until(lambda: set(folder.iterdir()) - before)
+    time.sleep(1.0)  # into the first episodes
+    return command

@@ -26,7 +26,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-from tiny import COMMAND, ENVIRONMENT, TOY
+from tiny import COMMAND, ENVIRONMENT, TOY, mfrl
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
@@ -75,8 +75,7 @@ TRAIN = [*COMMAND, "train"]
 
 
 def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [*TRAIN, "sweep=reformulation", "jobs=2", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=ENVIRONMENT, check=False)
+    return mfrl("train", "sweep=reformulation", "jobs=2", *overrides, cwd=cwd, timeout=600)
 
 
 def written(folder: Path) -> dict[Path, int]:
@@ -190,15 +189,7 @@ def test_a_job_that_is_refused_leaves_the_run_that_is_there(change: str, whole: 
 def test_a_sweep_that_cannot_start_is_answered_in_one_sentence(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [*TRAIN, *TOY, *overrides],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        env=ENVIRONMENT,
-        check=False,
-    )
+    done = mfrl("train", *TOY, *overrides, cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -405,8 +396,7 @@ def test_a_resumed_run_has_the_evaluation_of_its_environment(change: str, copy: 
 
 
 def test_a_toy_is_resumed_from_the_command_line(copy: Path) -> None:
-    command = [*TRAIN, f"resume={copy}", "updates=36", "eval.samples=32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
+    done = mfrl("train", f"resume={copy}", "updates=36", "eval.samples=32")
     assert done.returncode == 0, done.stderr
     assert OmegaConf.load(copy / "config.yaml").eval.samples == 32
 

@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 import torch
 from conftest import DATASET
 from omegaconf import OmegaConf
+from processes import Command
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import compose, mfrl
@@ -654,12 +653,9 @@ def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) ->
 
 
 def test_a_stopped_run_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from mfrl.app.cli import main; main()", "train", *TINY]
-    command += [f"data_dir={data_dir}", "run_dir=out", "compile=false", "updates=100000", "checkpoint.every=6"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.1)
-    process.terminate()
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "mfrl train resume=out" in " ".join(text.split())
+    endless = ["run_dir=out", "compile=false", "updates=100000", "checkpoint.every=6"]
+    command = Command(["train", *TINY, f"data_dir={data_dir}", *endless], tmp_path)
+    command.wait_until((tmp_path / "out" / "checkpoints" / "last.ckpt").exists)
+    command.signal(signal.SIGTERM)
+    assert command.end() == 128 + signal.SIGTERM
+    assert "mfrl train resume=out" in command.said

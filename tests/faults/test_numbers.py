@@ -21,7 +21,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minari.data_collector import EpisodeBuffer
-from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ALGORITHMS, SPEC, algorithm, batch, tiny_critic, tiny_mlp
@@ -54,12 +53,6 @@ from mfrl.system.files import write_json
 from mfrl.system.paths import CONFIG_DIR
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
-
-#: Those that configurations name, by their class's name.
-ALGORITHMS = {
-    target.rpartition(".")[-1]: hydra.utils.get_class(target)
-    for target in (OmegaConf.load(path).algo._target_ for path in sorted(CONFIG_DIR.glob("algo/*.yaml")))
-}
 
 # ---- an environment that can be odd in one way at a time
 

@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from tiny import ENVIRONMENT, TOY, compose, mfrl
+from tiny import ENVIRONMENT, TOY, compose, mfrl, program
 
 from mfrl.app.cli import check_overrides, run
 from mfrl.app.sweep import attempt
@@ -483,7 +483,9 @@ def test_an_evaluation_needs_a_candidate(trained: Path, capsys: pytest.CaptureFi
 
 
 def test_compiling_needs_a_compiler_before_training_begins(tmp_path: Path) -> None:
-    done = mfrl("train", *TOY, "compile=true", f"run_dir={tmp_path}/run", env=ENVIRONMENT | {"CXX": "no-such-compiler"})
+    done = program(
+        "train", *TOY, "compile=true", f"run_dir={tmp_path}/run", env=ENVIRONMENT | {"CXX": "no-such-compiler"}
+    )
     assert done.returncode == 1
     assert "compile=true needs a C++ compiler" in done.stderr
     assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ import pytest
 import tiny
 import torch
 from conftest import DATASET
-from fault_process import Command, kill_what_is_left, processes_of_group
+from processes import Command, processes_of_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import COMMAND, ENVIRONMENT
 
@@ -74,9 +74,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_goes_on() -> Iterator[None]:
+def no_group_goes_on() -> Iterator[None]:
     yield
-    kill_what_is_left()
     while STARTED:
         with suppress(ProcessLookupError):
             os.killpg(STARTED.pop().pid, signal.SIGKILL)

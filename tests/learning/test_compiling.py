@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import ENVIRONMENT, mfrl
+from tiny import ENVIRONMENT, mfrl, program
 
 from mfrl.errors import ConfigError
 from mfrl.learning import compiling
@@ -34,7 +34,7 @@ def test_a_run_is_compiled_where_it_is_long_enough_to_pay_for_the_start():
 
 def test_without_a_compiler_a_long_run_is_eager_and_says_why(tmp_path: Path):
     options = [*TOY, f"updates={WORTH_COMPILING}", "eval.every=5000", f"run_dir={tmp_path}/run", "log.every=5000"]
-    done = mfrl("train", *options, env=ENVIRONMENT | {"CXX": "no-such-compiler"})
+    done = program("train", *options, env=ENVIRONMENT | {"CXX": "no-such-compiler"})
     assert done.returncode == 0, done.stderr
     assert "eager: PyTorch finds no C++ compiler that works" in done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
