@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -21,32 +22,28 @@ from mfrl.errors import ConfigError, DataError
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("network=null", "network=null must be one of dit, fql, mlp, small, toy; leave network= out"),
-        ("network=small,null", "network=null must be one of"),
-        ("experiment=null", "leave experiment= out for the default"),
-        ("env=3", "env=3 must be one of d4rl/..., minari/..., ogbench/..., toy/..."),
-        ("~env", "~env: a setting cannot be taken away"),
-        ("network@x=small", "there is no setting 'network@x'"),
-        ("cube-single-play-task2", "did you mean env=ogbench/cube-single-play env.task=2?"),
-        ("=3", "'=3' cannot be read as KEY=VALUE"),
-        ("log={evry:3}", "there is no setting 'log.evry' (did you mean log.every"),
-        ("log=3", "would take away the settings log.every"),
-        ("eval=null", "would take away the settings eval.every, eval.episodes"),
-        ("algo.alpha=abc", "algo.alpha=abc must be a number, e.g. 10.0"),
-        ("seed=-1", "seed=-1 must be a whole number from 0"),
-        ("env=d4rl/pen-human env.task=2", "env.task=2: D4RL/pen/human-v2 has one task only"),
-        ("collect=true", "collect=True must be null or settings of `mfrl collect`"),
-        (
-            "experiment=quickstart ++collect.episods=3",
-            "is no setting of collecting pointmaze-medium-explore-v0 (did you",
-        ),
-        ("env=toy/grid collect={seed:0}", "there is nothing to collect of toy-grid"),
+        ("network=null", "network=null.*dit.*toy.*network="),
+        ("network=small,null", "network=null.*small"),
+        ("experiment=null", "experiment="),
+        ("env=3", "env=3.*d4rl/.*minari/.*ogbench/.*toy/"),
+        ("~env", "~env"),
+        ("network@x=small", "network@x"),
+        ("cube-single-play-task2", r"env=ogbench/cube-single-play env\.task=2"),
+        ("=3", "=3.*KEY=VALUE"),
+        ("log={evry:3}", r"log\.evry.*log\.every"),
+        ("log=3", r"log\.every"),
+        ("eval=null", r"eval\.every, eval\.episodes"),
+        ("algo.alpha=abc", r"algo\.alpha=abc.*10\.0"),
+        ("seed=-1", "seed=-1.*from 0"),
+        ("env=d4rl/pen-human env.task=2", r"env\.task=2.*D4RL/pen/human-v2"),
+        ("collect=true", "collect=True.*mfrl collect"),
+        ("experiment=quickstart ++collect.episods=3", "episods.*pointmaze-medium-explore-v0.*episodes"),
+        ("env=toy/grid collect={seed:0}", "collect.*toy-grid"),
     ],
 )
 def test_an_override_that_cannot_be_is_answered_in_our_words(overrides: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=message):
         check_overrides("train", overrides.split())
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +73,11 @@ def test_an_experiments_collection_takes_every_setting_of_its_collector(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"episodes": "many"}, "episodes must be a whole number of at least 1, got many"),
-        ({"episodes": 1.5}, "episodes must be a whole number"),
-        ({"noise": "loud"}, "noise must be at least 0 and finite, got loud"),
-        ({"workers": 0}, "workers must be a whole number of at least 1, got 0"),
-        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"episodes": "many"}, "episodes .*at least 1.*many"),
+        ({"episodes": 1.5}, r"episodes .*1\.5"),
+        ({"noise": "loud"}, "noise .*loud"),
+        ({"workers": 0}, "workers .*at least 1.*0"),
+        ({"seed": -1}, "seed .*at least 0.*-1"),
     ],
 )
 def test_a_collection_of_no_sense_is_refused(settings: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -93,20 +90,20 @@ def test_a_collection_of_no_sense_is_refused(settings: dict[str, object], messag
 def test_a_policy_that_nobody_knows_is_refused(policy: str, tmp_path: Path) -> None:
     done = mfrl("collect", "env=minari/pointmaze-umaze", f"policy={policy}", f"data_dir={tmp_path}")
     assert done.returncode == 1
-    assert "is unknown; known are null, random and ckpt:PATH" in " ".join(done.stderr.split())
+    assert re.search(f"{policy}.*null, random.*ckpt:", " ".join(done.stderr.split()))
 
 
 def test_what_ogbench_does_not_publish_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfrl.data.download.DOWNLOAD_URL", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match=r"none of the datasets that OGBench publishes.*; or collect it in"):
+    with pytest.raises(DataError, match=r"OGBench publishes.*collect"):
         download("pointmaze-medium-explore-v0", tmp_path, mirrors=())
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("run_dir=/proc/mine", "run_dir=/proc/mine cannot be made"),
-        ("accelerator=gpuu", "accelerator=gpuu is not on this machine ("),
+        ("run_dir=/proc/mine", "run_dir=/proc/mine"),
+        ("accelerator=gpuu", "accelerator=gpuu"),
     ],
 )
 def test_what_the_machine_does_not_have_is_named(setting: str, message: str, data_dir: Path, tmp_path: Path) -> None:
@@ -160,7 +157,7 @@ def test_a_run_stopped_before_a_checkpoint_is_due_is_saved(data_dir: Path, tmp_p
     command.wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2)
     command.signal(signal.SIGINT)
     command.end()
-    assert f"go on with: mfrl train resume={tmp_path}/run" in command.said
+    assert f"mfrl train resume={tmp_path}/run" in command.said
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 

