@@ -168,5 +168,5 @@ def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> Comm
     before = set(folder.iterdir())
     command = Command(["collect", f"env={env}", f"data_dir={folder}", *named, *alone], folder.parent)
     command.wait_until(lambda: set(folder.iterdir()) - before)
-    time.sleep(1.0)  # into the first episodes
+    time.sleep(2.0)  # into the first episodes
     return command
