@@ -199,7 +199,7 @@ TRICKS = {
     "a package": ({"_target_": "mfrl"}, "not a class of mfrl"),
     "an empty name": ({"_target_": ""}, "not a class of mfrl"),
     "what a module of mfrl imported": ({"_target_": "mfrl.networks.mlp.nn.Linear"}, "not a class of mfrl"),
-    "the same by another name": ({"_target_": "mfrl.networks.mlp.MLP"}, "not a class of mfrl"),
+    "the same by another name": ({"_target_": "mfrl.networks.vector_field.MLP"}, "not a class of mfrl"),
     "a name with a space": ({"_target_": f"{MLP} "}, "not a class of mfrl"),
     "in a list": ([[{"_target_": "os.getcwd"}]], "not a class of mfrl"),
     "in a dictionary": ({"a": {"b": {"_target_": "os.getcwd"}}}, "not a class of mfrl"),
@@ -717,7 +717,7 @@ def again(run_dir: Path) -> dict:
     return run(run_dir, *TOY, "existing=continue")
 
 
-@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.app.config", "mfrl.provenance", "mfrl.env"])
+@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.config", "mfrl.provenance", "mfrl.env"])
 def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(toy / "checkpoints" / "last.ckpt")
     *way, last = missing.split(".")
