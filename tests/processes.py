@@ -53,7 +53,7 @@ class Command:
         self,
         arguments: Sequence[str],
         cwd: Path,
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], object] | None = None,
         cfg: DictConfig | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
@@ -108,7 +108,7 @@ def _run(
     cwd: Path,
     outputs: list[Path],
     environment: dict[str, str],
-    prepare: Callable[[], None] | None,
+    prepare: Callable[[], object] | None,
     cfg: DictConfig | None,
 ) -> None:
     os.setsid()
@@ -130,6 +130,16 @@ def _run(
         return
     sys.argv = ["mfrl", *arguments]
     main()
+
+
+def shorten_episodes(steps: int = 50) -> int:
+    """End the episodes of the shared data's environment after so many steps; how many they were, 1000 at first."""
+    import gymnasium
+    import ogbench  # noqa: F401 - registers the environments
+
+    spec = gymnasium.spec("pointmaze-medium-singletask-v0")
+    before, spec.max_episode_steps = spec.max_episode_steps, steps
+    return before
 
 
 def kill_what_is_left() -> None:
