@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from mfrl.data.assembly import (
     summarise,
 )
 from mfrl.data.cache import Cache, Prepared, Store
+from mfrl.data.getting import how_to_get
 from mfrl.data.minari_files import (
     DEFAULT_ROOT,
-    OWN_NAMESPACE,
     checked_id,
     data_root,
     describe,
@@ -41,7 +40,6 @@ from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
-from mfrl.system.paths import CONFIG_DIR, pasted
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
@@ -142,7 +140,7 @@ class MinariData(OfflineData):
         self.fraction, self.val_fraction, self.normalize = fraction, val_fraction, normalize
         self.cache, self.memory_gib = cache, memory_gib
         self.gym_id, self.gym_kwargs, self.max_episode_steps = gym_id, gym_kwargs, max_episode_steps
-        self._fingerprint: Callable[[Path], dict[str, Any]] = records.fingerprint
+        self._fingerprint: records.Fingerprint = records.fingerprint
         self._wrappers = (
             [{"name": "AdroitLabels", "entry_point": ADROIT_LABELS, "kwargs": {"rule": rule}}] if rule else []
         )
@@ -174,7 +172,12 @@ class MinariData(OfflineData):
         if self.train is not None:
             return
         if not self.folder.is_dir():
-            raise DataError(self._how_to_get())
+            known = present(self.data_dir)
+            raise DataError(
+                f"Minari dataset {self.dataset} is not in {self.data_dir} (data_dir=, MINARI_DATASETS_PATH or the "
+                f"default {DEFAULT_ROOT}), which holds {', '.join(known) or 'none'}"
+                f"{did_you_mean(self.dataset, known)}; {how_to_get(self.dataset, self.data_dir, 'minari')}"
+            )
         cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         prepared = self._prepared(cache)
@@ -284,22 +287,6 @@ class MinariData(OfflineData):
         if settings:
             raise DataError(f"{', '.join(settings)}: Minari datasets come from one server, MINARI_REMOTE=hf://NAME")
         download(self.data_dir, self.dataset)
-
-    def _how_to_get(self) -> str:
-        known = present(self.data_dir)
-        name = re.sub(r"-v\d+$", "", self.dataset.lower()).removeprefix("d4rl/").removeprefix(f"{OWN_NAMESPACE}/")
-        own = self.dataset.startswith(f"{OWN_NAMESPACE}/")
-        name = f"{'minari' if own else 'd4rl'}/{name.replace('/', '-')}"
-        chosen = [f"env={name}"]
-        if not (CONFIG_DIR / "env" / f"{name}.yaml").is_file():
-            chosen = ["env=minari/dataset", f"env.dataset={self.dataset}"]
-        verb = "collect" if own else "download"
-        elsewhere = {"data_dir": self.data_dir} if self.data_dir != Path(DEFAULT_ROOT).expanduser() else {}
-        return (
-            f"Minari dataset {self.dataset} is not in {self.data_dir} (data_dir=, MINARI_DATASETS_PATH or the default "
-            f"{DEFAULT_ROOT}), which holds {', '.join(known) or 'none'}{did_you_mean(self.dataset, known)}; "
-            f"{verb} it:  {pasted('mfrl', verb, *chosen, **elsewhere)}"
-        )
 
 
 def two_numbers(name: str, value: Sequence[float] | None) -> tuple[float, float] | None:

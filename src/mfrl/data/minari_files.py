@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mfrl.data import records
 from mfrl.errors import DataError
+from mfrl.system.files import move_into_place, temporary_folder
+from mfrl.system.processes import environment
 
 #: Namespace of the sets collected here, never presented as anybody else's.
 OWN_NAMESPACE = "mfrl"
 DEFAULT_ROOT = "~/.minari/datasets"
 RECORD = "provenance.json"
+_ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+", re.ASCII)
 _CONNECT_SECONDS = 10.0
-
-Fingerprint = Callable[[Path], dict[str, Any]]
 
 
 def data_root(data_dir: str | Path | None) -> Path:
     """The folder of Minari datasets: ``data_dir``, or ``MINARI_DATASETS_PATH``, or Minari's default."""
-    return Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or DEFAULT_ROOT).expanduser()
+    return Path(data_dir or os.environ.get(_ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
 
 
 def checked_id(dataset: str) -> str:
@@ -75,18 +73,16 @@ def download(root: Path, dataset: str) -> None:
     from mfrl.data.minari_source import Source
 
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder, root_of_minari(folder):
+    with temporary_folder(root, ".download-") as new, root_of_minari(new):
         try:
             minari.download_dataset(dataset)
         except (Exception, SystemExit) as error:  # of any of the servers' clients
             raise DataError(f"{dataset} could not be downloaded: {_first_line(error)}") from error
-        new = Path(folder)
         Source.open(new / dataset, dataset, None)
-        for part in present(new):  # a combination brings its parts along
+        parts = present(new)  # a combination brings its parts along
+        for part in parts:
             write_record(new, part, "official", remote=remote or "the default of minari")
-            if not (root / part).exists():
-                (root / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(new / part, root / part)
+        move_into_place(*((new / part, root / part) for part in parts if not (root / part).exists()))
 
 
 def _refuse_offline(dataset: str, remote: str) -> None:
@@ -110,18 +106,9 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@contextmanager
-def root_of_minari(folder: str) -> Iterator[None]:
-    """Minari takes its root folder from an environment variable only."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
+def root_of_minari(folder: Path) -> AbstractContextManager[None]:
+    """Have Minari take a folder for its root, which it lets an environment variable say and nothing else."""
+    return environment({_ROOT_VARIABLE: str(folder)})
 
 
 def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
@@ -143,7 +130,7 @@ def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
     return path
 
 
-def describe(root: Path, dataset: str, fingerprint: Fingerprint = records.fingerprint) -> dict[str, Any]:
+def describe(root: Path, dataset: str, fingerprint: records.Fingerprint = records.fingerprint) -> dict[str, Any]:
     """The record of a dataset if it speaks of exactly these files, else the source ``unrecorded``.
 
     Args:
@@ -152,17 +139,10 @@ def describe(root: Path, dataset: str, fingerprint: Fingerprint = records.finger
     Raises:
         ProvenanceError: the record cannot be understood.
     """
-    path, files = root / dataset / RECORD, fingerprints(root / dataset, fingerprint)
-    try:
-        record = records.load(path)
-    except FileNotFoundError:
-        return records.unrecorded(dataset, files)
-    if not isinstance(record, dict) or record.get("dataset") != dataset or record.get("files") != files:
-        return records.unrecorded(dataset, files, RECORD)
-    return record
+    return records.describe(root / dataset / RECORD, dataset, fingerprints(root / dataset, fingerprint))
 
 
-def fingerprints(folder: Path, fingerprint: Fingerprint = records.fingerprint) -> dict[str, Any]:
+def fingerprints(folder: Path, fingerprint: records.Fingerprint = records.fingerprint) -> dict[str, Any]:
     """Checksum and size of every file of a dataset, by its name within the dataset's folder."""
     files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.catalogue import DEFAULT_DATA_DIR, how_to_get, singletask_id
-from mfrl.data import records
+from mfrl.catalogue import DEFAULT_DATA_DIR, singletask_id
+from mfrl.data import ogbench_files, records
 from mfrl.data.assembly import (
     PADDED,
     Normalize,
@@ -27,6 +27,7 @@ from mfrl.data.assembly import (
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Cache, Prepared, Store
+from mfrl.data.getting import how_to_get
 from mfrl.data.module import OfflineData
 from mfrl.data.npz import Npz
 from mfrl.data.storage import Pages, as_tensor
@@ -109,16 +110,16 @@ class OGBenchData(OfflineData):
         self.cache, self.memory_gib = cache, memory_gib
         if crop_probability:
             self.augment = RandomCrop(crop_probability, seed)
-        self._fingerprint: Callable[[Path], dict[str, Any]] = records.fingerprint
+        self._fingerprint: records.Fingerprint = records.fingerprint
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        train, val = records.data_files(self.data_dir, self.dataset)
+        train, val = ogbench_files.data_files(self.data_dir, self.dataset)
         return (*train, *val)
 
     def provenance(self) -> dict[str, Any]:
         """Where the files come from, with checksums, and which part of them is used."""
-        return records.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
+        return ogbench_files.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
 
     def download(self, **settings: Any) -> None:
         from mfrl.data.download import download
@@ -129,10 +130,12 @@ class OGBenchData(OfflineData):
         """Open the prepared data, or read, check and label the files first. Does nothing the second time."""
         if self.train is not None:
             return
-        train_paths, val_paths = records.data_files(self.data_dir, self.dataset)
+        train_paths, val_paths = ogbench_files.data_files(self.data_dir, self.dataset)
         for path in (*train_paths, *val_paths):
             if not path.is_file():
-                raise DataError(self._how_to_get(path))
+                name = self.dataset if self.in_many_files else path.name
+                ways = how_to_get(self.dataset, self.data_dir)
+                raise DataError(f"{name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {ways}")
         cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         simulator = Simulator(self.env.env_id)
@@ -183,11 +186,6 @@ class OGBenchData(OfflineData):
             cache.prepared(name, key, rows),
             cache.prepared(f"{name}.{self.env.env_id}", key | _labelled_by(), labels),
         ]
-
-    def _how_to_get(self, path: Path) -> str:
-        ways = how_to_get(self.dataset, self.data_dir)
-        name = self.dataset if self.in_many_files else path.name
-        return f"{name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {ways}"
 
 
 class Simulator:
