@@ -25,10 +25,10 @@ from rich.console import Console
 
 from mfrl.app.cli import check_overrides
 from mfrl.app.train import fetch_missing
-from mfrl.data.getting import commands
-from mfrl.data import download as module, ogbench_files
-from mfrl.data import records
+from mfrl.data import download as module
+from mfrl.data import ogbench_files
 from mfrl.data.download import download
+from mfrl.data.getting import commands
 from mfrl.data.ogbench import OGBenchData
 from mfrl.errors import ConfigError, DataError
 
@@ -369,7 +369,7 @@ def test_a_disk_without_room_is_told_before_writing(
     official.put_dataset()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match="GB free"):
+    with pytest.raises(DataError, match="MB free"):
         download(DATASET, tmp_path, mirrors=[])
     assert names(tmp_path) == set()
 

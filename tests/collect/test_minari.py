@@ -24,15 +24,15 @@ from mfrl.app.train import train
 from mfrl.catalogue import MAZES
 from mfrl.collect.minari.episodes import run_episode
 from mfrl.collect.minari.files import check_free_to_make
-from mfrl.collect.minari.runner import collect
 from mfrl.collect.minari.policies import Uniform, Waypoints
 from mfrl.collect.minari.recorder import Recorder, append, rows
+from mfrl.collect.minari.runner import collect
 from mfrl.collect.minari.waypoint import WaypointController
 from mfrl.data.minari import MinariData
 from mfrl.data.minari_files import describe
 from mfrl.envs import minari as minari_envs
 from mfrl.envs.spec import EnvSpec
-from mfrl.errors import CheckpointError, ConfigError, MfrlError
+from mfrl.errors import CheckpointError, CollectError, ConfigError, MfrlError
 from mfrl.randomness import generator
 from mfrl.runs.load import load_algorithm
 from mfrl.system.paths import CONFIG_DIR

@@ -48,7 +48,7 @@ def open_entry(data_dir: Path, build: Callable[[Store], dict[str, Any]], key: di
 
 
 def nothing_half_written(root: Path) -> bool:
-    return not [path for path in root.rglob("*") if path.name.endswith((".tmp", ".old"))]
+    return not [path for path in root.rglob("*") if ".tmp" in path.name or path.name.startswith(".in-use")]
 
 
 def test_an_entry_is_made_once_and_then_opened(tmp_path: Path) -> None:

@@ -14,10 +14,9 @@ from tiny import COMMAND, mfrl
 
 from mfrl.app.cli import check_overrides
 from mfrl.app.tasks import choose
-from mfrl.errors import CollectError
 from mfrl.collect.ogbench.runner import collect
 from mfrl.data.download import download
-from mfrl.errors import ConfigError, DataError
+from mfrl.errors import CollectError, ConfigError, DataError
 
 
 @pytest.mark.parametrize(
