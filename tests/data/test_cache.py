@@ -223,7 +223,7 @@ def test_without_room_on_disk_and_in_memory_one_sentence_says_so(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 100))
-    with pytest.raises(CacheError, match=r"more and 0\.0 are free.*does not fit into memory.*data\.memory_gib"):
+    with pytest.raises(CacheError, match=r"has 0 MB free.*does not fit into memory.*data\.memory_gib"):
         open_entry(tmp_path, Builds(), memory_gib=1000 / 2**30)
     assert nothing_half_written(tmp_path)
 

@@ -220,7 +220,7 @@ class _Files:
     def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
         path, dtype = self.folder / f"{field}.npy", np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
-        if lack := lack_of_room(self.root, size, "the rest takes"):
+        if lack := lack_of_room(self.root, size, f"field '{field}' takes"):
             raise OSError(errno.ENOSPC, lack)
         if size > _WORTH_A_LINE:
             print(f"Preparing {size / GIB:.1f} GiB in {self.root}, once", file=sys.stderr)
