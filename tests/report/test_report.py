@@ -213,7 +213,7 @@ def test_only_finished_runs_are_averaged_and_the_others_are_listed_with_their_re
         "truncated": ("failed", "result.json cannot be read"),
         "extended": ("unfinished", "result.json is of update 3,000, config.yaml asks for 9,000"),
         "no_origin": ("failed", "provenance.json is missing"),
-        "torn": ("failed", "eval.jsonl cannot be read at line 3"),
+        "torn": ("failed", "eval.jsonl cannot be read: line 3"),
         "pieced": ("failed", "eval/success is 1 in result.json, but 0.8 in eval.jsonl"),
         "diverged": ("failed", "eval/success is nan"),
         "config": ("failed", "config.yaml cannot be read"),

@@ -19,7 +19,7 @@ from mfrl.data.assembly import (
     check_normalize,
     keep_trajectories,
     loaded,
-    normalize_,
+    normalize_states,
     statistics,
     summarise,
 )
@@ -84,7 +84,7 @@ class MinariData(OfflineData):
             ``padded``: with those of the buffer of zeros that the official code of MeanFlowQL puts them into.
         trust: packages whose environments may be built, besides those of ``mfrl.envs.minari.KNOWN_PACKAGES``.
         cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
-        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+        sampling: batch_size, chunk, seed, updates and marks, see :class:`OfflineData`.
 
     Raises:
         ConfigError: at once for a setting that cannot be used.
@@ -112,13 +112,9 @@ class MinariData(OfflineData):
         trust: Sequence[str] = (),
         cache: bool | str | None = None,
         memory_gib: float = 4.0,
-        batch_size: int = 256,
-        chunk: int = 8,
-        seed: int = 0,
-        updates: int = 1_000_000,
-        marks: tuple[int, ...] = (),
+        **sampling: Any,
     ) -> None:
-        super().__init__(batch_size, chunk, seed, updates, marks)
+        super().__init__(**sampling)
         self.dataset = checked_id(dataset)
         self.data_dir = data_root(data_dir)
         require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
@@ -193,7 +189,7 @@ class MinariData(OfflineData):
         self.spec = summarise(train, self.normalize, known)
         absurd = absurd_features(train, known, description.name_of)
         self.warnings += [f"{self.dataset}: {text}" for text in absurd]
-        normalize_(self.spec, train, *([] if val is None else [val]))  # which share their rows
+        normalize_states(self.spec, train, *([] if val is None else [val]))  # which share their rows
         self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
         if self.spec.reward_min == self.spec.reward_max:
             self.warnings.append(

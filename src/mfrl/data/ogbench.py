@@ -20,7 +20,7 @@ from mfrl.data.assembly import (
     check_normalize,
     keep_trajectories,
     loaded,
-    normalize_,
+    normalize_states,
     statistics,
     summarise,
 )
@@ -56,7 +56,7 @@ class OGBenchData(OfflineData):
         frames: of images, how many make an observation.
         crop_probability: of images, that a batch is shifted at random, see :class:`RandomCrop`.
         cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
-        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+        sampling: batch_size, chunk, seed, updates and marks, see :class:`OfflineData`.
 
     Raises:
         ConfigError: for a ``normalize`` that is none of these.
@@ -75,13 +75,9 @@ class OGBenchData(OfflineData):
         crop_probability: float = 0.0,
         cache: bool | str | None = None,
         memory_gib: float = 4.0,
-        batch_size: int = 256,
-        chunk: int = 8,
-        seed: int = 0,
-        updates: int = 1_000_000,
-        marks: tuple[int, ...] = (),
+        **sampling: Any,
     ) -> None:
-        super().__init__(batch_size, chunk, seed, updates, marks)
+        super().__init__(**sampling)
         self.dataset = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.dataset):  # it becomes part of paths
             raise DataError(f"{dataset!r} is no name of an OGBench dataset, such as cube-single-play-v0")
@@ -153,7 +149,7 @@ class OGBenchData(OfflineData):
             self.train.starts, known = keep_trajectories(self.train.starts, self.fraction, self.seed), None
         self.spec = summarise(self.train, self.normalize, known)
         self.warnings += [f"{self.dataset}: {text}" for text in absurd_features(self.train, known)]
-        normalize_(self.spec, self.train, self.val)
+        normalize_states(self.spec, self.train, self.val)
         self.action_bounds = self.spec.action_dim * [-1.0], self.spec.action_dim * [1.0]  # of every OGBench environment
         self.warnings += cache.warnings
         if not bool((self.train.masks[self.train.starts] == 0).any()):

@@ -193,14 +193,14 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
             "",
             *(f"- {line}" for line in provenance_lines([g for r in rows for g in r.groups])),
         ]
-        lines += ["", *_markdown_table(score_table(report, rows)), "", *_footnotes(rows)]
+        lines += ["", *markdown_table(*score_table(report, rows)), "", *_footnotes(rows)]
         if notes := unsteady_lines(rows):
             lines += [f"**{DEPENDS_ON_WHEN}**", "", *(f"- {note}" for note in notes), ""]
         if task in curves:
             lines += [f"![Learning curves on {task.name}]({curves[task]})", ""]
     if report.overall:
         lines += ["## Over tasks", "", *(f"- {line}" for line in _overall_notes(report)), ""]
-        lines += [*_markdown_table(overall_table(report)), "", *_footnotes(report.overall)]
+        lines += [*markdown_table(*overall_table(report)), "", *_footnotes(report.overall)]
     if intervals:
         lines += [f"![Scores with intervals]({intervals})", ""]
     if report.improvements:
@@ -208,13 +208,13 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
         lines += ["## Probability of improvement", ""]
         lines += [f"That a run of X {what} a run of Y with other seeds; ties count one half.", ""]
         for title, cells in improvement_tables(report):
-            lines += [f"{title}", "", *_markdown_table(cells), ""]
+            lines += [f"{title}", "", *markdown_table(*cells), ""]
     if published := _published_lines(report):
         lines += ["## Published scores", "", *published, ""]
     if warned := warning_lines(grouping):
         lines += ["## Warnings of runs that are counted", "", *(f"- {line}" for line in warned), ""]
     lines += ["## Runs that are not counted", ""]
-    lines += [*_markdown_table(excluded_table(report)), ""] if grouping.excluded else ["None.", ""]
+    lines += [*markdown_table(*excluded_table(report)), ""] if grouping.excluded else ["None.", ""]
     if report.rows:
         lines += ["## Commands", "", "Presets change with the code; each run's config.yaml says what it ran with.", ""]
         lines += ["```bash", *(command_of(g) for g in grouping.groups), "```", ""]
@@ -515,10 +515,10 @@ def _turned(pair: Improvement) -> Improvement:
     return Improvement(pair.y, pair.x, pair.tasks, 1 - pair.probability, interval)
 
 
-def _markdown_table(cells: Cells) -> list[str]:
-    head, body = cells
+def markdown_table(head: Sequence[object], body: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *body]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
