@@ -12,17 +12,7 @@ from typing import Any
 
 import torch
 
-from mfrl.data import records
-from mfrl.data.assembly import (
-    Normalize,
-    absurd_features,
-    check_normalize,
-    keep_trajectories,
-    loaded,
-    normalize_states,
-    statistics,
-    summarise,
-)
+from mfrl.data import assembly, records
 from mfrl.data.cache import Cache, Prepared, Store
 from mfrl.data.getting import how_to_get
 from mfrl.data.minari_files import (
@@ -108,7 +98,7 @@ class MinariData(OfflineData):
         reference_returns: Sequence[float] | None = None,
         fraction: float = 1.0,
         val_fraction: float = 0.05,
-        normalize: Normalize = True,
+        normalize: assembly.Normalize = True,
         trust: Sequence[str] = (),
         cache: bool | str | None = None,
         memory_gib: float = 4.0,
@@ -120,7 +110,7 @@ class MinariData(OfflineData):
         require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
         require("data.val_fraction", 0.0 <= val_fraction < 1.0, val_fraction, "in [0, 1)")
         require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
-        check_normalize(normalize)
+        assembly.check_normalize(normalize)
         require("data.reward_shift", math.isfinite(reward_shift), reward_shift, "finite")
         if rule is not None:
             from mfrl.envs import d4rl
@@ -180,16 +170,16 @@ class MinariData(OfflineData):
         description = Description(**prepared.facts["description"])
         self.env = self._environment(description)
         self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
-        (everything,) = loaded(cache, [prepared])
+        (everything,) = assembly.loaded(cache, [prepared])
         everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
-            train = replace(train, starts=keep_trajectories(train.starts, self.fraction, self.seed))
-        known = statistics(train.observations, train.starts, train.pages)
-        self.spec = summarise(train, self.normalize, known)
-        absurd = absurd_features(train, known, description.name_of)
+            train = replace(train, starts=assembly.keep_trajectories(train.starts, self.fraction, self.seed))
+        known = assembly.statistics(train.observations, train.starts, train.pages)
+        self.spec = assembly.summarise(train, self.normalize, known)
+        absurd = assembly.absurd_features(train, known, description.name_of)
         self.warnings += [f"{self.dataset}: {text}" for text in absurd]
-        normalize_states(self.spec, train, *([] if val is None else [val]))  # which share their rows
+        assembly.normalize_states(self.spec, train, *([] if val is None else [val]))  # which share their rows
         self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
         if self.spec.reward_min == self.spec.reward_max:
             self.warnings.append(
@@ -302,7 +292,7 @@ def two_numbers(name: str, value: Sequence[float] | None) -> tuple[float, float]
 def split(everything: Transitions, val_fraction: float) -> tuple[Transitions, Transitions | None]:
     """Training and validation transitions over the same rows, whole episodes each; one alone is trained on."""
     starts = everything.starts
-    held = keep_trajectories(starts, val_fraction, _HELD_OUT_SEED) if val_fraction else starts[:0]
+    held = assembly.keep_trajectories(starts, val_fraction, _HELD_OUT_SEED) if val_fraction else starts[:0]
     kept = starts[~torch.isin(starts, held)]
     if len(held) == 0 or len(kept) == 0:
         return everything, None

@@ -12,18 +12,7 @@ from typing import Any
 import numpy as np
 
 from mfrl.catalogue import DEFAULT_DATA_DIR, singletask_id
-from mfrl.data import ogbench_files, records
-from mfrl.data.assembly import (
-    PADDED,
-    Normalize,
-    absurd_features,
-    check_normalize,
-    keep_trajectories,
-    loaded,
-    normalize_states,
-    statistics,
-    summarise,
-)
+from mfrl.data import assembly, ogbench_files, records
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Cache, Prepared, Store
@@ -70,7 +59,7 @@ class OGBenchData(OfflineData):
         data_dir: str | None = None,
         reward_scale: float = 1.0,
         fraction: float = 1.0,
-        normalize: Normalize = True,
+        normalize: assembly.Normalize = True,
         frames: int = 1,
         crop_probability: float = 0.0,
         cache: bool | str | None = None,
@@ -91,10 +80,10 @@ class OGBenchData(OfflineData):
         env_id = singletask_id(usual, task)
         if not ogbench.observes_pixels(env_id) and (frames != 1 or crop_probability):
             raise DataError(f"{dataset} holds no images to stack or crop: env.frames is 1, env.crop_probability 0")
-        check_normalize(normalize)
-        if ogbench.observes_pixels(env_id) and normalize == PADDED:
+        assembly.check_normalize(normalize)
+        if ogbench.observes_pixels(env_id) and normalize == assembly.PADDED:
             raise DataError(
-                f"data.normalize={PADDED} is for states, and {dataset} holds images, which are not normalised: set "
+                f"data.normalize={normalize} is for states, and {dataset} holds images, which are not normalised: set "
                 "data.normalize=false"
             )
         if frames < 1:
@@ -105,7 +94,7 @@ class OGBenchData(OfflineData):
         self.fraction, self.normalize = fraction, normalize
         self.cache, self.memory_gib = cache, memory_gib
         if crop_probability:
-            self.augment = RandomCrop(crop_probability, seed)
+            self.augment = RandomCrop(crop_probability, self.seed)
         self._fingerprint: records.Fingerprint = records.fingerprint
 
     @property
@@ -140,16 +129,16 @@ class OGBenchData(OfflineData):
             val = self._prepared(cache, f"{self.dataset}-val", val_paths, simulator)
         finally:
             simulator.close()
-        self.train, self.val = loaded(cache, train, val, frames=self.env.frames)
+        self.train, self.val = assembly.loaded(cache, train, val, frames=self.env.frames)
         for part in (self.train, self.val):
             if self.reward_scale != 1.0:
                 part.rewards = part.rewards * self.reward_scale
         known = train[0].facts.get("statistics")
         if self.fraction < 1.0:
-            self.train.starts, known = keep_trajectories(self.train.starts, self.fraction, self.seed), None
-        self.spec = summarise(self.train, self.normalize, known)
-        self.warnings += [f"{self.dataset}: {text}" for text in absurd_features(self.train, known)]
-        normalize_states(self.spec, self.train, self.val)
+            self.train.starts, known = assembly.keep_trajectories(self.train.starts, self.fraction, self.seed), None
+        self.spec = assembly.summarise(self.train, self.normalize, known)
+        self.warnings += [f"{self.dataset}: {text}" for text in assembly.absurd_features(self.train, known)]
+        assembly.normalize_states(self.spec, self.train, self.val)
         self.action_bounds = self.spec.action_dim * [-1.0], self.spec.action_dim * [1.0]  # of every OGBench environment
         self.warnings += cache.warnings
         if not bool((self.train.masks[self.train.starts] == 0).any()):
@@ -265,7 +254,7 @@ def write_rows(store: Store, paths: Sequence[Path], simulator: Simulator) -> dic
     if pixels:
         return {}
     pages = Pages([observations]) if isinstance(observations, np.memmap) else None
-    return {"statistics": statistics(as_tensor(observations), as_tensor(starts), pages)}
+    return {"statistics": assembly.statistics(as_tensor(observations), as_tensor(starts), pages)}
 
 
 def write_labels(store: Store, paths: Sequence[Path], simulator: Simulator) -> None:
