@@ -25,11 +25,11 @@ from rich.console import Console
 
 from mfrl.app.cli import check_overrides
 from mfrl.app.train import fetch_missing
-from mfrl.data import download as module
+from mfrl.data import ogbench_download as module
 from mfrl.data import ogbench_files
-from mfrl.data.download import download
 from mfrl.data.getting import commands
 from mfrl.data.ogbench import OGBenchData
+from mfrl.data.ogbench_download import download
 from mfrl.errors import ConfigError, DataError
 
 DATASET = "cube-single-play-v0"

@@ -20,7 +20,6 @@ from mfrl.data.minari_files import (
     checked_id,
     data_root,
     describe,
-    download,
     fingerprints,
     present,
 )
@@ -272,6 +271,8 @@ class MinariData(OfflineData):
         """
         if settings:
             raise DataError(f"{', '.join(settings)}: Minari datasets come from one server, MINARI_REMOTE=hf://NAME")
+        from mfrl.data.minari_download import download
+
         download(self.data_dir, self.dataset)
 
 

@@ -107,7 +107,7 @@ class OGBenchData(OfflineData):
         return ogbench_files.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
 
     def download(self, **settings: Any) -> None:
-        from mfrl.data.download import download
+        from mfrl.data.ogbench_download import download
 
         download(self.dataset, self.data_dir, **settings)
 

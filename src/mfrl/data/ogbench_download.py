@@ -185,7 +185,7 @@ def _record(dataset: str, folder: Path, paths: Iterable[Path]) -> dict[str, Any]
             "format": records.FORMAT,
             "dataset": dataset,
             "source": "official" if official else "mirror",
-            "generator": records.generator("mfrl.data.download.download"),
+            "generator": records.generator("mfrl.data.ogbench_download.download"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "downloads": {path.name: _without(asdict(note), "sha256", "bytes") for path, note in notes.items()},
             "files": {path.name: {"sha256": note.sha256, "bytes": note.bytes} for path, note in notes.items()},
