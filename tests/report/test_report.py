@@ -18,10 +18,11 @@ from rich.console import Console
 from mfrl.app.report import main, report
 from mfrl.report import figures as report_figures
 from mfrl.report import statistics as st
+from mfrl.report.documents import escape
 from mfrl.report.groups import curve, group_runs, labels
 from mfrl.report.published import published_scores
 from mfrl.report.summary import Bootstrap, over_tasks
-from mfrl.report.tables import escape, ranges
+from mfrl.report.tables import ranges
 from mfrl.runs.read import ReportError, find_runs
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115
