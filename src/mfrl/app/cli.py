@@ -142,6 +142,7 @@ def run(arguments: list[str]) -> None:
         except MfrlError as error:
             fail(str(error), 2)
     signals.install(signals.leave)  # what is half done is cleaned up
+    sys.argv = [f"mfrl {name}", *arguments[1:]]
     flags = get_args_parser().parse_args(arguments[1:])
     searched = [text for text in flags.overrides if text.startswith(f"{SEARCH_PATH}=")]
     try:
@@ -151,7 +152,8 @@ def run(arguments: list[str]) -> None:
         search = Composer.of(config_name, [parse(text) for text in searched], flags.config_dir).search
     except MfrlError as error:
         fail(str(error), 2)
-    sys.argv = [f"mfrl {name}", *(text for text in arguments[1:] if text not in searched), *search]
+    if search:
+        sys.argv = [f"mfrl {name}", *(text for text in arguments[1:] if text not in searched), *search]
 
     own_process = os.getpid()
 
