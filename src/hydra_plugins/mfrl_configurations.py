@@ -105,7 +105,7 @@ class Presets(Composed):
         return [*self._tables()]
 
     def names(self, group: str) -> list[str]:
-        return presets.names(self._tables()[group])
+        return [*presets.read(self._tables()[group])]
 
     def made(self, group: str, name: str) -> DictConfig:
         return presets.composed(self._tables()[group], name)
@@ -113,7 +113,7 @@ class Presets(Composed):
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         try:
             return super().list(config_path, results_filter)
-        except ConfigError:  # of a table that cannot be read; whoever chooses one of its rows is told
+        except ConfigError:  # of a table that cannot be used; whoever chooses one of its rows is told
             return []
 
 

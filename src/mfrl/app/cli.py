@@ -152,8 +152,10 @@ def run(arguments: list[str]) -> None:
         search = Composer.of(config_name, [parse(text) for text in searched], flags.config_dir).search
     except MfrlError as error:
         fail(str(error), 2)
-    if search:
-        sys.argv = [f"mfrl {name}", *(text for text in arguments[1:] if text not in searched), *search]
+    if search:  # Hydra's grammar wants overrides side by side
+        kept = [text for text in arguments[1:] if text not in searched]
+        first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
+        sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
 
     own_process = os.getpid()
 
