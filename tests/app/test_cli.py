@@ -12,6 +12,7 @@ from processes import Command
 from tiny import mfrl
 
 from mfrl.app.cli import check_overrides
+from mfrl.app.presets import methods
 from mfrl.app.tasks import choose
 from mfrl.catalogue import CollectError
 from mfrl.collect.ogbench.runner import collect
@@ -117,7 +118,7 @@ def test_what_the_machine_does_not_have_is_named(setting: str, message: str, dat
 def test_every_task_of_a_dataset_has_a_name() -> None:
     (task,) = choose(["visual-cube-single-play-task3"])
     assert task.overrides == "env=ogbench/visual-cube-single-play env.task=3"
-    assert not task.presets
+    assert not methods(task.name)
     (task,) = choose(["pointmaze-medium-explore-task1"])
     assert task.default
 

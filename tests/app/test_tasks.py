@@ -13,6 +13,7 @@ import gymnasium
 import hydra
 import pytest
 from rich.console import Console
+from tiny import compose
 
 from mfrl.app import tasks
 from mfrl.app.cli import check_overrides
@@ -60,13 +61,21 @@ def test_every_ogbench_configuration_composes_and_names_its_environment() -> Non
         for choice in OGBENCH:
             cfg = hydra.compose("train", [f"env={choice}"])
             assert f"ogbench/{cfg.env.name}" == choice
-            assert cfg.data.dataset == f"{cfg.env.name}-v0"
+            assert cfg.data.dataset == environments()[choice] == f"{cfg.env.name}-v0"
             assert cfg.env.task is None
             for task in (None, 1, 2, 3, 4, 5):
                 assert singletask_id(cfg.data.dataset, task) in gymnasium.registry
             pixels = cfg.env.name.startswith("visual-")
             assert (cfg.env.frames, cfg.env.crop_probability) == ((3, 0.5) if pixels else (1, 0.0))
             assert (cfg.get("encoder") is not None) == pixels
+
+
+@pytest.mark.parametrize("suite", ["d4rl", "minari"])
+def test_every_configuration_of_a_minari_dataset_names_it_as_the_catalogue_does(suite: str) -> None:
+    for env, dataset in environments().items():
+        if env.startswith(suite):
+            cfg = compose("train", f"env={env}")
+            assert (f"{suite}/{cfg.env.name}", cfg.data.dataset) == (env, dataset)
 
 
 def test_large_sets_belong_to_the_environment_of_the_small_ones() -> None:
@@ -239,10 +248,8 @@ def test_large_sets_are_found_in_their_folder(tmp_path: Path) -> None:
 
 
 def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omegaconf import OmegaConf
-
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    dataset = OmegaConf.load(CONFIG_DIR / "env" / "d4rl" / "pen-human.yaml").dataset
+    dataset = environments()["d4rl/pen-human"]
     assert find_data("d4rl/pen-human").state == "nothing"
     data = tmp_path / dataset / "data"
     data.mkdir(parents=True)

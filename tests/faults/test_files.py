@@ -32,6 +32,7 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
 from tiny import compose
 
+from mfrl.app.cli import Composer
 from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint
 from mfrl.app.train import train
 from mfrl.collect.minari.plan import collect
@@ -364,8 +365,7 @@ def test_what_is_composed_can_be_read_back(env: str, algo: str) -> None:
 
 @pytest.mark.slow
 def test_every_experiment_can_be_read_back() -> None:
-    for path in sorted((CONFIG_DIR / "experiment").rglob("[!_]*.yaml")):
-        name = path.relative_to(CONFIG_DIR / "experiment").with_suffix("")
+    for name in Composer("train").all_names("experiment"):
         cfg = compose("train", f"experiment={name}", "run_dir=x")
         written = Saved(OmegaConf.to_container(cfg, resolve=False))
         assert written.plain("") == OmegaConf.to_container(cfg, resolve=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mfrl.catalogue import environments
 from mfrl.data import records
 from mfrl.data.assembly import (
     Normalize,
@@ -41,7 +42,7 @@ from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
-from mfrl.system.paths import CONFIG_DIR, pasted
+from mfrl.system.paths import pasted
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
@@ -291,7 +292,7 @@ class MinariData(OfflineData):
         own = self.dataset.startswith(f"{OWN_NAMESPACE}/")
         name = f"{'minari' if own else 'd4rl'}/{name.replace('/', '-')}"
         chosen = [f"env={name}"]
-        if not (CONFIG_DIR / "env" / f"{name}.yaml").is_file():
+        if name not in environments():
             chosen = ["env=minari/dataset", f"env.dataset={self.dataset}"]
         verb = "collect" if own else "download"
         elsewhere = {"data_dir": self.data_dir} if self.data_dir != Path(DEFAULT_ROOT).expanduser() else {}
