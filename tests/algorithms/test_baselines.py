@@ -35,8 +35,9 @@ from tiny import (
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.flow_bc import FlowBC, euler, flow_matching_loss
+from mfrl.algorithms.flow_bc import FlowBC
 from mfrl.algorithms.flow_distilled import FlowDistilled
+from mfrl.algorithms.flow_matching import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import GaussianBC, negative_log_likelihood
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.app.config import build_algorithm

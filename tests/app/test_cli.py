@@ -14,10 +14,9 @@ from tiny import mfrl
 from mfrl.app.cli import check_overrides
 from mfrl.app.presets import methods
 from mfrl.app.tasks import choose
-from mfrl.catalogue import CollectError
 from mfrl.collect.ogbench.runner import collect
-from mfrl.data.download import download
-from mfrl.errors import ConfigError, DataError
+from mfrl.data.ogbench_download import download
+from mfrl.errors import CollectError, ConfigError, DataError
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_a_policy_that_nobody_knows_is_refused(policy: str, tmp_path: Path) -> N
 
 
 def test_what_ogbench_does_not_publish_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mfrl.data.download.DOWNLOAD_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("mfrl.data.ogbench_download.DOWNLOAD_URL", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"OGBench publishes.*collect"):
         download("pointmaze-medium-explore-v0", tmp_path, mirrors=())
 

@@ -29,7 +29,7 @@ from mfrl.catalogue import (
     singletask_id,
     spelled,
 )
-from mfrl.data import minari_files, records
+from mfrl.data import minari_files, ogbench_files, records
 from mfrl.errors import ConfigError, EnvError
 from mfrl.system.paths import CONFIG_DIR
 
@@ -176,7 +176,7 @@ def test_collected_data_are_found_with_the_state_of_their_checksums(folder: Path
 
 
 def test_changed_files_are_unrecorded(folder: Path) -> None:
-    path = records.data_paths(folder, "pointmaze-medium-explore-v0")[0]
+    path = ogbench_files.data_paths(folder, "pointmaze-medium-explore-v0")[0]
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
@@ -190,14 +190,14 @@ def test_changed_files_are_unrecorded(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{half", "[]", '{"dataset": 1}', '{"dataset": "pointmaze-medium-explore-v0"}'])
 def test_a_record_that_cannot_be_read_speaks_of_nothing(folder: Path, content: str) -> None:
-    records.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
+    ogbench_files.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
     found = find_data(MAZE, str(folder))
     assert found.state == "unrecorded"
     assert ".provenance.json" in found.problem
 
 
 def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
-    path = records.record_path(folder, "pointmaze-medium-explore-v0")
+    path = ogbench_files.record_path(folder, "pointmaze-medium-explore-v0")
     record = json.loads(path.read_text())
     (first, *_), files = record["files"], record["files"]
     for other in ({first: files[first]}, files | {"more.npz": files[first]}):
@@ -206,7 +206,7 @@ def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
 
 
 def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> None:
-    records.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
+    ogbench_files.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
     found = find_data(MAZE, str(folder))
     assert found.state == "incomplete"
     assert "-val.npz missing" in found.problem
@@ -214,7 +214,7 @@ def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> Non
 
 
 def test_files_without_a_record_are_unrecorded_and_downloads_what_they_are(folder: Path) -> None:
-    record = records.record_path(folder, "pointmaze-medium-explore-v0")
+    record = ogbench_files.record_path(folder, "pointmaze-medium-explore-v0")
     written = json.loads(record.read_text())
     for source in ("official", "mirror"):
         record.write_text(json.dumps(written | {"source": source}))
@@ -241,7 +241,7 @@ def test_large_sets_are_found_in_their_folder(tmp_path: Path) -> None:
         (tmp_path / dataset / name).write_bytes(b"1")
     files = {name: records.fingerprint(tmp_path / dataset / name) for name in names}
     record = {"dataset": dataset, "source": "official", "files": files}
-    records.write(records.record_path(tmp_path, dataset), record)
+    records.write(ogbench_files.record_path(tmp_path, dataset), record)
     assert find_data(env, str(tmp_path), verify=True).state == "official"
     (tmp_path / dataset / names[2]).unlink()
     assert find_data(env, str(tmp_path)).state == "incomplete"

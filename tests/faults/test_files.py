@@ -35,7 +35,7 @@ from tiny import compose
 from mfrl.app.cli import Composer
 from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint
 from mfrl.app.train import train
-from mfrl.collect.minari.plan import collect
+from mfrl.collect.minari.runner import collect
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import ADROIT_LABELS
 from mfrl.envs.minari import write_spec

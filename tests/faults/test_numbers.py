@@ -34,7 +34,7 @@ from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.app.report import report
 from mfrl.app.train import fetch_missing, train
 from mfrl.callbacks.explosions import Explosions
-from mfrl.collect.minari.plan import collect
+from mfrl.collect.minari.runner import collect
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
 from mfrl.data.storage import _room

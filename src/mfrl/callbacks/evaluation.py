@@ -6,25 +6,27 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mfrl.algorithms.policy import Policy
 from mfrl.callbacks import figures
 from mfrl.callbacks.progress import Progress
-from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.maze import MazeLayout
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Training
 from mfrl.runs.folder import RunFolder, read_evaluations
-from mfrl.study.evaluate import SampleEvaluation
 from mfrl.system.files import write_text
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.policy import Policy
+    from mfrl.data.storage import Transitions
+    from mfrl.learning.training import Training
+    from mfrl.study.evaluate import SampleEvaluation
 
 FPS = 15
 

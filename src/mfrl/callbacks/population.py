@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
 from rich.progress import Progress as Bar
 
 from mfrl.callbacks.checkpoint import Checkpoint, InPlace
-from mfrl.callbacks.progress import Progress
 from mfrl.errors import MfrlError
-from mfrl.learning.training import Member
 from mfrl.runs.scores import format_score, score_name
+
+if TYPE_CHECKING:
+    from mfrl.callbacks.progress import Progress
+    from mfrl.learning.training import Member
 
 SHOWN = 3  #: scores on a line, of which there may be six
 
