@@ -183,7 +183,6 @@ def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> subp
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     wait_for(process, lambda: set(folder.iterdir()) - before)
-    time.sleep(2.0)  # into the first episodes
     return process
 
 

@@ -35,6 +35,7 @@ from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import global_state_kept
 from mfrl.errors import did_you_mean
 from mfrl.randomness import derived_seed
+from mfrl.system import signals
 from mfrl.system.files import temporary_folder
 
 if TYPE_CHECKING:
@@ -359,6 +360,7 @@ def _record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
         task = bar.add_task(dataset, total=total, rate="")
         started = time.perf_counter()
         for episode in count():
+            signals.obey()
             done = len(lengths) if plan.steps is None else sum(lengths)
             rate = sum(lengths) / (time.perf_counter() - started)
             bar.update(task, completed=done, rate=f"{rate:,.0f} transitions/s")

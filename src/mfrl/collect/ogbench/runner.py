@@ -17,6 +17,7 @@ from mfrl.catalogue import CollectError, Settings, default_val_episodes, plan
 from mfrl.collect.ogbench.episode import SPLITS, Episode
 from mfrl.collect.ogbench.workers import run_episodes
 from mfrl.envs.vector import usable_cores
+from mfrl.system import signals
 
 Arrays = dict[str, np.ndarray]
 """The fields of one `.npz`; every array is `(episodes * episode_steps, ...)`."""
@@ -145,6 +146,7 @@ def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progres
         task = bar.add_task(settings.dataset.removesuffix("-v0"), total=len(jobs), rate="")
         started = time.perf_counter()
         for done, ((split, index), episode) in enumerate(finished, start=1):
+            signals.obey()
             if not arrays:
                 _check_room(folder, sum(values.nbytes for values in episode.values()) * len(jobs))
                 arrays = {name: _allocate(episode, count) for name, count in counts.items()}
