@@ -17,6 +17,7 @@ from mfrl.algorithms.policy import Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import Chunk
 from mfrl.errors import CheckpointError
+from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Learner
 from mfrl.randomness import Streams, key_of
 from mfrl.system import signals
@@ -95,7 +96,7 @@ class Training(Trained, L.LightningModule):
     """
 
     def __init__(
-        self, algorithm: Algorithm, batch_size: int, compiled: bool = False, beside: Sequence[Algorithm] = ()
+        self, algorithm: Algorithm, batch_size: int, compiled: Compiled = False, beside: Sequence[Algorithm] = ()
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
