@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -168,5 +167,4 @@ def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> Comm
     before = set(folder.iterdir())
     command = Command(["collect", f"env={env}", f"data_dir={folder}", *named, *alone], folder.parent)
     command.wait_until(lambda: set(folder.iterdir()) - before)
-    time.sleep(1.0)  # into the first episodes
     return command
