@@ -13,7 +13,6 @@ from itertools import product
 from typing import Any
 
 from mfrl.errors import CollectError, EnvError, MfrlError
-from mfrl.system.paths import CONFIG_DIR
 
 DOWNLOAD_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 DEFAULT_DATA_DIR = "~/.ogbench/data"
@@ -322,9 +321,6 @@ DEFAULT_TASK = {
 }
 
 
-PRESETS = ("paper", "code", "fql")
-
-
 class TasksError(MfrlError, ValueError):
     """No task or dataset has this name."""
 
@@ -360,10 +356,6 @@ class Task:
         """What to say after `mfrl train`."""
         return f"env={self.env}" + (f" env.task={self.number}" if self.number else "")
 
-    @property
-    def presets(self) -> list[str]:
-        return [f"{p}/{self.name}" for p in PRESETS if (CONFIG_DIR / "experiment" / p / f"{self.name}.yaml").is_file()]
-
 
 def benchmark() -> list[Task]:
     """The 73 tasks, in the order of the paper's tables."""
@@ -379,13 +371,31 @@ def others() -> list[Task]:
 
 
 @cache
-def environments() -> tuple[str, ...]:
-    """Every choice of ``env=`` that names a dataset of a simulator."""
-    paths = [
-        path for suite in ("ogbench", "d4rl", "minari") for path in (CONFIG_DIR / "env" / suite).glob("[!_]*.yaml")
+def environments() -> dict[str, str]:
+    """Every choice of ``env=`` that names a dataset of a simulator, with that dataset's id."""
+    return {
+        **{f"ogbench/{id.removesuffix('-v0')}": id for id in sorted(PUBLISHED.keys() | TRAINED_POLICY | LARGE)},
+        **{f"d4rl/{name}": _on_minari(name) for name in ANTMAZE + ADROIT},
+        **{f"minari/{id.removeprefix('mfrl/').removesuffix('-v0').replace('/', '-')}": id for id in MAZES},
+    }
+
+
+def _on_minari(name: str) -> str:
+    """The id that Minari gives a set of D4RL, e.g. ``D4RL/pen/human-v2``."""
+    collection, _, rest = name.partition("-")
+    return f"D4RL/{collection}/{rest}-{'v1' if name in ANTMAZE else 'v2'}"
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """Every task by its name: the benchmark's, every other dataset, and all five tasks of each of OGBench's."""
+    numbered = [
+        _task(env, number, None)
+        for env in environments()
+        if env.startswith("ogbench/")
+        for number in range(1, NUM_TASKS + 1)
     ]
-    names = (f"{path.parent.name}/{path.stem}" for path in paths)
-    return tuple(name for name in names if name != "minari/dataset")  # which stands for the user's own
+    return {task.name: task for task in (*numbered, *others(), *benchmark())}
 
 
 def _task(env: str, number: int | None, updates: int | None) -> Task:

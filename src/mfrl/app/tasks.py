@@ -13,24 +13,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfrl.app import presets
 from mfrl.catalogue import (
-    PRESETS,
     Task,
     TasksError,
     _task,
     benchmark,
+    environments,
     others,
     spelled,
 )
 from mfrl.data.present import Data, find
 from mfrl.errors import did_you_mean
-from mfrl.system.paths import CONFIG_DIR
 
 _FEW = 4  # commands that are written out
 _WIDE = 170  # characters that a table of all columns may take
@@ -67,8 +66,7 @@ def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Da
         env: a choice of ``env=``.
         data_dir, verify: see :func:`mfrl.data.present.find`.
     """
-    dataset = str(OmegaConf.load(CONFIG_DIR / "env" / f"{env}.yaml").dataset)
-    return find(dataset, env.partition("/")[0], data_dir, verify)
+    return find(environments()[env], env.partition("/")[0], data_dir, verify)
 
 
 def describe(task: Task, data: Data) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def describe(task: Task, data: Data) -> dict[str, Any]:
         "observation": list(task.observation),
         "action": task.action,
         "updates": task.updates,
-        "presets": task.presets,
+        "presets": [f"{method}/{task.name}" for method in presets.methods(task.name)],
         "data": asdict(data),
     }
 
@@ -94,8 +92,8 @@ def show(rows: Sequence[tuple[Task, Data]], console: Console) -> None:
     notes = list(dict.fromkeys(f"{data.folder}: {data.problem}" for _, data in rows if data.problem))
     here = sum(data.state not in ("nothing", "incomplete") for _, data in rows)
     notes.append(f"{len(rows)} named, {here} with data here. Train one:  mfrl train env=... [env.task=...]")
-    if any(task.presets for task, _ in rows):
-        notes.append(f"With its published settings:  mfrl train experiment={PRESETS[0]}/TASK")
+    if any(presets.methods(task.name) for task, _ in rows):
+        notes.append("With its published settings:  mfrl train experiment=paper/TASK")
     wanted = list(dict.fromkeys(command for _, data in rows for command in data.get.values()))
     if wanted:
         few = len(wanted) <= _FEW
@@ -121,7 +119,7 @@ def _table(rows: Sequence[tuple[Task, Data]], narrow: bool) -> Table:
             "obs": "x".join(map(str, task.observation)),
             "act": str(task.action),
             "updates": str(task.updates or "-"),
-            "presets": ", ".join(preset.partition("/")[0] for preset in task.presets) or "-",
+            "presets": ", ".join(presets.methods(task.name)) or "-",
             "data": data.state + (f" ({data.checked})" if data.checked else ""),
             "get it": " or ".join(data.get),
         }

@@ -32,6 +32,7 @@ from mfrl.catalogue import DOWNLOAD_URL, downloadable
 from mfrl.data import ogbench_files, records
 from mfrl.data.getting import commands
 from mfrl.errors import DataError, require
+from mfrl.system import signals
 from mfrl.system.files import lack_of_room, move_into_place, one_at_a_time, write_json
 
 #: Asked in turn when the official server does not give a file. A mirror is a base URL with OGBench's names below it:
@@ -284,6 +285,7 @@ def _receive(url: str, path: Path, bar: Progress, task: TaskID) -> bool:
                 if not resumes:  # from here on, the part is this version's
                     write_json(_note_path(path), asdict(answer))
                 while first:
+                    signals.obey()
                     file.write(first)
                     bar.advance(task, len(first))
                     first = next(pieces, b"")

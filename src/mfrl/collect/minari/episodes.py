@@ -21,6 +21,7 @@ from mfrl.envs import outcome
 from mfrl.envs.vector import global_state_kept
 from mfrl.errors import CollectError
 from mfrl.randomness import derived_seed
+from mfrl.system import signals
 
 if TYPE_CHECKING:
     import gymnasium
@@ -38,6 +39,7 @@ def record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
         task = bar.add_task(dataset, total=total, rate="")
         started = time.perf_counter()
         for episode in count():
+            signals.obey()
             done = len(lengths) if plan.steps is None else sum(lengths)
             rate = sum(lengths) / (time.perf_counter() - started)
             bar.update(task, completed=done, rate=f"{rate:,.0f} transitions/s")

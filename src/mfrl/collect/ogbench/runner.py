@@ -19,6 +19,7 @@ from mfrl.collect.ogbench.workers import run_episodes
 from mfrl.collect.writing import friendly_os_errors, progress_bar, unfinished
 from mfrl.data.getting import why_not_collected
 from mfrl.errors import CollectError
+from mfrl.system import signals
 from mfrl.system.files import lack_of_room
 from mfrl.system.processes import usable_cores
 
@@ -151,6 +152,7 @@ def _simulate(settings: GenerationSettings, seed: int, workers: int, folder: Pat
         task = bar.add_task(settings.dataset.removesuffix("-v0"), total=len(jobs), rate="")
         started = time.perf_counter()
         for done, ((split, index), episode) in enumerate(finished, start=1):
+            signals.obey()
             if not arrays:
                 needed = sum(values.nbytes for values in episode.values()) * len(jobs)  # uncompressed
                 if lack := lack_of_room(folder, needed, "this may take"):
