@@ -336,10 +336,15 @@ def method_labels(methods: Sequence[Method]) -> list[str]:
 def _tell_apart(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
     varying = [key for key in (named[0][2] if named else ()) if len({settings[key] for _, _, settings in named}) > 1]
     short = short_names(varying)
-    several = [len(set(column)) > 1 for column in zip(*((algo, variant) for algo, variant, _ in named), strict=True)]
+    algos, variants = defaultdict(set), {variant for _, variant, _ in named}
+    for algo, variant, _ in named:
+        algos[variant].add(algo)
+    several_algos = len(set().union(*algos.values())) > 1
     names = []
     for algo, variant, settings in named:
-        parts = [name for name, told in zip((algo, variant), several, strict=True) if told and name != ABSENT]
+        # The variant tells which algorithm it is, unless several have it.
+        parts = [algo] if several_algos and (variant == ABSENT or len(algos[variant]) > 1) else []
+        parts += [variant] if len(variants) > 1 and variant != ABSENT else []
         parts += [f"{short[key]}={text(settings[key])}" for key in varying if settings[key] != ABSENT]
         names.append(" ".join(parts) or " ".join(name for name in (algo, variant) if name != ABSENT))
     return names
