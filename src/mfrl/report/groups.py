@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
+from mfrl.runs.scores import PREFERRED, averaged
 
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
 # it changes roundings, which makes a run like one of another seed.
@@ -69,7 +70,6 @@ _KNOWN = {
         Metric("eval/length", lower_is_better=True),
     )
 }
-_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name, "eval/return")
 _OUT_OF_A_HUNDRED = (NORMALIZED.name, SUCCESS.name)
 
 SCORES = {"final": 1, "last3": 3}  # evaluations averaged
@@ -294,10 +294,8 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
 
 def _recent(run: Run, score: str | None) -> list[dict[str, Any]]:
     """The evaluations that a score is made of."""
-    if score is None:
-        pixels = run.result["dataset"].startswith("visual-")
-        score = "last3" if run.suite == "ogbench" and not pixels else "final"
-    return run.evaluations[-SCORES[score] :]
+    over = averaged(run.suite, run.result["dataset"]) if score is None else SCORES[score]
+    return run.evaluations[-over:]
 
 
 def _default_metric(runs: Sequence[Run], score: str | None) -> str:
@@ -305,9 +303,9 @@ def _default_metric(runs: Sequence[Run], score: str | None) -> str:
 
     One for all: an environment may tell of a success only where there is one, and others may be known by returns alone.
     """
-    known = [set.intersection(*map(set, _recent(run, score))) & set(_PREFERRED) for run in runs]
+    known = [set.intersection(*map(set, _recent(run, score))) & set(PREFERRED) for run in runs]
     shared = set.intersection(*([names for names in known if names] or [set()]))
-    return next((name for name in _PREFERRED if name in shared), SUCCESS.name)
+    return next((name for name in PREFERRED if name in shared), SUCCESS.name)
 
 
 def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
