@@ -542,10 +542,8 @@ def test_the_hparams_tab_compares_the_runs_of_a_sweep(simulated: tuple[Path, str
         result = json.loads((simulated[0] / folder / "result.json").read_text())
         # TensorBoard shows five columns, sorted by name, those marked as differing before the others.
         names = [name.strip() for name in settings]
-        assert names[:3] == ["variant", "seed", "env"]
-        assert list(settings.values())[:3] == [result["variant"], result["seed"], DATASET]
-        assert names[3] == "batch_size", "overridden"
-        assert settings["algo.alpha"] == result["alpha"]
+        assert names[:5] == ["variant", "seed", "env", "algo.alpha", "batch_size"], "the last one was overridden"
+        assert list(settings.values())[:4] == [result["variant"], result["seed"], DATASET, result["alpha"]]
         assert settings["algo.target_candidates"] == "null", "a default is said too"
         assert settings["network.actor.width"] == 16
         assert next(iter(metrics)) == "score"

@@ -140,9 +140,9 @@ class Setting:
     first: bool = False
 
 
-# Columns are sorted by name, capitals and small letters after blanks; nobody sees a blank in front.
-_FRONT = ("   variant", "  seed", " env")
-_SAID_ALREADY = ("algo.encoder", "algo.seed", "algo.updates", "algo.variant", "env.task", "variant.name")
+# TensorBoard sorts columns by name, blanks before letters, and shows five; nobody sees a blank in front.
+_VARIANT, _SEED, _ENV, _ALPHA = "    variant", "   seed", "  env", " algo.alpha"
+_SAID_ALREADY = ("algo.alpha", "algo.encoder", "algo.seed", "algo.updates", "algo.variant", "env.task", "variant.name")
 _NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
 
 
@@ -150,10 +150,13 @@ def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
     """The settings that tell one run from another.
 
     Every run of an algorithm has the same columns, its defaults too: a run that lacks one is not drawn among the
-    Parallel Coordinates. First come what every comparison is about, and what was overridden.
+    Parallel Coordinates. First come what every comparison is about, and what was overridden. Where runs of several
+    algorithms lie together, TensorBoard shows the columns of the first run.
     """
     task = f" task {cfg.env.task}" if cfg.env.get("task") is not None else ""
-    front = (cfg.variant.name, cfg.seed, f"{cfg.env.name}{task}")
+    front = {_VARIANT: cfg.variant.name, _SEED: cfg.seed, _ENV: f"{cfg.env.name}{task}"}
+    if "alpha" in cfg.algo:
+        front[_ALPHA] = cfg.algo.alpha
     changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     keys = ["algo_name", "updates", "batch_size", "data.dataset", "data.fraction"]
     keys += [f"algo.{key}" for key in cfg.algo if not key.startswith("_")]
@@ -163,7 +166,7 @@ def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
     optional = {f"algo.{key}" for key, annotation in (settings_of(cfg.algo) or {}).items() if "None" in annotation}
     first = {"algo_name" if key == "algo" else key for key in changed}
     return [
-        *(Setting(name, value, True) for name, value in zip(_FRONT, front, strict=True)),
+        *(Setting(name, value, True) for name, value in front.items()),
         *(
             Setting(key, _shown(value, key in optional), key in first)
             for key, value in values.items()
