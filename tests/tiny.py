@@ -11,7 +11,6 @@ from typing import Any
 
 import hydra
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -25,7 +24,6 @@ from mfrl.networks.dit import DiT
 from mfrl.networks.mlp import MLP
 from mfrl.randomness import Draw, Streams, key_of
 from mfrl.reformulation import Reformulation
-from mfrl.runs.saved import WHOLE
 from mfrl.system.paths import CONFIG_DIR
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
@@ -40,9 +38,6 @@ SPEC = DataSpec(
 )
 
 RESIDUAL = Reformulation(1.0, -1.0)
-
-#: Every algorithm, by the name of its class.
-ALGORITHMS = {name.rpartition(".")[2]: get_class(name) for name in WHOLE["algo"]}
 
 #: The command line, to be started by `subprocess`, and the surroundings that make what it says one line each.
 COMMAND = [sys.executable, "-c", "from mfrl.app.cli import main; main()"]

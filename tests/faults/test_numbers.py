@@ -21,12 +21,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minari.data_collector import EpisodeBuffer
+from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ALGORITHMS, SPEC, algorithm, batch, tiny_critic, tiny_mlp
+from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from mfrl import algorithms
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.app.report import report
@@ -53,6 +55,12 @@ from mfrl.system.files import write_json
 from mfrl.system.paths import CONFIG_DIR
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
+
+#: Those that configurations name, by their class's name.
+ALGORITHMS = {
+    target.rpartition(".")[-1]: hydra.utils.get_class(target)
+    for target in (OmegaConf.load(path).algo._target_ for path in sorted(CONFIG_DIR.glob("algo/*.yaml")))
+}
 
 # ---- an environment that can be odd in one way at a time
 
@@ -113,8 +121,8 @@ class Odd(gym.Env):
         return np.array([self.place, self.steps], np.float32)
 
 
-gym.register("Odd-v0", entry_point="test_faults_numbers:Odd", max_episode_steps=100)
-TRUST = ("test_faults_numbers",)
+gym.register("Odd-v0", entry_point="faults.test_numbers:Odd", max_episode_steps=100)
+TRUST = ("faults",)
 
 
 def odd(**kwargs: Any) -> EnvSpec:
@@ -530,7 +538,7 @@ class NaNCritic(MeanFlowQL):
 
 def test_an_evaluation_with_a_critic_of_nan_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_dataset(tmp_path / "data", monkeypatch)
-    critic = ("algo._target_=test_faults_numbers.NaNCritic", "algo.num_candidates=3", "log.every=3")
+    critic = ("algo._target_=faults.test_numbers.NaNCritic", "algo.num_candidates=3", "log.every=3")
     with pytest.raises(
         DivergedError, match=r"update 4: parameters are not finite \(critic\S* and 11 more.*not recorded"
     ):
@@ -553,9 +561,9 @@ def test_a_checkpoint_is_spoken_of_only_where_there_is_one(tmp_path: Path, monke
 # ---- settings and the machine
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", algorithms.__all__)
 def test_every_number_has_a_range_and_every_name_its_choices(name: str) -> None:
-    kinds = {key: kind.split(" |")[0] for key, kind in arguments_of(ALGORITHMS[name]).items()}
+    kinds = {key: kind.split(" |")[0] for key, kind in arguments_of(getattr(algorithms, name)).items()}
     numbers = {key for key, kind in kinds.items() if kind in ("int", "float")}
     assert {"updates", "seed", "actor_lr"} <= numbers
     assert numbers <= RANGES.keys(), f"no range in mfrl/settings.py: {numbers - RANGES.keys()}"
@@ -571,15 +579,15 @@ def build(name: str, **changes: Any) -> Algorithm:
         "reformulation": Reformulation(1.0, -1.0),
         "updates": 10,
     }
-    kind = ALGORITHMS[name]
+    kind = getattr(algorithms, name)
     known = arguments_of(kind)
     return kind(**{key: value for key, value in (made | changes).items() if key in known or key in changes})
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", algorithms.__all__)
 def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name: str) -> None:
     build(name)
-    known = arguments_of(ALGORITHMS[name]).keys()
+    known = arguments_of(getattr(algorithms, name)).keys()
     for setting in known & RANGES.keys():
         for value in (float("nan"), -5, -3.0, True):
             with pytest.raises(ConfigError, match=f"{setting}={value} must be"):
@@ -658,7 +666,9 @@ def test_policies_act_and_losses_are_held_out_without_dropout_and_training_goes_
     assert not critic.training
 
 
-COLD = [(name, {}) for name in ALGORITHMS] + [("MeanFlowQL", {"reformulation": Reformulation(1.0, (0.0, -1.0))})]
+COLD = [(name, {}) for name in algorithms.__all__] + [
+    ("MeanFlowQL", {"reformulation": Reformulation(1.0, (0.0, -1.0))})
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), COLD)
