@@ -549,7 +549,7 @@ def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and
     events = EventAccumulator(str(path), size_guidance={"images": 0})
     events.Reload()
     images = set(events.Tags()["images"])
-    assert {"figures/action_samples", "figures/paths"} <= images
+    assert {"figures/samples", "figures/paths"} <= images
     assert "figures/value" not in images, "there is no critic to value anything"
 
     module, _ = load_algorithm(path)
