@@ -18,7 +18,7 @@ from tiny import tiny_critic, tiny_mlp, transitions
 
 from mfrl.algorithms.fql import FQL
 from mfrl.algorithms.gaussian_bc import GaussianBC
-from mfrl.callbacks.evaluation import held_out
+from mfrl.callbacks.periodic import held_out
 from mfrl.data.assembly import keep_trajectories
 from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
 from mfrl.data.sampling import ChunkLoader, chunk_ends
