@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.catalogue import DEFAULT_DATA_DIR, singletask_id
+from mfrl.catalogue import DEFAULT_DATA_DIR, in_many_files, singletask_id
 from mfrl.data import assembly, ogbench_files, records
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import ACTION_CLIP
@@ -74,10 +74,7 @@ class OGBenchData(OfflineData):
             raise DataError(f"data.fraction={fraction} must be in (0, 1]")
         if not 0.0 < reward_scale < float("inf"):
             raise DataError(f"data.reward_scale={reward_scale} must be positive and finite")
-        # A dataset of 100 million transitions, in a folder of files, is a larger one of the same environment.
-        usual = re.sub(r"-100m(?=-v0$)", "", self.dataset)
-        self.in_many_files = usual != self.dataset
-        env_id = singletask_id(usual, task)
+        env_id = singletask_id(self.dataset, task)
         if not ogbench.observes_pixels(env_id) and (frames != 1 or crop_probability):
             raise DataError(f"{dataset} holds no images to stack or crop: env.frames is 1, env.crop_probability 0")
         assembly.check_normalize(normalize)
@@ -118,7 +115,7 @@ class OGBenchData(OfflineData):
         train_paths, val_paths = ogbench_files.data_files(self.data_dir, self.dataset)
         for path in (*train_paths, *val_paths):
             if not path.is_file():
-                name = self.dataset if self.in_many_files else path.name
+                name = self.dataset if in_many_files(self.dataset) else path.name
                 ways = how_to_get(self.dataset, self.data_dir)
                 raise DataError(f"{name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {ways}")
         cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
