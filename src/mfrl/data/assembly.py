@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -54,12 +55,14 @@ def keep_trajectories(starts: Tensor, fraction: float, seed: int) -> Tensor:
     return starts[kept[number]]
 
 
-def check_normalize(normalize: Any) -> None:
-    """Refuse what is no way to normalise states.
+def check_settings(fraction: float, reward_scale: float, normalize: Any) -> None:
+    """Refuse a share of the trajectories, a factor of the rewards or a way to normalise states that there is not.
 
     Raises:
-        ConfigError: naming those there are.
+        ConfigError: naming the setting, and what it may be.
     """
+    require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
+    require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
     require("data.normalize", type(normalize) is bool or normalize == PADDED, normalize, f"true, false or {PADDED}")
 
 
