@@ -14,7 +14,7 @@ from torch import Tensor
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.bc import BC
 from mfrl.algorithms.fbrac import FBRAC
-from mfrl.algorithms.flow_bc import euler
+from mfrl.algorithms.flow_matching import euler
 from mfrl.algorithms.ifql import IFQL
 from mfrl.algorithms.iql import IQL, LARGEST_WEIGHT, log_probability
 from mfrl.algorithms.meanflow_distill import MeanFlowDistill

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.flow_bc import FlowPolicy, euler, flow_matching_loss
+from mfrl.algorithms.flow_matching import FlowPolicy, euler, flow_matching_loss
 from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Times

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.flow_bc import FlowPolicy, flow_matching_loss
+from mfrl.algorithms.flow_matching import FlowPolicy, flow_matching_loss
 from mfrl.algorithms.groups import Average, Group
 from mfrl.algorithms.iql import ImplicitValues, implicit_value_loss
 from mfrl.data.batch import Batch, DataSpec

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
+from mfrl.algorithms.flow_matching import StudentPolicy, student_action
 from mfrl.algorithms.groups import Average, Group
 from mfrl.algorithms.policy import one_step
 from mfrl.data.batch import Batch, DataSpec

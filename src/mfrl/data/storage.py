@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.batch import Batch
+from mfrl.data.batch import Batch, normalize
 
 _MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
 
@@ -82,13 +82,12 @@ class Transitions:
         row, following = self.starts[index], self.starts[(index + 1).clamp(max=len(self.starts) - 1)]
         actions = self._take(self.actions, following)
         known = (following == row + 1).to(actions.device, non_blocking=True)
-        return torch.where(known[:, None], actions, torch.nan)
+        return torch.where(known.view(-1, *[1] * (actions.ndim - 1)), actions, torch.nan)
 
     def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
         s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)
         if self.statistics is not None:
-            mean, std = self.statistics
-            s, next_s = (s - mean) / std, (next_s - mean) / std
+            s, next_s = normalize(s, *self.statistics), normalize(next_s, *self.statistics)
         return s, next_s
 
     def _images(self, row: Tensor) -> tuple[Tensor, Tensor]:
