@@ -302,7 +302,7 @@ def test_next_actions_are_the_datas_own_and_stay_within_a_trajectory() -> None:
     data = Transitions(row[:, None], actions, row, row, torch.tensor([0, 1, 3, 4, 6]))
     batch = data.gather(torch.tensor([4, 3, 2, 1, 0]), discount=0.9, next_actions=True)
     nothing = torch.full((2,), torch.nan)  # follows on the last transition of a trajectory
-    wanted = torch.stack([nothing, actions[1], nothing, actions[4], nothing])
+    wanted = torch.stack([actions[1], nothing, actions[4], nothing, nothing])
     same = partial(torch.testing.assert_close, rtol=0.0, atol=0.0, equal_nan=True)
     same(batch.next_actions, wanted.flip(0))
     assert data.gather(torch.tensor([0]), discount=0.9).next_actions is None
