@@ -66,8 +66,8 @@ class Trained:
         algorithm, device = self.algorithm, batch.actions.device
         streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
         numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
-        noise = streams.values({name: x[0] for name, x in numbers.items()})
-        return algorithm.loss(batch, noise, algorithm.trained)[1]
+        drawn = streams.values({name: x[0] for name, x in numbers.items()})
+        return algorithm.loss(batch, drawn, algorithm.trained)[1]
 
     @torch.no_grad()
     def nonfinite_parameters(self) -> list[str]:
