@@ -74,7 +74,7 @@ def collect(
         CollectError: unknown or uncollectable dataset, invalid settings, files in the way, no room or no
             permission to write, or a failed worker. No file is left behind.
     """
-    from mfrl.collect import files  # Not at the top: `mfrl.data` loads torch, which no worker process needs.
+    from mfrl.collect.ogbench import files  # Not at the top: `mfrl.data` loads torch, which no worker process needs.
 
     started = time.perf_counter()
     settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
