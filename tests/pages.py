@@ -11,17 +11,17 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run_page(name: str, folder: Path, smaller: dict[str, str] | None = None) -> str:
+def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None) -> str:
     """Run every block of a page; what they printed.
 
-    A block of Python or YAML whose first line is ``# FILE`` becomes that file, and Python files are run. Blocks of bash
-    run as they are.
+    A block of Python or YAML that names a file in a comment at its head becomes that file, and Python files are run.
+    Blocks of bash run as they are.
 
     Args:
-        name: of the file in docs/.
+        page_name: of the file in docs/.
         smaller: what to replace in all blocks, so that a run takes a moment; each key must occur in the page.
     """
-    page, smaller = (DOCS / name).read_text(encoding="utf-8"), smaller or {}
+    page, smaller = (DOCS / page_name).read_text(encoding="utf-8"), smaller or {}
     assert [old for old in smaller if old not in page] == []
     script = ["set -e"]
     for language, block in re.findall(r"^```(bash|python|yaml)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
@@ -31,7 +31,8 @@ def run_page(name: str, folder: Path, smaller: dict[str, str] | None = None) -> 
         if language == "bash":
             script.append(text)
             continue
-        path = folder / text.partition("\n")[0].removeprefix("# ")
+        (name, *_) = re.findall(r"^# (\S+\.(?:py|yaml))$", text, flags=re.MULTILINE)
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         if language == "python":

@@ -38,7 +38,7 @@ class TimeEmbedding(nn.Module):
         embedded_t = self.embed(times.rows, with_tangent)
         if self.start is None:
             return embedded_t
-        assert times.start is not None, "a network with two_times needs the interval's start"
+        assert times.start is not None, "a network of two times needs Times.start, where the interval starts"
         return add(embedded_t, self.start.embed(times.start))
 
     def embed(self, t: Tensor, with_tangent: bool = False) -> Dual:
