@@ -11,8 +11,8 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None) -> str:
-    """Run every block of a page; what they printed.
+def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None, section: str = "") -> str:
+    """Run every block of a page, or of one of its sections, and return what they printed.
 
     A block of Python or YAML that names a file in a comment at its head becomes that file, and Python files are run.
     Blocks of bash run as they are.
@@ -20,9 +20,12 @@ def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None
     Args:
         page_name: of the file in docs/.
         smaller: what to replace in all blocks, so that a run takes a moment; each key must occur in the page.
+        section: the heading of the section; empty for the whole page.
     """
     page, smaller = (DOCS / page_name).read_text(encoding="utf-8"), smaller or {}
     assert [old for old in smaller if old not in page] == []
+    if section:
+        page = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     script = ["set -e"]
     for language, block in re.findall(r"^```(bash|python|yaml)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
         text = block

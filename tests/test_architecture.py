@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from pages import DOCS, run_page
 
 import mfrl
@@ -13,24 +14,41 @@ import mfrl
 PAGE = (DOCS / "architecture.md").read_text(encoding="utf-8")
 
 
-def test_the_examples_run_as_they_stand_at_a_small_size(tmp_path: Path) -> None:
-    smaller = {
-        "updates=600 eval.every=600": "updates=6 eval.every=6",
-        "eval.episodes=5": "eval.episodes=1",
-        "episodes=20": "episodes=2",
-    }
-    said = run_page("architecture.md", tmp_path, smaller)
-    results = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")}
-    assert {name: (result["algo"], result["variant"]) for name, result in results.items()} == {
-        "half": ("meanflow_bc", "half"),
-        "half_by_name": ("meanflow_bc", "half"),
-        "mean_bc": ("mean_bc", "none"),
-        "pendulum": ("meanflowql", "residual"),
-        "maze": ("meanflowql", "residual"),
-    }
-    assert results["half"]["final"] == results["half_by_name"]["final"]
-    assert "pointmaze-medium-explore" in said
+SMALLER = {
+    "updates=600 eval.every=600": "updates=6 eval.every=6",
+    "experiment=toy": "experiment=toy eval.samples=16",
+    "eval.episodes=5": "eval.episodes=1",
+    "episodes=20": "episodes=2",
+}
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """What the runs of a section left, by their names."""
+    return {path.parent.name: json.loads(path.read_text()) for path in (folder / "runs").glob("*/result.json")}
+
+
+def test_a_variant_of_ones_own_is_three_polynomials_on_the_command_line_or_in_a_file(tmp_path: Path) -> None:
+    run_page("architecture.md", tmp_path, SMALLER, "Add a variant")
+    found = results(tmp_path)
+    assert {name: result["variant"] for name, result in found.items()} == {"half": "half", "half_by_name": "half"}
+    assert found["half"]["final"] == found["half_by_name"]["final"]
+
+
+def test_an_algorithm_of_ones_own_is_trained_evaluated_and_reported(tmp_path: Path) -> None:
+    run_page("architecture.md", tmp_path, SMALLER, "Add an algorithm")
+    assert results(tmp_path)["mean_bc"]["algo"] == "mean_bc"
     assert "mean_bc" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_environment_of_gymnasium_and_one_of_ogbench_are_trained_in(tmp_path: Path) -> None:
+    said = run_page("architecture.md", tmp_path, SMALLER, "Add an environment")
+    found = results(tmp_path)
+    assert {name: "eval/return" in result["final"] for name, result in found.items()} == {
+        "pendulum": True,
+        "maze": True,
+    }
+    assert "pointmaze-medium-explore" in said
 
 
 def test_every_room_of_the_package_is_described() -> None:
