@@ -10,29 +10,26 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfrl.app import presets
 from mfrl.catalogue import (
-    DEFAULT_DATA_DIR,
     Task,
     TasksError,
     _task,
     benchmark,
-    commands,
+    environments,
     others,
     spelled,
 )
-from mfrl.data import minari_files, records
+from mfrl.data.present import Data, find
 from mfrl.errors import did_you_mean
-from mfrl.system.paths import CONFIG_DIR, pasted
 
 Justify = Literal["left", "right"]
 
@@ -41,28 +38,6 @@ _MIDDLING, _WIDE = 120, 170  # characters of a line from which on tables have mo
 _PIPE = 1000  # characters of a line in a pipe, where no cell is folded
 _SIZES: dict[str, Justify] = {"obs": "right", "act": "right", "updates": "right"}
 _DATA = "data or how to get it"
-
-
-@dataclass(frozen=True)
-class Data:
-    """The files of a dataset on this machine.
-
-    Attributes:
-        state: ``nothing``, ``incomplete``, or their source by their record: ``official``, ``mirror`` or
-            ``collected``; ``unrecorded`` where no record describes these files.
-        checked: what agrees with the record: ``sizes`` or ``checksums``; None without a record.
-        folder: where they lie or should lie.
-        bytes: of all files together.
-        problem: a sentence about what is wrong; None if nothing is.
-        get: commands that get the files, by their verb; empty if the files are here.
-    """
-
-    state: str
-    checked: str | None
-    folder: str
-    bytes: int
-    problem: str | None
-    get: dict[str, str]
 
 
 def choose(names: Iterable[str], every: bool = False) -> list[Task]:
@@ -94,59 +69,9 @@ def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Da
 
     Args:
         env: a choice of ``env=``.
-        data_dir: where to look, as in training; None: OGBench's or Minari's own folder.
-        verify: compare checksums with the record, which reads all files; otherwise compare sizes.
+        data_dir, verify: see :func:`mfrl.data.present.find`.
     """
-    suite = env.partition("/")[0]
-    dataset = str(OmegaConf.load(CONFIG_DIR / "env" / f"{env}.yaml").dataset)
-    problem = None
-    if suite == "ogbench":
-        folder = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
-        get, record_path = commands(dataset, folder), records.record_path(folder, dataset)
-        try:
-            wanted = [path for part in records.data_files(folder, dataset) for path in part]
-        except records.ProvenanceError as error:
-            wanted, problem = list((folder / dataset).glob("*.npz")), str(error)
-        files = {path.name: path for path in wanted}
-    else:
-        root = minari_files.data_root(data_dir)
-        verb = "collect" if dataset.startswith(f"{minari_files.OWN_NAMESPACE}/") else "download"
-        get = {verb: pasted("mfrl", verb, f"env={env}", **({"data_dir": root} if data_dir else {}))}
-        folder, record_path = root / dataset, root / dataset / minari_files.RECORD
-        wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
-        files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}
-    found = {name: path for name, path in files.items() if path.is_file()}
-    size = sum(path.stat().st_size for path in found.values())
-    if not found:
-        return Data("nothing", None, str(folder), 0, None, get)
-    if problem or len(found) < len(files):
-        missing = ", ".join(name for name in files if name not in found)
-        return Data("incomplete", None, str(folder), size, problem or f"{missing} missing", get)
-    state, checked, problem = _compare(found, record_path, dataset, verify)
-    return Data(state, checked, str(folder), size, problem, {})
-
-
-def _compare(
-    files: dict[str, Path], record_path: Path, dataset: str, verify: bool
-) -> tuple[str, str | None, str | None]:
-    """Compare files with their record: :class:`Data`'s state, checked and problem."""
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        if record["dataset"] != dataset:
-            return "unrecorded", None, f"{record_path} speaks of {record['dataset']}"
-        source, recorded = str(record["source"]), {name: dict(values) for name, values in record["files"].items()}
-    except FileNotFoundError:
-        return "unrecorded", None, None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return "unrecorded", None, f"{record_path} cannot be read: {error}"
-    aspect = "sha256" if verify else "bytes"
-    for name in sorted(files.keys() | recorded.keys()):
-        if name not in files or name not in recorded:
-            return "unrecorded", None, f"{record_path.name} does not speak of {name}, or only it does"
-        found = records.sha256(files[name]) if verify else files[name].stat().st_size
-        if found != recorded[name].get(aspect):
-            return "unrecorded", None, f"{name} differs from its record in {'checksum' if verify else 'size'}"
-    return source, "checksums" if verify else "sizes", None
+    return find(environments()[env], env.partition("/")[0], data_dir, verify)
 
 
 def describe(task: Task, data: Data) -> dict[str, Any]:
@@ -159,7 +84,7 @@ def describe(task: Task, data: Data) -> dict[str, Any]:
         "observation": list(task.observation),
         "action": task.action,
         "updates": task.updates,
-        "presets": task.presets,
+        "presets": [f"{method}/{task.name}" for method in presets.methods(task.name)],
         "data": asdict(data),
     }
 
@@ -180,8 +105,8 @@ def show(rows: Sequence[tuple[Task, Data]], console: Console, all_tasks: bool = 
     notes.append(f"{len(rows)} named, {len(here) or 'none'} with data here")
     example = [*here, rows[0][0]][0]
     notes.append(f"Train one:  mfrl train {example.overrides}")
-    if example.presets:
-        notes.append(f"Published settings:  mfrl train experiment={example.presets[0]}")
+    if "paper" in presets.methods(example.name):
+        notes.append(f"Published settings:  mfrl train experiment=paper/{example.name}")
     if not all_tasks and len({task.env for task, _ in rows}) < len(rows):
         brackets = "In brackets OGBench's default task. " if console.width >= _MIDDLING else ""
         notes.append(f"{brackets}A line for each task:  mfrl tasks --all-tasks")
@@ -240,7 +165,7 @@ def _add_row(table: Table, task: Task, data: Data, named: dict[str, str]) -> Non
         "obs": "x".join(map(str, task.observation)),
         "act": str(task.action),
         "updates": str(task.updates or "-"),
-        "presets": ", ".join(preset.partition("/")[0] for preset in task.presets) or "-",
+        "presets": ", ".join(presets.methods(task.name)) or "-",
         _DATA: data.state + (f" ({data.checked})" if data.checked else ""),
     }
     if data.state == "nothing":
