@@ -36,8 +36,8 @@ def test_a_variant_of_ones_own_is_three_polynomials_on_the_command_line_or_in_a_
 
 def test_an_algorithm_of_ones_own_is_trained_evaluated_and_reported(tmp_path: Path) -> None:
     run_page("architecture.md", tmp_path, SMALLER, "Add an algorithm")
-    assert results(tmp_path)["mean_bc"]["algo"] == "mean_bc"
-    assert "mean_bc" in (tmp_path / "report" / "report.md").read_text()
+    assert results(tmp_path)["noisy_bc"]["algo"] == "noisy_bc"
+    assert "noisy_bc" in (tmp_path / "report" / "report.md").read_text()
 
 
 @pytest.mark.slow

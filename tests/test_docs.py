@@ -44,7 +44,7 @@ def test_every_link_and_every_file_that_a_page_names_exists(page: str) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert [link for link in links if link and not ((ROOT / page).parent / link).exists()] == []
     own = re.findall(r"(?<![\w/-])((?:tests|src|conf|benchmarks|notebooks)/[\w./-]*\w)(?![\w*{<])", text)
-    assert [path for path in own if not (ROOT / path).exists()] == []
+    assert [path for path in own if not (ROOT / path).exists() and "METHOD" not in path] == []  # a name of the reader's
 
 
 @pytest.mark.parametrize("page", PAGES)

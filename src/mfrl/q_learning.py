@@ -11,27 +11,36 @@ from torch import Tensor
 
 from mfrl.settings import Settings
 
-#: How the Bellman target aggregates the ensemble's values ``(ensemble, ...)``.
+#: How the ensemble's values ``(ensemble, ...)`` are aggregated, e.g. in the Bellman target.
 Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 #: :func:`unit_pull` shortens gradients that are longer than this many times the median length.
 LONGEST_PULL = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD(Settings):
-    """Settings of Q-learning.
+class Values(Settings):
+    """Settings of every algorithm that learns values.
 
     Attributes:
         discount: of the Bellman target.
         tau: rate of the target critic's average.
+    """
+
+    discount: float = 0.99
+    tau: float = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD(Values):
+    """Settings of Q-learning.
+
+    Attributes:
         q_aggregation: how the Bellman target aggregates the ensemble: "mean" or "min".
         clip_targets: clips Bellman targets to the range of discounted sums of the data's rewards.
         normalize_q: makes alpha independent of the scale of the rewards. "value" divides L_q by mean |Q|; "gradient"
             scales the gradients dQ/da of a batch to a mean length of 1; "none" does neither.
     """
 
-    discount: float = 0.99
-    tau: float = 0.005
     q_aggregation: str = "mean"
     clip_targets: bool = False
     normalize_q: str = "none"
@@ -67,8 +76,20 @@ def td_loss(critic: Critic, observations: Tensor, actions: Tensor, y: Tensor) ->
     return loss, {"critic_loss": loss, "q": q.mean(), "q_min": q.amin(), "q_max": q.amax(), "target": y.mean()}
 
 
-def q_loss(critic: Critic, observations: Tensor, a: Tensor, normalize: str = "none") -> tuple[Tensor, Tensor]:
-    """L_q = -mean Q(s, clip(a)), where Q is the ensemble's mean. The critic's parameters receive no gradient.
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """mean |expectile - 1(difference < 0)| difference^2 (arXiv 2110.06169, Eq. 5).
+
+    With difference = q - v, the v that minimises it is the expectile of q: 0.5 gives the mean, a number near 1 almost
+    the maximum.
+    """
+    weight = (expectile - (difference < 0.0).to(difference.dtype)).abs()
+    return (weight * difference.square()).mean()
+
+
+def q_loss(
+    critic: Critic, observations: Tensor, a: Tensor, normalize: str = "none", q_aggregation: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """L_q = -mean Q(s, clip(a)), with Q the ensemble's mean or minimum. The critic's parameters receive no gradient.
 
     The function first computes the gradient of L_q with respect to a, minus the critic's *pull* dQ/da on the
     actions, and may scale it. The backward pass of the returned loss hands it to the network that made a.
@@ -78,13 +99,14 @@ def q_loss(critic: Critic, observations: Tensor, a: Tensor, normalize: str = "no
         a: ``(batch, action_dim)`` before clipping; components outside [-1, 1] have a gradient of zero.
         normalize: "value" divides the loss by mean |Q|; "gradient" scales the gradients with :func:`unit_pull`;
             "none" does neither.
+        q_aggregation: "mean" or "min" of the ensemble.
 
     Returns:
         the loss and the mean Q.
     """
 
     def negative_q(a: Tensor) -> tuple[Tensor, Tensor]:
-        q = critic(observations.detach(), a.clamp(-1.0, 1.0)).mean(0)
+        q = Q_AGGREGATION[q_aggregation](critic(observations.detach(), a.clamp(-1.0, 1.0)))
         return -q.mean(), q
 
     with torch.no_grad():
@@ -121,20 +143,25 @@ Critic = Callable[[Tensor, Tensor], Tensor]
 
 
 def best_of_n(
-    critic: Critic, observations: Tensor, candidates: Tensor, ceiling: float = math.inf
+    critic: Critic,
+    observations: Tensor,
+    candidates: Tensor,
+    ceiling: float = math.inf,
+    q_aggregation: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """For each observation, the candidate whose mean Q over the ensemble is largest.
+    """For each observation, the candidate whose Q, the ensemble's mean or minimum, is largest.
 
     Args:
         critic: (observations, actions) -> ``(ensemble, candidate, batch)``.
         candidates: ``(candidate, batch, action_dim)``.
-        ceiling: mean values are clipped to this from above. Among candidates that reach it the function takes the
-            first, which is a random one, because candidates are drawn independently.
+        ceiling: values are clipped to this from above. Among candidates that reach it the function takes the first,
+            which is a random one, because candidates are drawn independently.
+        q_aggregation: "mean" or "min" of the ensemble.
 
     Returns:
         the chosen actions ``(batch, action_dim)`` and their values ``(ensemble, batch)``.
     """
     q = critic(observations, candidates)
-    best = q.mean(0).clamp(max=ceiling).argmax(0)
+    best = Q_AGGREGATION[q_aggregation](q).clamp(max=ceiling).argmax(0)
     batch = torch.arange(candidates.shape[1], device=candidates.device)
     return candidates[best, batch], q[:, best, batch]

@@ -14,7 +14,7 @@ from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError
 from mfrl.networks.encoder import EncodedNetwork
-from mfrl.q_learning import TD
+from mfrl.q_learning import Values
 from mfrl.randomness import Draw
 from mfrl.settings import Settings, check
 
@@ -48,6 +48,7 @@ class Algorithm(nn.Module):
     Settings: ClassVar[type[Settings]]
     groups: tuple[Group, ...]
     averages: tuple[Average, ...] = ()
+    next_actions: ClassVar[bool] = False  #: whether batches hold the data's next actions
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class Algorithm(nn.Module):
     @property
     def discount(self) -> float:
         """The discount of learned values; 1 for an algorithm that learns no values."""
-        return self.settings.discount if isinstance(self.settings, TD) else 1.0
+        return self.settings.discount if isinstance(self.settings, Values) else 1.0
 
     @property
     def trained(self) -> tuple[str, ...]:

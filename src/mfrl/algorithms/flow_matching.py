@@ -9,6 +9,7 @@ mu(s, e)                                    the student: the same end in one ste
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -38,10 +39,23 @@ def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
 
 
 class FlowPolicy(Policy):
-    """A policy that maps noise to an action in ``steps`` forward passes of the flow."""
+    """A policy that maps noise to an action in ``steps`` forward passes of the flow.
 
-    def __init__(self, flow: EncodedNetwork, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
-        super().__init__(normalizer, action_dim, sigma)
+    Args:
+        steps: number of Euler steps.
+        choice: further arguments of :class:`Policy`, with which a critic chooses among candidates.
+    """
+
+    def __init__(
+        self,
+        flow: EncodedNetwork,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float,
+        steps: int,
+        **choice: Any,
+    ) -> None:
+        super().__init__(normalizer, action_dim, sigma, **choice)
         self.flow, self.steps = flow, steps
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:

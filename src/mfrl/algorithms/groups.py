@@ -39,12 +39,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Average:
-    """target <- target + rate (source - target), parameter by parameter, once an update.
+    """target <- target + rate (source - target), parameter by parameter.
 
     Attributes:
         target, source: names of the algorithm's modules.
         rate: in (0, 1].
         before: use the source's weights from before the update's step.
+        every: the target follows once in so many updates, those in which a :class:`Group` of the same ``every`` and
+            ``begin`` takes a step.
         from_start: in the first 1 / rate updates, the target is the plain mean of the source's weights after each
             update, without the initial weights.
     """
@@ -54,6 +56,12 @@ class Average:
     rate: float
     before: bool = False
     from_start: bool = False
+    every: int = 1
+    begin: int = 0
+
+    def follows_at(self, k: int) -> bool:
+        """Whether update k moves the target."""
+        return self.begin <= k and (k - self.begin) % self.every == 0
 
 
 @dataclass(frozen=True, kw_only=True)

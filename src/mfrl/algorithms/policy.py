@@ -45,7 +45,7 @@ class Policy(nn.Module):
         sigma: standard deviation of the noise.
         critic: chooses among candidates; None for a policy that imitates the data.
         num_candidates: N, the number of actions from which the critic chooses; 1 needs no critic.
-        ceiling: candidates' values are clipped to this from above, see :func:`best_of_n`.
+        ceiling, q_aggregation: how the critic values candidates, see :func:`best_of_n`.
     """
 
     def __init__(
@@ -56,10 +56,12 @@ class Policy(nn.Module):
         critic: EncodedNetwork | None = None,
         num_candidates: int = 1,
         ceiling: float = math.inf,
+        q_aggregation: str = "mean",
     ) -> None:
         super().__init__()
         self.normalizer, self.critic = normalizer, critic
         self.action_dim, self.sigma, self.num_candidates, self.ceiling = action_dim, sigma, num_candidates, ceiling
+        self.q_aggregation = q_aggregation
 
     def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """e ~ N(0, sigma^2 I) on the generator's device."""
@@ -104,14 +106,18 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, self.critic.encode(observations), candidates, self.ceiling)[0]
+        return self._best(observations, candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """The critic's mean Q of the action taken, ``(batch,)``. The policy must have a critic."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
-        return best_of_n(self.critic, self.critic.encode(observations), candidates, self.ceiling)[1].mean(0)
+        return self._best(observations, candidates)[1].mean(0)
+
+    def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.critic.encode(observations)
+        return best_of_n(self.critic, features, candidates, self.ceiling, self.q_aggregation)
 
 
 class OneStepPolicy(Policy):
