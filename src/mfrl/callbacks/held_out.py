@@ -1,4 +1,4 @@
-"""Evaluation without an environment: the losses on data held out, at chosen updates."""
+"""Evaluation without an environment: losses on held-out data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOutEvaluation:
-    """The losses by name, over how many transitions, in how many seconds."""
+    """The losses by name, the number of transitions and the time in seconds."""
 
     losses: dict[str, float]
     transitions: int
@@ -35,7 +35,7 @@ class HeldOutEvaluation:
 
 
 class EvaluateHeldOut(Periodic):
-    """Every ``every`` updates and at the end, for datasets that record no environment. It says nothing about returns.
+    """Evaluates every ``every`` updates and at the end, for datasets without an environment. It gives no returns.
 
     Args:
         spec: not used; there is no environment.

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class EvaluateSamples(Periodic):
-    """Before the first update, every ``every`` updates and at the end: ``samples`` actions, from the same noise.
+    """Evaluates ``samples`` actions before the first update, every ``every`` updates and at the end.
+
+    Every evaluation uses the same noise.
 
     Each evaluation is one line of ``eval.jsonl``; losses on the validation split are logged as ``val/...`` beside it.
     The figures (actions beside the data; the map from noise to action) go to TensorBoard.
