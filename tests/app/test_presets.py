@@ -31,6 +31,8 @@ from mfrl.system.paths import CONFIG_DIR
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
 METHODS = ("code", "fql", "paper")
+#: Of these, commands are published for some tasks alone.
+BASELINES = ("fbrac", "ifql", "iql", "rebrac")
 TASKS = {task.name: task for task in benchmark()}
 #: Settings that are no method's but ours, and what they are where a method as published has none of it.
 OURS_OFF = {"algo.clip_targets": False, "algo.actor_average": None}
@@ -140,6 +142,40 @@ def test_every_preset_is_what_was_published(method: str) -> None:
     assert not wrong
 
 
+#: Flags of the published commands of other methods, as our settings.
+FLAGS = {
+    "offline_steps": "updates",
+    "frame_stack": "env.frames",
+    "p_aug": "env.crop_probability",
+    "agent.discount": "algo.discount",
+    "agent.alpha": "algo.alpha",
+    "agent.alpha_actor": "algo.alpha",
+    "agent.alpha_critic": "algo.alpha_critic",
+    "agent.num_samples": "algo.num_candidates",
+}
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_s_presets_are_its_published_commands(method: str) -> None:
+    table = presets.read(CONFIG_DIR / "presets" / f"{method}.csv")
+    commands = {row["task"]: row for row in rows("baseline_commands") if row["method"] == method}
+    assert table.keys() == commands.keys()
+    for name, command in commands.items():
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            cfg = hydra.compose("train", [f"experiment={method}/{name}"])
+        expected = {"offline_steps": "1000000", "agent.discount": "0.99"}  # of main.py and of the agent's file
+        given = expected | dict(flag.split("=") for flag in command["settings"].split(";"))
+        assert given.pop("agent.encoder", None) == ("impala_small" if "encoder" in cfg and cfg.encoder else None)
+        for flag, text in given.items():
+            assert OmegaConf.select(cfg, FLAGS.get(flag, flag)) == value(text), (name, flag)
+        own = {key for key in table[name].settings if key != "updates"}
+        assert all(command["source"].split("@")[1].split()[0] in table[name].sources[key] for key in own)
+        assert (cfg.algo_name, cfg.batch_size, cfg.data.normalize) == (method, 256, False)
+        assert list(cfg.network.critic.hidden) == 4 * [512]
+        check_settings(cfg)
+        refuse_settings_of_another_algorithm(cfg, [])
+
+
 def test_a_preset_is_of_the_environment_it_is_named_after() -> None:
     for name, cfg in composed("fql").items():
         task = TASKS[name]
@@ -152,11 +188,11 @@ def test_a_preset_is_of_the_environment_it_is_named_after() -> None:
 
 def test_every_method_has_a_preset_for_each_of_the_73_tasks_and_a_source_for_each_of_its_numbers() -> None:
     assert len(TASKS) == 73
-    assert tuple(presets.tables()) == METHODS
+    assert {*presets.tables()} == {*METHODS, *BASELINES}
+    assert presets.methods("pen-human") == [*METHODS]
     for method, path in presets.tables().items():
         table = presets.read(path)
-        assert [*table] == [*TASKS]
-        assert presets.methods("pen-human") == [*METHODS]
+        assert [*table] == [*TASKS] or method in BASELINES
         for preset in table.values():
             assert preset.settings.keys() == preset.sources.keys(), preset.task.name
         before = block = ""
@@ -169,7 +205,7 @@ def test_every_method_has_a_preset_for_each_of_the_73_tasks_and_a_source_for_eac
             before = line
 
 
-@pytest.mark.parametrize(("method", "algorithm"), [("paper", "meanflowql"), ("fql", "fql")])
+@pytest.mark.parametrize(("method", "algorithm"), [("paper", "meanflowql"), *((m, m) for m in ("fql", *BASELINES))])
 def test_presets_restate_every_setting_of_their_algorithm(method: str, algorithm: str) -> None:
     """Or else a default that moves would move them."""
     plumbing = {"_target_", "_partial_", "actor", "critic", "encoder", "reformulation", "variant", "updates", "seed"}
@@ -223,7 +259,8 @@ def test_hydra_knows_every_name() -> None:
     composer = Composer("train")
     known = {name for name in composer.all_names("experiment") if not name.startswith("_")}
     files = {path.stem for path in (CONFIG_DIR / "experiment").glob("[!_]*.yaml")}
-    assert known == files | {f"{method}/{name}" for method in METHODS for name in TASKS}
+    rows_of = {method: presets.names(path) for method, path in presets.tables().items()}
+    assert known == files | {f"{method}/{name}" for method, names in rows_of.items() for name in names}
     toys = {f"toy/{path.stem}" for path in (CONFIG_DIR / "env" / "toy").glob("[!_]*.yaml")}
     known = {name for name in composer.all_names("env") if not name.rpartition("/")[2].startswith("_")}
     assert known == {*environments(), *toys, "minari/dataset"}
