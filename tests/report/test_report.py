@@ -18,10 +18,11 @@ from rich.console import Console
 from mfrl.app.report import main, report
 from mfrl.report import figures as report_figures
 from mfrl.report import statistics as st
+from mfrl.report.documents import escape
 from mfrl.report.groups import curve, group_runs, labels
 from mfrl.report.published import published_scores
 from mfrl.report.summary import Bootstrap, over_tasks, per_group
-from mfrl.report.tables import escape, ranges
+from mfrl.report.tables import ranges
 from mfrl.runs.read import ReportError, find_runs
 from mfrl.system import drawing
 from mfrl.system.paths import CONFIG_DIR
@@ -215,7 +216,7 @@ def test_only_finished_runs_are_averaged_and_the_others_are_listed_with_their_re
         "truncated": ("failed", "result.json cannot be read"),
         "extended": ("unfinished", "result.json is of update 3,000, config.yaml asks for 9,000"),
         "no_origin": ("failed", "provenance.json is missing"),
-        "torn": ("failed", "eval.jsonl cannot be read at line 3"),
+        "torn": ("failed", "eval.jsonl cannot be read: line 3"),
         "pieced": ("failed", "eval/success is 1 in result.json, but 0.8 in eval.jsonl"),
         "diverged": ("failed", "eval/success is nan"),
         "config": ("failed", "config.yaml cannot be read"),

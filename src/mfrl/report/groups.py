@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mfrl.catalogue import task_number
 from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
 from mfrl.runs.scores import PREFERRED, averaged
 
@@ -114,8 +115,7 @@ class Task:
 
     @property
     def number(self) -> int | None:
-        match = re.search(r"-task(\d+)(-v\d+)?$", self.env_id)
-        return int(match[1]) if match else None
+        return task_number(self.env_id)
 
     @property
     def slug(self) -> str:
