@@ -25,7 +25,7 @@ import pytest
 import tiny
 import torch
 from conftest import DATASET
-from fault_process import Command, kill_what_is_left, processes_of_group
+from processes import Command, processes_of_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import COMMAND, ENVIRONMENT
 
@@ -76,9 +76,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_goes_on() -> Iterator[None]:
+def no_group_goes_on() -> Iterator[None]:
     yield
-    kill_what_is_left()
     while STARTED:
         with suppress(ProcessLookupError):
             os.killpg(STARTED.pop().pid, signal.SIGKILL)
@@ -235,7 +234,7 @@ def test_a_checkpoint_is_written_by_time_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "True", "nan"])
 def test_minutes_must_be_positive(value: str) -> None:
-    with pytest.raises(ConfigError, match=f"checkpoint.minutes={value} must be null or a positive number"):
+    with pytest.raises(ConfigError, match=f"checkpoint.minutes={value}"):
         check_settings(compose(*TOY, f"checkpoint.minutes={value}"))
     check_settings(compose(*TOY, "checkpoint.minutes=null"))
 
@@ -257,7 +256,8 @@ def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) 
         assert "Traceback" not in command.said
         update = saved_updates(path)
         assert update > saved
-        assert f"stopped at update {update:,}; go on with: mfrl train resume={path}" in command.said
+        assert f"update {update:,}" in command.said
+        assert f"mfrl train resume={path}" in command.said
         saved = update
     assert saved < 200
     run(path, *rare)
@@ -379,7 +379,8 @@ def test_a_signal_to_the_whole_group_leaves_an_evaluation_at_once(
     assert time.monotonic() - started < 25.0  # Slurm gives 30 seconds
     assert "WorkerError" not in command.said
     assert "Traceback" not in command.said
-    assert "stopped at update 6; go on with" in command.said
+    assert "update 6" in command.said
+    assert "mfrl train resume=" in command.said
     assert saved_updates(path) == 6
     assert not (path / "eval.jsonl").exists()
     nobody_is_left(command.pid)
@@ -437,7 +438,7 @@ def test_slurms_variables_change_nothing(reference: Path, tmp_path: Path, monkey
     process.send_signal(signal.SIGUSR1)
     said = " ".join(process.communicate(timeout=120)[1].split())
     assert process.returncode == 128 + signal.SIGUSR1, said
-    assert f"go on with: mfrl train resume={path}" in said
+    assert f"mfrl train resume={path}" in said
     assert saved_updates(path) < 60
     for name, value in names.items():
         monkeypatch.setenv(name, value)

@@ -6,16 +6,19 @@ import io
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Training, lightnings_part
+from mfrl.learning.training import lightnings_part
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.system.files import replacing
+
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
 
 
 class InPlace(TorchCheckpointIO):

@@ -6,26 +6,28 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mfrl.algorithms.policy import Policy
 from mfrl.callbacks import figures
 from mfrl.callbacks.progress import Progress
-from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.maze import MazeLayout
 from mfrl.envs.spec import EnvError
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Trained, Training
 from mfrl.runs.folder import RunFolder, read_evaluations
-from mfrl.study.evaluate import SampleEvaluation
 from mfrl.system.files import write_text
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.policy import Policy
+    from mfrl.data.storage import Transitions
+    from mfrl.learning.training import Trained, Training
+    from mfrl.study.evaluate import SampleEvaluation
 
 FPS = 15
 
@@ -149,9 +151,11 @@ class Evaluate(L.Callback):
     def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Trained, result: Evaluation) -> None:
         k, layout = pl_module.updates, self.evaluator.env.signature.maze
         policy, data = pl_module.policy(), trainer.datamodule.train
-        writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
+        # TensorBoard shows figures in the order of their names.
         if layout is not None and result.successes is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
+        samples = action_samples(policy, data, in_maze=layout is not None)
+        writer.add_figure("figures/samples", figures.action_samples(*samples), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
             xy, values = maze_values(policy, layout, middle)
@@ -227,16 +231,24 @@ def held_out(data: L.LightningDataModule, pl_module: Training) -> dict[str, floa
 
 
 def action_samples(
-    policy: Policy, data: Transitions, states: int = 4, samples: int = 256, neighbours: int = 64
-) -> tuple[np.ndarray, list[np.ndarray]]:
+    policy: Policy,
+    data: Transitions,
+    states: int = 4,
+    samples: int = 256,
+    neighbours: int = 64,
+    in_maze: bool = False,
+) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
     """One-step actions in a few states of the data, and the data's actions in the states nearest to each.
 
     The states and the noise are the same each time, so that figures of one run can be compared. Of images, those whose
     latest frames differ least are nearest.
 
+    Args:
+        in_maze: the first two numbers of an observation are a place, x and y.
+
     Returns:
-        samples ``(states, samples, action_dim)`` without choosing among candidates, and for each state the
-        actions ``(neighbours, action_dim)`` of the data.
+        samples ``(states, samples, action_dim)`` without choosing among candidates; for each state the actions
+        ``(neighbours, action_dim)`` of the data; and its place, in the maze or else among the data.
     """
     generator = torch.Generator().manual_seed(0)
     images = data.observations.ndim > 2
@@ -249,7 +261,11 @@ def action_samples(
     with torch.no_grad():
         drawn = policy.candidates(chosen, noise)
     actions = pool.actions[nearest]
-    return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
+    if in_maze and not images:
+        names = [f"x = {x:.1f}, y = {y:.1f}" for x, y in chosen[:, :2].tolist()]
+    else:
+        names = [f"transition {number:,}" for number in index[:states].tolist()]
+    return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy()), names
 
 
 def maze_values(policy: Policy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

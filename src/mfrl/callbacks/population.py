@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
@@ -12,10 +12,12 @@ from rich.progress import Progress as Bar
 
 from mfrl.callbacks.checkpoint import Checkpoint, InPlace
 from mfrl.callbacks.evaluation import Evaluate
-from mfrl.callbacks.progress import Progress
 from mfrl.errors import MfrlError
-from mfrl.learning.training import Member, Training
 from mfrl.runs.scores import format_score, score_name
+
+if TYPE_CHECKING:
+    from mfrl.callbacks.progress import Progress
+    from mfrl.learning.training import Member, Training
 
 SHOWN = 3  #: scores on a line, of which there may be six
 

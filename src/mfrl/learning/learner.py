@@ -18,18 +18,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch
 from mfrl.learning.compiling import Compiled
 from mfrl.randomness import Streams, key_of
 from mfrl.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.base import Algorithm
+    from mfrl.algorithms.groups import Average, Group
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 DRAWN_TOGETHER = 8  #: updates

@@ -6,21 +6,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.policy import Policy
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.data.sampling import Chunk
 from mfrl.errors import CheckpointError
 from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Learner
 from mfrl.randomness import Streams, key_of
 from mfrl.system import signals
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.base import Algorithm
+    from mfrl.algorithms.policy import Policy
+    from mfrl.data.batch import Batch, DataSpec
+    from mfrl.data.sampling import Chunk
 
 
 @dataclass
