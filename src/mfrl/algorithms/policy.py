@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from mfrl.data.batch import normalize
 from mfrl.errors import ConfigError
 from mfrl.meanflow import end_time
 from mfrl.networks.encoder import Sees
@@ -22,7 +23,7 @@ def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e:
 
 
 class Normalizer(nn.Module):
-    """(x - mean) / std with the statistics of the training data; images, which have none, stay as they are."""
+    """States normalised with the statistics of the training data; images, which have none, stay as they are."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class Normalizer(nn.Module):
         self.register_buffer("std", std.float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std if self.mean.numel() else x
+        return normalize(x, self.mean, self.std) if self.mean.numel() else x
 
 
 class Policy(nn.Module):
@@ -42,7 +43,7 @@ class Policy(nn.Module):
         sigma: standard deviation of the noise.
         critic: picks among candidates; None where nothing but the data is imitated.
         num_candidates: N actions are drawn and the best by the critic is taken; 1 needs no critic.
-        ceiling: no candidate counts for more than this value, see :func:`best_of_n`.
+        ceiling, q_aggregation: how candidates count, see :func:`best_of_n`.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class Policy(nn.Module):
         critic: Sees | None = None,
         num_candidates: int = 1,
         ceiling: float = math.inf,
+        q_aggregation: str = "mean",
     ) -> None:
         super().__init__()
         self.normalizer, self.critic = normalizer, critic
         self.action_dim, self.sigma, self.num_candidates, self.ceiling = action_dim, sigma, num_candidates, ceiling
+        self.q_aggregation = q_aggregation
 
     def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """e ~ N(0, sigma^2 I) on the generator's device."""
@@ -101,14 +104,18 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[0]
+        return self._best(observations, candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
-        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[1].mean(0)
+        return self._best(observations, candidates)[1].mean(0)
+
+    def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.critic.see(observations)
+        return best_of_n(self.critic, seen, candidates, self.ceiling, self.q_aggregation)
 
 
 class OneStepPolicy(Policy):

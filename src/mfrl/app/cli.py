@@ -58,6 +58,7 @@ def train(cfg: DictConfig) -> Any:
 
     quiet_lightning()
     quiet_threads()
+    signals.obey()  # training forgets what stopped an earlier run
     return train(cfg, list(HydraConfig.get().overrides.task))
 
 
@@ -166,8 +167,9 @@ def run(arguments: list[str]) -> None:
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
-        except Exception as error:
-            # A signal that comes while a module in C is imported arrives as the failure of that import.
+        except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
+            # A signal that comes while a module in C is imported arrives as the failure of that import, or not at all
+            # before somebody looks for it.
             if signals.received() and not isinstance(error, InterruptedRun):
                 signals.leave(signals.received())
             refusal = error if isinstance(error, MfrlError) else refused_by_system(error)

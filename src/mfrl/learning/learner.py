@@ -18,17 +18,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch
+from mfrl.learning.compiling import Compiled
 from mfrl.randomness import Streams, key_of
 from mfrl.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.base import Algorithm
+    from mfrl.algorithms.groups import Average, Group
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 DRAWN_TOGETHER = 8  #: updates
@@ -74,13 +77,14 @@ class Learner:
     Args:
         algorithms: the members, on the device to train on.
         batch_size: of each member's batches.
-        compiled: compile the whole update with torch.compile; its first call then takes a minute or so.
+        compiled: compile the whole update with torch.compile; its first call then takes a minute or so. "captured":
+            and have it replayed as a CUDA graph, which it then stays but for the arguments, that are copied into it.
 
     Attributes:
         k: how many updates have been made.
     """
 
-    def __init__(self, algorithms: Sequence[Algorithm], batch_size: int, compiled: bool = False) -> None:
+    def __init__(self, algorithms: Sequence[Algorithm], batch_size: int, compiled: Compiled = False) -> None:
         first = algorithms[0]
         self.algorithms, self.k = tuple(algorithms), first.k
         device = first.normalizer.mean.device
@@ -104,6 +108,7 @@ class Learner:
         self._streams = Streams(first.draws(batch_size), "update", device)
         self._skeleton = _without_parameters(first)
         self._drawn: list[dict[str, Tensor]] = []
+        self._captured = compiled == "captured"
         self._step = self._compiled() if compiled else self._update
 
     @torch.no_grad()
@@ -118,7 +123,12 @@ class Learner:
             waiting for the device.
         """
         trained = tuple(name for name, group in self._groups.items() if group.steps_at(self.k))
-        names, values = self._step(batch, self._numbers(), trained)
+        moved = tuple(average.target for average in self._averages if average.follows_at(self.k))
+        if self._captured:
+            torch.compiler.cudagraph_mark_step_begin()
+        names, values = self._step(batch, self._numbers(), trained, moved)
+        if self._captured:
+            values = values.clone()  # the graph's own are overwritten by the next update
         self.k += 1
         for algorithm in self.algorithms:
             algorithm.k = self.k
@@ -149,15 +159,19 @@ class Learner:
         # torch.compile keeps what it compiled with a function's code: with a copy of it, no learner meets another's.
         update = type(self)._update
         own = FunctionType(update.__code__.replace(), update.__globals__, update.__name__)
-        options = {"guard_filter_fn": _arguments_alone}
+        options: dict[str, Any] = {"guard_filter_fn": _arguments_alone}
+        if self._captured:
+            options["triton.cudagraphs"] = True
+            for tensor in self._state():  # else the graph is given up: it would change what is copied into it
+                torch._dynamo.mark_static_address(tensor)
         return partial(torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options), self)
 
     def _update(
-        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
+        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...], moved: tuple[str, ...]
     ) -> tuple[tuple[str, ...], Tensor]:
         gradients, metrics = self._gradients(batch, numbers, trained)
         for average in self._averages:
-            if average.before:
+            if average.before and average.target in moved:
                 self._follow(average)
         for name in trained:
             group, g = self._groups[name], gradients[name]
@@ -168,7 +182,7 @@ class Learner:
             self._steps[name].add_(1.0)
             adam_(self._parameters[name], g, *self._moments[name], self._steps[name], _rate(group, self._k))
         for average in self._averages:
-            if not average.before:
+            if not average.before and average.target in moved:
                 self._follow(average)
         values = torch.stack(list(metrics.values()))  # before what follows: alpha among them is the buffer itself
         for name, value in self._after(metrics).items():
@@ -249,6 +263,12 @@ class Learner:
             for vector, key in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
                 self._of(member, vector).copy_(self._layouts[name].vector(saved[key]))
 
+    def _state(self) -> Iterator[Tensor]:
+        """Everything that an update changes in place."""
+        yield from (self._k, *self._steps.values(), *self._parameters.values(), *self._buffers.values())
+        for moments in self._moments.values():
+            yield from moments
+
     # ---- members
 
     def _of(self, member: int, stacked: Tensor) -> Tensor:
@@ -281,7 +301,7 @@ def _arguments_alone(guards: Sequence[Any]) -> list[bool]:
     Nothing that it looks up in the learner while tracing ever changes, but for values in tensors; checking all of it
     anew takes half a millisecond a call.
     """
-    arguments = ("batch", "numbers", "trained")
+    arguments = ("batch", "numbers", "trained", "moved")
     names = [guard.name.removeprefix("L['") for guard in guards]  # locals bear that in some versions
     return [not name or name.startswith(arguments) for name in names]
 

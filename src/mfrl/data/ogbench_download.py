@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -29,10 +28,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 import mfrl
-from mfrl.catalogue import DOWNLOAD_URL, commands, downloadable
-from mfrl.data import records
+from mfrl.catalogue import DOWNLOAD_URL, downloadable
+from mfrl.data import ogbench_files, records
+from mfrl.data.getting import commands
 from mfrl.errors import DataError, require
-from mfrl.system.files import one_at_a_time, write_json
+from mfrl.system import signals
+from mfrl.system.files import lack_of_room, move_into_place, one_at_a_time, write_json
 
 #: Asked in turn when the official server does not give a file. A mirror is a base URL with OGBench's names below it:
 #: ``<base>/<dataset>.npz`` and ``<base>/<dataset>-val.npz``; of a dataset in many files, ``<base>/<dataset>/`` is a
@@ -134,8 +135,8 @@ def in_many_files(dataset: str) -> bool:
 
 
 def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> dict[str, Any] | None:
-    train, val = records.data_paths(folder, dataset)
-    record = records.read(folder, dataset)
+    train, val = ogbench_files.data_paths(folder, dataset)
+    record = records.read(ogbench_files.record_path(folder, dataset), dataset)
     there = [path for path in (train, val) if path.exists()]
     if len(there) == 2:
         return record
@@ -156,7 +157,7 @@ def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> d
 def _many_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> dict[str, Any] | None:
     whole, part = folder / dataset, folder / f"{dataset}.part"
     if whole.exists():
-        return records.read(folder, dataset)
+        return records.read(ogbench_files.record_path(folder, dataset), dataset)
     part.mkdir(exist_ok=True)
     reasons = []
     for base in bases:
@@ -171,7 +172,7 @@ def _many_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> 
         if not (part / name).exists():
             _fetch([f"{base}/{dataset}/{name}"], part / name, bar, f"{number}/{len(names)} ")
     record = _record(dataset, folder, [part / name for name in names])
-    os.replace(part, whole)
+    move_into_place((part, whole))
     return record
 
 
@@ -185,12 +186,12 @@ def _record(dataset: str, folder: Path, paths: Iterable[Path]) -> dict[str, Any]
             "format": records.FORMAT,
             "dataset": dataset,
             "source": "official" if official else "mirror",
-            "generator": {"package": "mfrl", "version": mfrl.__version__, "function": "mfrl.data.download.download"},
+            "generator": records.generator("mfrl.data.ogbench_download.download"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "downloads": {path.name: _without(asdict(note), "sha256", "bytes") for path, note in notes.items()},
             "files": {path.name: {"sha256": note.sha256, "bytes": note.bytes} for path, note in notes.items()},
         }
-        records.write(records.record_path(folder, dataset), record)
+        records.write(ogbench_files.record_path(folder, dataset), record)
     for path in notes:
         _note_path(path).unlink(missing_ok=True)
     return record
@@ -244,7 +245,7 @@ def _fetch_from(url: str, path: Path, bar: Progress, task: TaskID, again: bool =
     note.url, note.bytes, note.sha256 = url, _part(path).stat().st_size, records.sha256(_part(path))
     note.date = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(_note_path(path), asdict(note))
-    os.replace(_part(path), path)
+    move_into_place((_part(path), path))
     return None
 
 
@@ -284,6 +285,7 @@ def _receive(url: str, path: Path, bar: Progress, task: TaskID) -> bool:
                 if not resumes:  # from here on, the part is this version's
                     write_json(_note_path(path), asdict(answer))
                 while first:
+                    signals.obey()
                     file.write(first)
                     bar.advance(task, len(first))
                     first = next(pieces, b"")
@@ -344,11 +346,8 @@ def _pieces(response: HTTPResponse) -> Iterator[bytes]:
 
 def _check_room(part: Path, total: int | None) -> None:
     there = part.stat().st_size if part.exists() else 0  # overwritten or continued: either way it counts
-    free = shutil.disk_usage(part.parent).free
-    if total is not None and total - there > free:
-        raise DataError(
-            f"{part.parent} has {free / 1e9:.1f} GB free; {part.stem} takes {(total - there) / 1e9:.1f} GB more"
-        )
+    if total is not None and (lack := lack_of_room(part.parent, total - there, f"{part.stem} takes another")):
+        raise DataError(lack)
 
 
 def damaged(path: Path) -> str | None:
