@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,11 @@ from processes import Command
 from tiny import mfrl
 
 from mfrl.app.cli import check_overrides
+from mfrl.app.presets import methods
 from mfrl.app.tasks import choose
-from mfrl.catalogue import CollectError
 from mfrl.collect.ogbench.runner import collect
-from mfrl.data.download import download
-from mfrl.errors import ConfigError, DataError
+from mfrl.data.ogbench_download import download
+from mfrl.errors import CollectError, ConfigError, DataError
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_a_policy_that_nobody_knows_is_refused(policy: str, tmp_path: Path) -> N
 
 
 def test_what_ogbench_does_not_publish_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mfrl.data.download.DOWNLOAD_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("mfrl.data.ogbench_download.DOWNLOAD_URL", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"OGBench publishes.*collect"):
         download("pointmaze-medium-explore-v0", tmp_path, mirrors=())
 
@@ -117,7 +116,7 @@ def test_what_the_machine_does_not_have_is_named(setting: str, message: str, dat
 def test_every_task_of_a_dataset_has_a_name() -> None:
     (task,) = choose(["visual-cube-single-play-task3"])
     assert task.overrides == "env=ogbench/visual-cube-single-play env.task=3"
-    assert not task.presets
+    assert not methods(task.name)
     (task,) = choose(["pointmaze-medium-explore-task1"])
     assert task.default
 
@@ -168,5 +167,4 @@ def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> Comm
     before = set(folder.iterdir())
     command = Command(["collect", f"env={env}", f"data_dir={folder}", *named, *alone], folder.parent)
     command.wait_until(lambda: set(folder.iterdir()) - before)
-    time.sleep(2.0)  # into the first episodes
     return command

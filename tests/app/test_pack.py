@@ -136,6 +136,9 @@ def test_a_member_is_evaluated_and_goes_on_as_a_run_of_its_own(trained: tuple[Pa
     result = json.loads((run / "result.json").read_text())
     (report,) = (json.loads(path.read_text()) for path in run.rglob("eval*.json"))
     assert report["eval/return"] == result["final"]["eval/return"]
+    recorded = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
+    for key in ("seeds", "returns", "lengths", "successes"):  # beside the others', and now alone
+        assert report[key] == recorded[key], key
     done = start(tmp_path, f"resume={run}", "updates=30")
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "result.json").read_text())["updates"] == 30

@@ -502,7 +502,7 @@ def tensorboard(folder: Path) -> TBContext:
 
 
 def hparams_table(folder: Path) -> dict[str, tuple[dict, dict]]:
-    """The HParams tab: for every run its settings and its metrics."""
+    """The HParams tab: for every run its settings, in the order of the columns, and its metrics."""
     request, plugin = context.RequestContext(), backend_context.Context(tensorboard(folder))
     experiment = get_experiment.Handler(request, plugin, "", api_pb2.GetExperimentRequest()).run()
     ask = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=[api_pb2.STATUS_SUCCESS])
@@ -513,7 +513,12 @@ def hparams_table(folder: Path) -> dict[str, tuple[dict, dict]]:
     rows = list_session_groups.Handler(request, plugin, "", ask).run().session_groups
     return {
         row.name: (
-            {name: getattr(value, value.WhichOneof("kind")) for name, value in row.hparams.items()},
+            {
+                column.name: getattr(value, value.WhichOneof("kind"))
+                for column in experiment.hparam_infos
+                for value in [row.hparams[column.name]]
+                if value.WhichOneof("kind")
+            },
             {metric.name.tag: metric.value for metric in row.metric_values},
         )
         for row in rows
@@ -525,19 +530,29 @@ def test_the_hparams_tab_compares_the_runs_of_a_sweep(simulated: tuple[Path, str
     assert len(table) == 4
     for folder, (settings, metrics) in table.items():
         result = json.loads((simulated[0] / folder / "result.json").read_text())
-        assert settings["variant.name"] == result["variant"]
-        assert settings["seed"] == result["seed"]
-        assert settings["algo.alpha"] == result["alpha"]
-        assert settings["network.actor.width"] == 16  # overridden
-        assert metrics["final/return"] == result["final"]["eval/return"]
-        assert metrics["mean_of_last_three/success"] == result["mean_of_last_three"]["eval/success"]
+        # TensorBoard shows five columns, sorted by name, those marked as differing before the others.
+        names = [name.strip() for name in settings]
+        assert names[:5] == ["variant", "seed", "env", "algo.alpha", "batch_size"], "the last one was overridden"
+        assert list(settings.values())[:4] == [result["variant"], result["seed"], DATASET, result["alpha"]]
+        assert settings["algo.target_candidates"] == "null", "a default is said too"
+        assert settings["network.actor.width"] == 16
+        assert next(iter(metrics)) == "score"
+        assert metrics["score"] == pytest.approx(result["mean_of_last_three"]["eval/success"])
+        assert metrics["eval/return"] == pytest.approx(result["final"]["eval/return"])
+    assert len({tuple(settings) for settings, _ in table.values()}) == 1, "a run without a column is drawn nowhere"
 
 
 def test_a_run_that_goes_on_has_one_line_in_the_hparams_tab(copy: Path) -> None:
     result = resume(copy, "updates=36")
     ((settings, metrics),) = hparams_table(copy).values()
     assert settings["updates"] == 36
-    assert metrics["final/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)
+    assert metrics["score"] == metrics["eval/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)
+
+
+def patterns(chart: dict) -> list[str]:
+    if "margin" in chart:
+        return [f"^{tag}$" for series in chart["margin"]["series"] for tag in series.values()]
+    return chart["multiline"]["tag"]
 
 
 def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
@@ -550,7 +565,7 @@ def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
         category["title"]: {
             chart["title"]: {
                 curve
-                for tag in chart["multiline"]["tag"]
+                for tag in patterns(chart)
                 for curve in plugin.scalars_impl(request, name, tag, "")["tag_to_events"]
             }
             for chart in category["chart"]
@@ -561,17 +576,24 @@ def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
 
 def test_the_custom_scalars_tab_groups_the_curves_of_a_simulated_run(simulated: tuple[Path, str]) -> None:
     found = charts(simulated[0])
-    assert found["scores"]["success"] == {"eval/success"}
-    assert found["losses"]["critic"] == {"train/critic_loss", "val/critic_loss"}
-    assert found["Q statistics"]["Q of the data and target"] == {"train/q", "train/target"}
-    assert found["policy and bounds"]["share out of bounds"] == {"train/out_of_bounds"}
+    assert found["evaluation"]["success"] == {"eval/success"}
+    assert found["critic"]["critic loss"] == {"train/critic_loss"}
+    assert found["held out"]["critic loss"] == {"val/critic_loss"}
+    (band,) = [curves for curves in found["critic"].values() if len(curves) > 1]
+    assert band == {"train/q", "critic/q_min", "critic/q_max"}
+    assert found["actor"]["actions out of bounds"] == {"actor/out_of_bounds"}
     assert found["speed"]["updates per second"] == {"perf/updates_per_second"}
+    assert all(curves for category in found.values() for curves in category.values()), "a chart of nothing"
+    policy = [chart for category in found.values() for chart, curves in category.items() if "critic/policy_q" in curves]
+    assert policy == ["Q of the policy"], "once, with one sign"
 
 
 def test_the_custom_scalars_tab_groups_the_curves_of_a_toy_run(whole: tuple[Path, dict]) -> None:
     found = charts(whole[0])
-    assert found["scores"]["Wasserstein distance"] == {"eval/w2", "eval/w2_floor"}
-    assert found["scores"]["mode coverage"] == {"eval/mode_coverage"}
-    assert found["losses"]["flow"] == {"train/flow_loss", "val/flow_loss"}
-    assert "eval/out_of_bounds" in found["policy and bounds"]["share out of bounds"]
-    assert "Q statistics" not in found
+    assert {"eval/w2", "eval/w2_floor"} in found["evaluation"].values()
+    assert found["evaluation"]["mode coverage"] == {"eval/mode_coverage"}
+    assert found["evaluation"]["actions out of bounds"] == {"eval/out_of_bounds"}
+    assert found["actor"]["flow loss"] == {"train/flow_loss"}
+    assert found["held out"]["flow loss"] == {"val/flow_loss"}
+    assert "critic" not in found
+    assert all(curves for category in found.values() for curves in category.values()), "a chart of nothing"

@@ -13,6 +13,7 @@ import gymnasium
 import hydra
 import pytest
 from rich.console import Console
+from tiny import compose
 
 from mfrl.app import tasks
 from mfrl.app.cli import check_overrides
@@ -28,7 +29,7 @@ from mfrl.catalogue import (
     singletask_id,
     spelled,
 )
-from mfrl.data import minari_files, records
+from mfrl.data import minari_files, ogbench_files, records
 from mfrl.errors import ConfigError, EnvError
 from mfrl.system.paths import CONFIG_DIR
 
@@ -60,13 +61,21 @@ def test_every_ogbench_configuration_composes_and_names_its_environment() -> Non
         for choice in OGBENCH:
             cfg = hydra.compose("train", [f"env={choice}"])
             assert f"ogbench/{cfg.env.name}" == choice
-            assert cfg.data.dataset == f"{cfg.env.name}-v0"
+            assert cfg.data.dataset == environments()[choice] == f"{cfg.env.name}-v0"
             assert cfg.env.task is None
             for task in (None, 1, 2, 3, 4, 5):
                 assert singletask_id(cfg.data.dataset, task) in gymnasium.registry
             pixels = cfg.env.name.startswith("visual-")
             assert (cfg.env.frames, cfg.env.crop_probability) == ((3, 0.5) if pixels else (1, 0.0))
             assert (cfg.get("encoder") is not None) == pixels
+
+
+@pytest.mark.parametrize("suite", ["d4rl", "minari"])
+def test_every_configuration_of_a_minari_dataset_names_it_as_the_catalogue_does(suite: str) -> None:
+    for env, dataset in environments().items():
+        if env.startswith(suite):
+            cfg = compose("train", f"env={env}")
+            assert (f"{suite}/{cfg.env.name}", cfg.data.dataset) == (env, dataset)
 
 
 def test_large_sets_belong_to_the_environment_of_the_small_ones() -> None:
@@ -167,7 +176,7 @@ def test_collected_data_are_found_with_the_state_of_their_checksums(folder: Path
 
 
 def test_changed_files_are_unrecorded(folder: Path) -> None:
-    path = records.data_paths(folder, "pointmaze-medium-explore-v0")[0]
+    path = ogbench_files.data_paths(folder, "pointmaze-medium-explore-v0")[0]
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
@@ -181,14 +190,14 @@ def test_changed_files_are_unrecorded(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{half", "[]", '{"dataset": 1}', '{"dataset": "pointmaze-medium-explore-v0"}'])
 def test_a_record_that_cannot_be_read_speaks_of_nothing(folder: Path, content: str) -> None:
-    records.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
+    ogbench_files.record_path(folder, "pointmaze-medium-explore-v0").write_text(content)
     found = find_data(MAZE, str(folder))
     assert found.state == "unrecorded"
     assert ".provenance.json" in found.problem
 
 
 def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
-    path = records.record_path(folder, "pointmaze-medium-explore-v0")
+    path = ogbench_files.record_path(folder, "pointmaze-medium-explore-v0")
     record = json.loads(path.read_text())
     (first, *_), files = record["files"], record["files"]
     for other in ({first: files[first]}, files | {"more.npz": files[first]}):
@@ -197,7 +206,7 @@ def test_a_record_speaks_for_exactly_its_files(folder: Path) -> None:
 
 
 def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> None:
-    records.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
+    ogbench_files.data_paths(folder, "pointmaze-medium-explore-v0")[1].unlink()
     found = find_data(MAZE, str(folder))
     assert found.state == "incomplete"
     assert "-val.npz missing" in found.problem
@@ -205,7 +214,7 @@ def test_one_file_of_two_is_incomplete_and_the_remedy_named(folder: Path) -> Non
 
 
 def test_files_without_a_record_are_unrecorded_and_downloads_what_they_are(folder: Path) -> None:
-    record = records.record_path(folder, "pointmaze-medium-explore-v0")
+    record = ogbench_files.record_path(folder, "pointmaze-medium-explore-v0")
     written = json.loads(record.read_text())
     for source in ("official", "mirror"):
         record.write_text(json.dumps(written | {"source": source}))
@@ -232,17 +241,15 @@ def test_large_sets_are_found_in_their_folder(tmp_path: Path) -> None:
         (tmp_path / dataset / name).write_bytes(b"1")
     files = {name: records.fingerprint(tmp_path / dataset / name) for name in names}
     record = {"dataset": dataset, "source": "official", "files": files}
-    records.write(records.record_path(tmp_path, dataset), record)
+    records.write(ogbench_files.record_path(tmp_path, dataset), record)
     assert find_data(env, str(tmp_path), verify=True).state == "official"
     (tmp_path / dataset / names[2]).unlink()
     assert find_data(env, str(tmp_path)).state == "incomplete"
 
 
 def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omegaconf import OmegaConf
-
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    dataset = OmegaConf.load(CONFIG_DIR / "env" / "d4rl" / "pen-human.yaml").dataset
+    dataset = environments()["d4rl/pen-human"]
     assert find_data("d4rl/pen-human").state == "nothing"
     data = tmp_path / dataset / "data"
     data.mkdir(parents=True)
@@ -259,25 +266,46 @@ def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- the command
 
 
-def test_the_table_has_a_line_for_every_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks.main(["--data-dir", str(folder)])
+def test_unfolded_the_table_has_a_line_for_every_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.main(["--data-dir", str(folder), "--all-tasks"])
     lines = capsys.readouterr().out.splitlines()
     for task in benchmark():
         assert [line for line in lines if line.startswith(f"{task.name} ") and task.overrides in line]
 
 
+def test_the_table_has_a_line_for_every_dataset_with_its_tasks(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks.main(["--data-dir", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split()[0]: line for line in lines if line.startswith(("ogbench/", "d4rl/"))}
+    assert cells.keys() == {task.env for task in benchmark()}
+    assert " 1-5 (2) " in cells["ogbench/cube-single-play"]
+    assert " 1 " in cells["ogbench/visual-scene-play"]
+    assert any("--all-tasks" in line for line in lines)
+    tasks.main(["--data-dir", str(folder), "scene-play-task2", "scene-play-task4", "pen-human"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("ogbench/scene-play ") and " 2, 4 (2) " in line]
+    assert "mfrl train env=ogbench/scene-play env.task=2" in "\n".join(lines)
+
+
 @pytest.mark.parametrize("state", ["nothing", "official"])
-def test_a_line_of_80_characters_keeps_names_and_what_to_do(state: str, tmp_path: Path) -> None:
-    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("all_tasks", [False, True])
+def test_a_table_fits_the_terminal_and_keeps_names_and_what_to_do(
+    state: str, width: int, all_tasks: bool, tmp_path: Path
+) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None, record=True, file=io.StringIO())
     data = {task.env: find_data(task.env, str(tmp_path)) for task in benchmark()}
     if state != "nothing":
         data = {env: tasks.Data(state, "checksums", "", 1, None, {}) for env in data}
-    tasks.show([(task, data[task.env]) for task in benchmark()], console)
-    lines = [line.split(maxsplit=4) for line in console.export_text().splitlines()]
+    tasks.show([(task, data[task.env]) for task in benchmark()], console, all_tasks)
+    lines = console.export_text().splitlines()
+    assert max(len(line) for line in lines) <= width
     for task in benchmark():
         remedy = " or ".join(data[task.env].get) or f"{state} (checksums)"
-        (line,) = (line for line in lines if line[:1] == [task.name])
-        assert line[-1].strip() == remedy
+        (line,) = (line for line in lines if line.split()[:1] == [task.name if all_tasks else task.env])
+        assert line.strip().endswith(remedy)
 
 
 def test_available_and_json_tell_programs_what_is_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

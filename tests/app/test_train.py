@@ -27,12 +27,13 @@ from tiny import SPEC, compose, mfrl
 from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.train import fetch_missing, final_scores, refuse_other_data, summarise, train
+from mfrl.callbacks.evaluation import action_samples
 from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.evaluation import Evaluator
 from mfrl.errors import CheckpointError, ConfigError, DataError, DivergedError, RefusedRun
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
-from mfrl.runs.load import load_algorithm
+from mfrl.runs.load import load_algorithm, load_data
 from mfrl.system.files import one_at_a_time
 from mfrl.system.paths import CONFIG_DIR
 
@@ -228,11 +229,30 @@ def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict
     assert wanted <= set(rows[1])
     events = EventAccumulator(str(path), size_guidance={"images": 0})
     events.Reload()
-    assert wanted <= set(events.Tags()["scalars"])
+    # What users know by name is called the same in TensorBoard; the rest is grouped there by whose it is.
+    tags = set(events.Tags()["scalars"])
+    grouped = {"train/actor_lr": "actor/lr", "train/critic_lr": "critic/lr", "train/actor_grad_norm": "actor/grad_norm"}
+    assert {grouped.get(name, name) for name in wanted} | {"critic/q_max", "actor/flow_error", "score"} <= tags
+    assert {name.partition("/")[0] for name in tags} == {"actor", "critic", "eval", "perf", "score", "train", "val"}
+    assert {name for name in tags if name.startswith("train/")} == {name for name in wanted & tags if "train" in name}
+    assert len(events.Scalars("score")) == len(events.Scalars("eval/success")) == 2, "no chart of a single dot"
     assert [e.step for e in events.Scalars("train/critic_loss")] == [6, 12, 18, 24]
     assert float(rows[0]["train/critic_loss"]) == pytest.approx(events.Scalars("train/critic_loss")[0].value)
-    assert {"figures/action_samples", "figures/paths", "figures/value"} <= set(events.Tags()["images"])
+    assert sorted(events.Tags()["images"])[:3] == ["figures/paths", "figures/samples", "figures/value"]
     assert [e.step for e in events.Images("figures/paths")] == [12, 24]
+
+
+def test_states_whose_actions_are_drawn_are_told_by_their_place_in_the_maze(reference: tuple[Path, dict]) -> None:
+    algorithm, record = load_algorithm(reference[0])
+    data = load_data(record)
+    data.setup()
+    *_, names = action_samples(algorithm.policy(), data.train, in_maze=True)
+    places = np.array([[float(number) for number in re.findall(r"-?[\d.]+", name)] for name in names])
+    states = np.load(Path(data.data_dir) / f"{data.dataset}.npz")["observations"][:, :2]
+    assert len(places) == 4
+    assert np.linalg.norm(states[:, None] - places, axis=-1).min(0).max() < 0.08, "rounded to one digit"
+    *_, names = action_samples(algorithm.policy(), data.train)
+    assert all(re.fullmatch(r"transition [\d,]+", name) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_prepared_data_serve_both_kinds(data_dir: Path) -> None:
 
 
 def test_a_minari_dataset_has_them_too(tmp_path: Path) -> None:
-    from test_minari import record
+    from data.test_minari import record
 
     record(tmp_path, "test/pendulum-v0", "Pendulum-v1", episodes=4, steps=10)
     raw, data = (

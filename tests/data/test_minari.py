@@ -32,7 +32,8 @@ from mfrl.data.assembly import loaded
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Cache
 from mfrl.data.minari import MinariData, split
-from mfrl.data.minari_files import describe, download, present, write_record
+from mfrl.data.minari_download import download
+from mfrl.data.minari_files import describe, present, write_record
 from mfrl.data.minari_source import Episode, write_rows
 from mfrl.envs import d4rl
 from mfrl.envs.minari import register_robotics
@@ -554,7 +555,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
         target = Path(os.environ["MINARI_DATASETS_PATH"]) / dataset
         shutil.copytree(source / dataset, target)
 
-    monkeypatch.setattr("mfrl.data.minari_files._refuse_offline", lambda *_: None)
+    monkeypatch.setattr("mfrl.data.minari_download._refuse_offline", lambda *_: None)
     monkeypatch.setattr(minari, "download_dataset", from_folder)
 
 

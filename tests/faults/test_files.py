@@ -32,9 +32,10 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
 from tiny import compose
 
+from mfrl.app.cli import Composer
 from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint
 from mfrl.app.train import train
-from mfrl.collect.minari.plan import collect
+from mfrl.collect.minari.runner import collect
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import ADROIT_LABELS
 from mfrl.envs.minari import write_spec
@@ -364,8 +365,7 @@ def test_what_is_composed_can_be_read_back(env: str, algo: str) -> None:
 
 @pytest.mark.slow
 def test_every_experiment_can_be_read_back() -> None:
-    for path in sorted((CONFIG_DIR / "experiment").rglob("[!_]*.yaml")):
-        name = path.relative_to(CONFIG_DIR / "experiment").with_suffix("")
+    for name in Composer("train").all_names("experiment"):
         cfg = compose("train", f"experiment={name}", "run_dir=x")
         written = Saved(OmegaConf.to_container(cfg, resolve=False))
         assert written.plain("") == OmegaConf.to_container(cfg, resolve=True)
@@ -717,7 +717,9 @@ def again(run_dir: Path) -> dict:
     return run(run_dir, *TOY, "existing=continue")
 
 
-@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.config", "mfrl.provenance", "mfrl.env"])
+@pytest.mark.parametrize(
+    "missing", ["state_dict", "updates", "callbacks", "mfrl.config", "mfrl.provenance", "mfrl.env"]
+)
 def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(toy / "checkpoints" / "last.ckpt")
     *way, last = missing.split(".")
@@ -727,6 +729,34 @@ def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, t
         torch.save(checkpoint, tmp_path / "x.ckpt")
         with pytest.raises(CheckpointError, match=f"its {missing} is missing or of another kind"):
             load_algorithm(tmp_path / "x.ckpt")
+
+
+def test_what_a_checkpoint_holds_for_lightning_decides_nothing(toy: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / str(number) for number in range(3)]
+    for path, value in zip(runs, ("as it is", None, "x"), strict=True):
+        shutil.copytree(toy, path)
+        file = path / "checkpoints" / "last.ckpt"
+        checkpoint = load_checkpoint(file)
+        for part in ("pytorch-lightning_version", "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"):
+            if value is None:
+                del checkpoint[part]
+            elif value == "x":
+                checkpoint[part] = value
+        torch.save(checkpoint, file)
+        assert resume(path, "updates=30")["updates"] == 30
+    for path in runs[1:]:
+        assert_equal(weights(path), weights(runs[0]))
+
+
+@pytest.mark.parametrize("state", ["x", {"worst": {}}, {"worst": {"Q": "much"}, "sentences": {}, "least": {}}])
+def test_a_run_whose_record_of_warnings_is_none_is_not_gone_on_with(state: Any, toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(file)
+    (name,) = checkpoint["callbacks"]
+    torch.save(checkpoint | {"callbacks": {name: state}}, file)
+    with pytest.raises(CheckpointError, match=r"(worst|sentences)="):
+        into_a_resumed_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("key", ["seed", "updates", "algo_name", "env", "env.name", "variant.name", "data", "log"])

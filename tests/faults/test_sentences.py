@@ -29,7 +29,7 @@ from tiny import ENVIRONMENT, TOY, compose, mfrl, program
 from mfrl.app.cli import check_overrides, run
 from mfrl.app.sweep import attempt
 from mfrl.app.train import train
-from mfrl.collect.minari.plan import collect
+from mfrl.collect.minari.runner import collect
 from mfrl.data.minari_source import Source
 from mfrl.envs.evaluation import Evaluator
 from mfrl.envs.minari import change_spec, write_spec

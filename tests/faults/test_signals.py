@@ -10,12 +10,14 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from importlib.abc import MetaPathFinder
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -322,6 +324,37 @@ def test_a_signal_in_the_middle_of_an_import_is_no_error(tmp_path: Path) -> None
     command = Command(["collect", f"env=ogbench/{DATASET}", f"data_dir={tmp_path}"], tmp_path, import_that_swallows)
     assert command.end() == 128 + signal.SIGTERM
     assert command.said == ""
+
+
+class _Swallows(MetaPathFinder):
+    """A signal in the midst of an import that swallows what the handler raises, and goes on as if nothing had been."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.name:
+            self.name = ""
+            with suppress(BaseException):
+                signal.raise_signal(signal.SIGTERM)
+            assert signals.received() == signal.SIGTERM
+
+
+def swallow_in(name: str) -> None:
+    sys.modules.pop(name, None)
+    sys.meta_path.insert(0, _Swallows(name))
+
+
+def test_a_signal_that_an_import_swallows_stops_the_command_all_the_same(tmp_path: Path) -> None:
+    collecting = ["collect", f"env=ogbench/{DATASET}", f"data_dir={tmp_path / 'data'}", "workers=1"]
+    walking = ["collect", "env=minari/pointmaze-large", f"data_dir={tmp_path / 'data'}"]
+    training = ["train", *ENDLESS, f"run_dir={tmp_path / 'run'}"]
+    for arguments, name in ((collecting, "ogbench"), (walking, "minari"), (training, "mfrl.app.train")):
+        command = Command(arguments, tmp_path, partial(swallow_in, name))
+        assert command.end(60.0) == 128 + signal.SIGTERM, command.said
+        assert command.said == ""
+    assert not list(tmp_path.rglob("*.npz"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny import ENVIRONMENT, mfrl, program
 
@@ -54,8 +55,14 @@ def test_what_was_chosen_is_what_a_resumed_run_goes_on_with(tmp_path: Path):
 
 @pytest.mark.parametrize("value", ["sometimes", None, 1, 0, 2.0])
 def test_anything_else_is_no_choice(value: object):
-    with pytest.raises(ConfigError, match=r"compile=.*auto.*true.*false"):
+    with pytest.raises(ConfigError, match=r"compile=.*auto.*true.*false.*captured"):
         check_compile(value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nothing_is_captured_without_a_gpu():
+    with pytest.raises(ConfigError, match=r"compile=captured needs a CUDA GPU.*compile=true"):
+        check_compile("captured")
 
 
 def test_compiling_where_nothing_compiles_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,10 @@
-"""Training metrics to the loggers, throughput, a warning where a number cannot be right, a stop where it is none."""
+"""Log training metrics and throughput, warn about numbers that cannot be right, and stop at NaN or infinity."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from rich.console import Console
@@ -13,12 +13,14 @@ from rich.markup import escape
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.explosions import Explosions
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Training
 from mfrl.q_learning import TD
+
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
 
 
 class Monitor(L.Callback):
-    """Every ``every`` updates: means of what the updates returned, learning rates, updates per second.
+    """Logs, every ``every`` updates, the means of all scalars, learning rates and updates per second.
 
     ``perf/updates_per_second`` counts the time between chunks too, but not evaluations and checkpoints;
     ``perf/loop_share`` is the share of that time spent outside the updates: Lightning's loop and sampling.

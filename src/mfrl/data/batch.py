@@ -25,13 +25,24 @@ class Batch(NamedTuple):
     masks: Tensor  #: (batch,) 0 where the task is complete: no bootstrap
     next_observations: Tensor  #: like observations
     discounts: Tensor  #: (batch,) of the value of the next observation: discount * mask
-    next_actions: Tensor | None = None  #: like actions: the data's in the next observation, where they were asked for
+    #: like actions: the data's in the next observation, where they were asked for; NaN where the trajectory ends there
+    next_actions: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(field if field is None else field.to(device) for field in self))
 
 
 Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on
+
+
+def normalize(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(s - mean) / std, for states ``(..., observation_dim)`` and statistics ``(observation_dim,)``."""
+    return (states - mean) / std
+
+
+def normalize_(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The same in place."""
+    return states.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
