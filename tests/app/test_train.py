@@ -190,7 +190,7 @@ def test_a_dataset_that_another_process_collects_is_waited_for(
 
     monkeypatch.setattr("mfrl.collect.ogbench.runner.collect", never)
     data = OGBenchData(DATASET, data_dir=str(tmp_path))
-    cfg = OmegaConf.create({"collect": {}})
+    cfg = OmegaConf.create({"env": {"suite": "ogbench"}, "collect": {}})
     waiting = threading.Thread(target=fetch_missing, args=(cfg, data, Console(quiet=True)))
     with one_at_a_time(tmp_path / f".{data.dataset}.lock"):
         waiting.start()
