@@ -113,6 +113,8 @@ def _run(
 ) -> None:
     os.setsid()
     os.chdir(cwd)
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests themselves run in the background
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     for number, path in enumerate(outputs, start=1):
