@@ -7,9 +7,9 @@ rounding of the batched call.
 Several policies can be evaluated side by side. Each acts in its own environments, as many as it would have alone, and
 one call steps all of them. A policy's numbers are the same to the last bit as if it were alone.
 
-An episode is a success if any of its steps reports one. OGBench's single-task environments terminate at success, so that
-this is the ``info["success"]`` of the last step, which OGBench's own evaluation reports. In environments that go on
-after a success, a solved task stays solved. If no step of any episode reports a success or a failure
+An episode is a success if any of its steps reports one. OGBench's single-task environments terminate at success, so
+that this is the ``info["success"]`` of the last step, which OGBench's own evaluation reports. In environments that go
+on after a success, a solved task stays solved. If no step of any episode reports a success or a failure
 (``info["success"]`` or ``info["is_success"]``), the evaluation has no success rate.
 """
 
