@@ -30,8 +30,8 @@ from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
-METHODS = ("code", "fql", "paper")  # with a row for each of the benchmark's tasks
-BASELINES = ("fbrac", "ifql", "iql", "rebrac")  # whose commands are published for some tasks alone
+METHODS = ("code", "fql", "paper")  # whose published figures are here for every task of the benchmark
+BASELINES = ("fbrac", "ifql", "iql", "rebrac")  # whose published commands are for some tasks alone
 TASKS = {task.name: task for task in benchmark()}
 #: Settings that are no method's but ours, and what they are where a method as published has none of it.
 OURS_OFF = {"algo.clip_targets": False, "algo.actor_average": None}
