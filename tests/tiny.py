@@ -86,7 +86,10 @@ def mfrl(
 
 
 def program(*arguments: str, **settings: Any) -> CompletedProcess[str]:
-    """The same by an interpreter that imports everything first; ``settings`` are those of `subprocess.run`."""
+    """The same by an interpreter that imports everything first, and that ends as one does: jobs side by side need it.
+
+    ``settings`` are those of `subprocess.run`.
+    """
     keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
     return subprocess.run([*COMMAND, *arguments], **keywords)
 
