@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
 import gymnasium
@@ -76,6 +77,7 @@ ONE_OF_EACH = [
 ]
 
 
+@cache
 def named(env: str, task: int | None) -> EnvSpec:
     """What the configuration of that name evaluates in, without any data being there."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
