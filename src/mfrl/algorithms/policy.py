@@ -22,6 +22,12 @@ def one_step(actor: EncodedNetwork, reformulation: Reformulation, observations: 
     return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
 
+def action_scalars(a: Tensor, data: Tensor) -> dict[str, Tensor]:
+    """How far a policy's actions ``(batch, action_dim)``, before clipping, leave the bounds and the data's: to log."""
+    a = a.detach()
+    return {"out_of_bounds": (a.abs() > 1.0).float().mean(), "distance_to_data": (a - data).square().mean()}
+
+
 class Normalizer(nn.Module):
     """Normalises states with the statistics of the training data; images have no statistics and stay as they are."""
 
