@@ -155,3 +155,14 @@ class OneStepPolicy(Policy):
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         return one_step(self.actor, self.reformulation, self.actor.encode(observations), noise)
+
+
+class MeanPolicy(Policy):
+    """a = mu(s), whatever the noise."""
+
+    def __init__(self, actor: EncodedNetwork, normalizer: Normalizer, action_dim: int) -> None:
+        super().__init__(normalizer, action_dim)
+        self.actor = actor
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return self.actor(self.actor.encode(observations)).expand_as(noise)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.bc import MeanPolicy
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.policy import MeanPolicy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.q_learning import Q_AGGREGATION, TD, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
