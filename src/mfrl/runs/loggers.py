@@ -32,7 +32,7 @@ Layout = dict[str, dict[str, list[Any]]]
 # Numbers that users know by name keep it in TensorBoard too: what to look at first. The other columns of metrics.csv
 # that begin with train/ are grouped there by whose they are.
 _STABLE = ("train/critic_loss", "train/flow_loss", "train/q", "train/alpha")
-_OF_CRITIC = ("q_min", "q_max", "target", "policy_q")
+_OF_CRITIC = ("q_min", "q_max", "target", "policy_q", "v", "advantage")
 
 
 def tag(column: str) -> str:
@@ -44,7 +44,7 @@ def tag(column: str) -> str:
     section, _, name = column.partition("/")
     if section != "train" or column in _STABLE:
         return column
-    if name in _OF_CRITIC or name.startswith("critic_"):
+    if name in _OF_CRITIC or name.startswith(("critic_", "value_")):
         return f"critic/{name.removeprefix('critic_')}"
     return f"actor/{name.removeprefix('actor_')}"
 
@@ -283,6 +283,8 @@ def layout(tags: Collection[str]) -> Layout:
             "flow error": ["actor/flow_error"],
             "distillation loss": ["actor/distillation_loss"],
             "negative log-likelihood": ["actor/nll_loss"],
+            "behaviour cloning loss": ["actor/bc_loss"],
+            "advantage-weighted loss": ["actor/awr_loss"],
             "alpha": ["train/alpha"],
             "bound loss": ["actor/bound_loss"],
             "actions out of bounds": ["actor/out_of_bounds"],
@@ -291,17 +293,23 @@ def layout(tags: Collection[str]) -> Layout:
         },
         "critic": {
             "critic loss": ["train/critic_loss"],
+            "value loss": ["critic/value_loss"],
             "Q of the data, from the smallest to the largest": ("train/q", "critic/q_min", "critic/q_max"),
             "Bellman target": ["critic/target"],
             "Q of the policy": ["critic/policy_q"],
+            "V of the data": ["critic/v"],
+            "advantage of the data": ["critic/advantage"],
             "gradient norm": ["critic/(.+_)?grad_norm"],
         },
         "held out": {
             "flow loss": ["val/flow_loss"],
             "distillation loss": ["val/distillation_loss"],
             "negative log-likelihood": ["val/nll_loss"],
+            "behaviour cloning loss": ["val/bc_loss"],
+            "advantage-weighted loss": ["val/awr_loss"],
             "bound loss": ["val/bound_loss"],
             "critic loss": ["val/critic_loss"],
+            "value loss": ["val/value_loss"],
         },
         "speed": {
             "updates per second": ["perf/updates_per_second"],
