@@ -539,6 +539,7 @@ FEW_STEPS = {name: ["algo.flow_steps=2"] for name in ("flow_bc", "flow_distilled
 
 
 @each_algorithm
+@pytest.mark.usefixtures("short_episodes")
 def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and_resumed(
     name: str, data_dir: Path, tmp_path: Path
 ):

@@ -455,6 +455,7 @@ def test_the_compiled_update_is_the_eager_one():
 # ---- in the real simulator
 
 
+@pytest.mark.usefixtures("short_episodes")
 def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and_resumed(
     data_dir: Path, tmp_path: Path
 ):

@@ -37,6 +37,8 @@ from mfrl.runs.load import load_algorithm, load_data
 from mfrl.system.files import one_at_a_time
 from mfrl.system.paths import CONFIG_DIR
 
+pytestmark = pytest.mark.usefixtures("short_episodes")
+
 TINY = [
     f"env=ogbench/{DATASET}",
     "experiment=quickstart",
@@ -114,7 +116,7 @@ def test_an_evaluation_on_the_way_is_no_longer_than_the_last(data_dir: Path, tmp
 
 @pytest.mark.parametrize("episodes", ["0", "1.5", "true"])
 def test_a_number_of_episodes_on_the_way_that_is_none_is_refused(data_dir: Path, tmp_path: Path, episodes: str) -> None:
-    with pytest.raises(ConfigError, match=rf"eval\.interim_episodes={episodes}"):
+    with pytest.raises(ConfigError, match=rf"(?i)eval\.interim_episodes={episodes}"):
         run(data_dir, tmp_path / "run", f"eval.interim_episodes={episodes}")
     assert not (tmp_path / "run").exists()
 
@@ -188,7 +190,7 @@ def test_a_dataset_that_another_process_collects_is_waited_for(
 
     monkeypatch.setattr("mfrl.collect.ogbench.runner.collect", never)
     data = OGBenchData(DATASET, data_dir=str(tmp_path))
-    cfg = OmegaConf.create({"collect": {}})
+    cfg = OmegaConf.create({"env": {"suite": "ogbench"}, "collect": {}})
     waiting = threading.Thread(target=fetch_missing, args=(cfg, data, Console(quiet=True)))
     with one_at_a_time(tmp_path / f".{data.dataset}.lock"):
         waiting.start()
