@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import COMMAND, mfrl
 
-from mfrl.app.cli import check_overrides
+from mfrl.app.overrides import check_overrides
 from mfrl.app.tasks import choose
 from mfrl.catalogue import CollectError
 from mfrl.collect.ogbench.runner import collect

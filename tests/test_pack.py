@@ -15,7 +15,7 @@ import torch
 from conftest import DATASET
 from tiny import COMMAND, ENVIRONMENT, mfrl
 
-from mfrl.app.cli import spell_out_seeds
+from mfrl.app.overrides import spell_out_seeds
 from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.app.cli import check_overrides
 from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
+from mfrl.app.overrides import check_overrides
 from mfrl.app.tasks import PRESETS as KNOWN_KINDS
 from mfrl.app.train import check_settings
 from mfrl.catalogue import benchmark

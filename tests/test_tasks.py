@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from mfrl.app import tasks
-from mfrl.app.cli import check_overrides
+from mfrl.app.overrides import check_overrides
 from mfrl.app.tasks import choose, find_data
 from mfrl.catalogue import (
     LARGE,

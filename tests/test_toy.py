@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import assert_equal, compose, resume, weights, without_seconds
 
 from mfrl.algorithms.policy import Normalizer, Policy
-from mfrl.app.cli import check_overrides
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.overrides import check_overrides
 from mfrl.app.train import train
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, DataError

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.cli import Composer, change, explain, parse
+from mfrl.app.overrides import Composer, change, explain, parse
 from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError, refused_by_system
 from mfrl.runs.jobs import missing, print_outcomes, refuse_shared_folders
@@ -57,7 +57,7 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
                 GlobalHydra.instance().clear()  # the sweep is over: what explains the error composes for itself
                 composer = Composer.of(self.config.hydra.job.config_name, given)
-                raise ConfigError(explain(str(error), composer, given)) from error
+                raise ConfigError(explain(error, composer, given)) from error
             job = composed[chosen]
             for override in given:
                 if override.input_line not in chosen and not override.is_delete():
