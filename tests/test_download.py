@@ -23,8 +23,8 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from mfrl.app.fetch import fetch_missing
 from mfrl.app.overrides import check_overrides
-from mfrl.app.train import fetch_missing
 from mfrl.catalogue import commands
 from mfrl.data import download as module
 from mfrl.data import records

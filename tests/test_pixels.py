@@ -26,8 +26,8 @@ from mfrl.algorithms.flow_distilled import FlowDistilled
 from mfrl.algorithms.gaussian_bc import GaussianBC
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.algorithms.meanflowql import MeanFlowQL
-from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.catalogue import CollectError, plan
 from mfrl.collect.ogbench.runner import collect

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
+from mfrl.app.checks import check_settings, refuse_settings_of_another_algorithm
 from mfrl.app.overrides import check_overrides
+from mfrl.app.parts import build_algorithm
 from mfrl.app.tasks import PRESETS as KNOWN_KINDS
-from mfrl.app.train import check_settings
 from mfrl.catalogue import benchmark
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError

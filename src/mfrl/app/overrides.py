@@ -151,9 +151,15 @@ def check_overrides(
 
 
 def values_of(override: Override) -> list[Override]:
-    """The overrides that a sweep is made of; one that is none is the only one."""
+    """The overrides that a sweep is made of; one that is none is the only one.
+
+    Raises:
+        ConfigError: its values cannot be counted.
+    """
     if not override.is_sweep_override():
         return [override]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line} has no values that could be counted; give some, e.g. 1,3,10")
     return [parse(f"{override.get_key_element()}={value}") for value in override.sweep_string_iterator()]
 
 
@@ -232,6 +238,8 @@ def check_composed(cfg: DictConfig) -> None:
     if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
         raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
     if "run_dir" in cfg:
+        runs = cfg.get("runs")
+        require("runs", isinstance(runs, str) and runs.strip() != "", runs, "the folder for all runs, e.g. runs")
         try:
             refuse_groups(cfg, "run_dir")
             run_folder(cfg.run_dir)

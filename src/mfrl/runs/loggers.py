@@ -38,7 +38,7 @@ COMPARED = (
     "algo.actor_lr",
     "algo.critic_lr",
 )
-_NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
+_NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.", "callbacks.", "logger.")
 
 
 class MetricsCSV(Logger):
@@ -149,7 +149,8 @@ class RunEvents(TensorBoardLogger):
         critic: the algorithm has one.
     """
 
-    def __init__(self, run_dir: Path, critic: bool, purge_step: int | None = None) -> None:
+    def __init__(self, run_dir: str | Path, critic: bool, purge_step: int | None = None) -> None:
+        run_dir = Path(run_dir)
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
         _let_a_second_pass(run_dir)
         self.run_dir, self._critic, self._laid_out = run_dir, critic, False
