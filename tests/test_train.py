@@ -374,7 +374,7 @@ def test_numbers_no_run_can_be_made_of_are_refused(setting: str, data_dir: Path,
     "setting", ["algo.alpha=null", "algo.tau=much", "algo.num_candidates=2.5", "algo.time_steps=x"]
 )
 def test_what_is_no_number_is_refused_by_name(setting: str, data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{setting.replace('.', '[.]')} must be a number"):
+    with pytest.raises(ConfigError, match=rf"{setting.replace('.', '[.]')} must be "):
         run(data_dir, tmp_path / "run", setting)
     assert not (tmp_path / "run").exists()
 
