@@ -14,9 +14,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from app.test_train import assert_equal, compose, resume, weights
+from envs.test_ogbench import backend_or_skip
 from pixels import replay
-from test_envs import backend_or_skip
-from test_train import assert_equal, compose, resume, weights
 from tiny import ACTION_DIM, RESIDUAL, doubled, noise_of, randomise_, tiny_critic, tiny_dit
 from torch import Tensor, nn
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.test_train import assert_equal, resume, run, weights
 from conftest import DATASET
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import assert_equal, resume, run, weights
 
 from mfrl.data import npz, ogbench, storage
 from mfrl.data.augment import RandomCrop

@@ -11,9 +11,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from app.test_train import assert_equal, compose, resume, weights
 from conftest import DATASET
-from test_baselines import TINY, moved, snapshot, trainer
-from test_train import assert_equal, compose, resume, weights
 from tiny import (
     ACTION_DIM,
     OBSERVATION_DIM,
@@ -30,6 +29,7 @@ from tiny import (
 )
 from torch import Tensor, nn
 
+from algorithms.test_baselines import TINY, moved, snapshot, trainer
 from mfrl.algorithms.fql import FQL
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.parts import build_algorithm

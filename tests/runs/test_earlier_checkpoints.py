@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from app.test_train import compose
 from omegaconf import OmegaConf
-from test_train import compose
 
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.train import train
 from mfrl.errors import RefusedRun
 from mfrl.runs.load import load_algorithm
 
-EARLIER = Path(__file__).parent / "fixtures" / "earlier"
+EARLIER = Path(__file__).parents[1] / "fixtures" / "earlier"
 NAMES = ["meanflowql", "fql"]
 
 

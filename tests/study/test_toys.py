@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.test_train import assert_equal, compose, resume, weights, without_seconds
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import assert_equal, compose, resume, weights, without_seconds
 
 from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.app.evaluate import evaluate_checkpoint

@@ -11,13 +11,13 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from omegaconf import OmegaConf
-from test_train import run as run_in_the_maze
 
+from app.test_train import run as run_in_the_maze
 from mfrl.app import notebook
 from mfrl.app.notebook import Table
 from mfrl.errors import ConfigError
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from app.test_train import assert_equal, compose, resume, weights
 from conftest import DATASET
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import assert_equal, compose, resume, weights
 from tiny import (
     ACTION_DIM,
     OBSERVATION_DIM,

@@ -20,7 +20,7 @@ from mfrl.meanflow import Time
 from mfrl.networks.critic import QEnsemble
 from mfrl.networks.dit import DiT
 
-PATH = Path(__file__).parent / "fixtures" / "official_actor_and_critic.json"
+PATH = Path(__file__).parents[1] / "fixtures" / "official_actor_and_critic.json"
 OBSERVATION_DIM, ACTION_DIM = 3, 2
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_learner import ALGORITHMS, SIZE, batches, make, parameters, train
 
+from learning.test_learner import ALGORITHMS, SIZE, batches, make, parameters, train
 from mfrl.learning.learner import Learner
 from mfrl.randomness import Streams, indices, key_of
 

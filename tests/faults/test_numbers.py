@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from minari.data_collector import EpisodeBuffer
+from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
@@ -55,6 +56,12 @@ from mfrl.system.files import write_json
 from mfrl.system.paths import CONFIG_DIR
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no author, no permalink
+
+#: Those that configurations name, by their class's name.
+ALGORITHMS = {
+    target.rpartition(".")[-1]: hydra.utils.get_class(target)
+    for target in (OmegaConf.load(path).algo._target_ for path in sorted(CONFIG_DIR.glob("algo/*.yaml")))
+}
 
 # ---- an environment that can be odd in one way at a time
 
@@ -115,8 +122,8 @@ class Odd(gym.Env):
         return np.array([self.place, self.steps], np.float32)
 
 
-gym.register("Odd-v0", entry_point="test_faults_numbers:Odd", max_episode_steps=100)
-TRUST = ("test_faults_numbers",)
+gym.register("Odd-v0", entry_point="faults.test_numbers:Odd", max_episode_steps=100)
+TRUST = ("faults",)
 
 
 def odd(**kwargs: Any) -> EnvSpec:
@@ -532,7 +539,7 @@ class NaNCritic(MeanFlowQL):
 
 def test_an_evaluation_with_a_critic_of_nan_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_dataset(tmp_path / "data", monkeypatch)
-    critic = ("algo._target_=test_faults_numbers.NaNCritic", "algo.num_candidates=3", "log.every=3")
+    critic = ("algo._target_=faults.test_numbers.NaNCritic", "algo.num_candidates=3", "log.every=3")
     with pytest.raises(
         DivergedError, match=r"update 4: parameters are not finite \(critic\S* and 11 more.*not recorded"
     ):

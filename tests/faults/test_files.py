@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from app.test_train import assert_equal, resume, weights
 from gymnasium.spaces import Box
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
-from test_train import assert_equal, resume, weights
 from tiny import compose
 
 from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint

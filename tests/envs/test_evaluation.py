@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_envs import FragileEnv, backend_or_skip
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from envs.test_ogbench import FragileEnv, backend_or_skip
 from mfrl.envs import ogbench
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.spec import EnvSpec
