@@ -717,7 +717,7 @@ def again(run_dir: Path) -> dict:
     return run(run_dir, *TOY, "existing=continue")
 
 
-@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.app.config", "mfrl.provenance", "mfrl.env"])
+@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.config", "mfrl.provenance", "mfrl.env"])
 def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(toy / "checkpoints" / "last.ckpt")
     *way, last = missing.split(".")
