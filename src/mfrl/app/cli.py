@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.overrides import check_overrides, spell_out_seeds
+from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, parse, spell_out_seeds
 from mfrl.app.sweep import attempt
 from mfrl.errors import InterruptedRun, MfrlError, did_you_mean, refused_by_system
 from mfrl.system import signals
@@ -50,6 +50,7 @@ def train(cfg: DictConfig) -> Any:
 
     quiet_lightning()
     quiet_threads()
+    signals.obey()  # training forgets what stopped an earlier run
     return train(cfg, list(HydraConfig.get().overrides.task))
 
 
@@ -135,12 +136,18 @@ def run(arguments: list[str]) -> None:
     signals.install(signals.leave)  # what is half done is cleaned up
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     flags = get_args_parser().parse_args(arguments[1:])
-    # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
-    if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
-        try:
+    searched = [text for text in flags.overrides if text.startswith(f"{SEARCH_PATH}=")]
+    try:
+        # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
+        if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
             check_overrides(flags.config_name or config_name, flags.overrides, flags.config_dir, flags.cfg is None)
-        except MfrlError as error:
-            fail(str(error), 2)
+        search = Composer.of(config_name, [parse(text) for text in searched], flags.config_dir).search
+    except MfrlError as error:
+        fail(str(error), 2)
+    if search:  # Hydra's grammar wants overrides side by side
+        kept = [text for text in arguments[1:] if text not in searched]
+        first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
+        sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
 
     own_process = os.getpid()
 
@@ -151,8 +158,9 @@ def run(arguments: list[str]) -> None:
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
-        except Exception as error:
-            # A signal that comes while a module in C is imported arrives as the failure of that import.
+        except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
+            # A signal that comes while a module in C is imported arrives as the failure of that import, or not at all
+            # before somebody looks for it.
             if signals.received() and not isinstance(error, InterruptedRun):
                 signals.leave(signals.received())
             refusal = error if isinstance(error, MfrlError) else refused_by_system(error)

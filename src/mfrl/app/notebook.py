@@ -16,6 +16,7 @@ from mfrl.app.cli import quiet_lightning
 from mfrl.app.overrides import Composer, explain, parse
 from mfrl.app.train import train
 from mfrl.errors import ConfigError
+from mfrl.report.tables import markdown_table
 from mfrl.system.paths import CONFIG_DIR
 
 
@@ -54,8 +55,7 @@ class Table:
     body: Sequence[Sequence[object]]
 
     def _repr_markdown_(self) -> str:
-        lines = [self.head, ["---"] * len(self.head), *self.body]
-        return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join(markdown_table(self.head, self.body))
 
     def __repr__(self) -> str:
         lines = [[str(cell) for cell in line] for line in (self.head, *self.body)]

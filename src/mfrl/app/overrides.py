@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from mfrl.app.presets import refuse_taken_names
 from mfrl.catalogue import spelled
 from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.runs.resumable import among
@@ -40,11 +42,20 @@ class Composer:
 
     @classmethod
     def of(cls, name: str, overrides: Iterable[Override], config_dir: str | None = None) -> Composer:
-        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``."""
+        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``.
+
+        Raises:
+            ConfigError: one of them has a table of presets by the name of one of ours.
+        """
         given = [o.value() for o in overrides if o.key_or_group == SEARCH_PATH and not o.is_sweep_override()]
         folders = [folder for value in given[-1:] if isinstance(value, list) for folder in value]
         if config_dir is not None:
             folders.append(f"file://{os.path.abspath(config_dir)}")
+        # Tables of presets are looked for wherever files are.
+        paths = [path for folder in folders if "://" not in (path := str(folder).removeprefix("file://"))]
+        for path in paths:
+            refuse_taken_names(Path(path))
+        folders += [f"presets://{path}" for path in paths]
         listed = ",".join(QuotedString(str(folder), Quote.single).with_quotes() for folder in folders)
         return cls(name, (f"{SEARCH_PATH}=[{listed}]",) if folders else ())
 

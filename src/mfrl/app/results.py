@@ -19,7 +19,7 @@ from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.runs.folder import RunFolder, read_evaluations, versions
 from mfrl.runs.loggers import compared, log_outcome
-from mfrl.runs.scores import format_score, format_seconds, score_name
+from mfrl.runs.scores import averaged, format_score, format_seconds, score_name
 from mfrl.system.paths import pasted
 
 
@@ -61,14 +61,10 @@ def finish(begun: Begun, module: Trained) -> dict[str, Any]:
         "warnings": [*begun.data.warnings, *begun.monitor.explosions.warnings],
         "versions": versions(),
     }
-    scores = {
-        f"{part}/{name.removeprefix('eval/')}": value
-        for part in ("final", "mean_of_last_three")
-        for name, value in result[part].items()
-    }
     with telling_how_to_go_on(run, module, begun.checkpoints):
         if any(isinstance(logger, TensorBoardLogger) for logger in begun.loggers.values()):
-            log_outcome(run.path, compared(cfg, begun.overrides), scores, module.updates)
+            over = averaged(begun.data.env.suite, begun.data.dataset)
+            log_outcome(run, compared(cfg, begun.overrides), over)
         run.write_result(result)
     return result
 

@@ -101,10 +101,7 @@ def begin(
     callbacks["progress"] = progress
     callbacks["evaluate"] = parts["eval"](spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     of_the_run = {
-        "tensorboard": {
-            "critic": "critic" in module.algorithm.trained,
-            "purge_step": first_update + 1 if first_update else None,
-        },
+        "tensorboard": {"purge_step": first_update + 1 if first_update else None},
         "csv": {"first_update": first_update},
     }
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
