@@ -26,6 +26,7 @@ from mfrl.runs.targets import settings_of
 from mfrl.system.paths import CONFIG_DIR, refuse_groups, run_folder
 
 SEARCH_PATH = "hydra.searchpath"
+_FEW = 10  # names that are all told
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,8 @@ def _no_such_choice(name: str, composer: Composer) -> str:
     if top == "env" and "powderworld" in wanted:
         return f"{wanted}: powderworld has discrete actions, and mfrl's policies are for continuous ones"
     known = [other for other in composer.all_names(top) if not other.rpartition("/")[2].startswith("_")]
-    return f"there is no {name!r} among the configurations in {CONFIG_DIR}{did_you_mean(wanted, known)}"
+    all_of_them = f"; there are {', '.join(known)}" if 0 < len(known) <= _FEW else ""
+    return f"there is no {name!r} among the configurations in {CONFIG_DIR}{did_you_mean(wanted, known) or all_of_them}"
 
 
 def another_kind(override: str) -> str:

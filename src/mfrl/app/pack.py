@@ -22,7 +22,7 @@ from mfrl.algorithms.base import Algorithm
 from mfrl.app.checks import OWN_CALLBACKS, check_existing, check_run
 from mfrl.app.parts import build_data, build_trainer, choose_arithmetic, composed, run_trainer, seeded_algorithm
 from mfrl.app.results import announce, finish
-from mfrl.app.resume import finished, how_to_go_on, left_in, refuse_other_data
+from mfrl.app.resume import Start, finished, how_to_go_on, left_in, refuse_other_data
 from mfrl.app.watch import begin, build_progress
 from mfrl.callbacks.evaluation import Evaluate
 from mfrl.callbacks.interruption import Interruption
@@ -170,8 +170,8 @@ def _fit(jobs: list[Job], console: Console) -> None:
     population, runs = [], []
     for index, job in enumerate(jobs):
         member = Member(training, index)
-        parts = composed(job.cfg, console)
-        run = begin(job.cfg, job.overrides, console, job.run, job.updates, data, provenance, member, spread, parts)
+        start = Start(job.cfg, composed(job.cfg, console), job.run, job.saved)
+        run = begin(start, job.overrides, data, provenance, member, spread, console)
         callbacks = run.monitor, run.checkpoints, run.evaluate
         if job.saved:
             training.load(job.saved, index)

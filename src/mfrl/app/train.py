@@ -83,11 +83,10 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
     progress = build_progress(cfg, console)
 
     with ExitStack() as lock:
-        run = start.run
-        if run is None:  # everything that can be refused has been looked at: now the run leaves its first trace
-            run = RunFolder.create(cfg.run_dir)
-            lock.enter_context(run.locked())
-        begun = begin(cfg, overrides, console, run, start.updates, data, provenance, module, progress, parts)
+        if start.run is None:  # everything that can be refused has been looked at: now the run leaves its first trace
+            start.run = RunFolder.create(cfg.run_dir)
+            lock.enter_context(start.run.locked())
+        begun, run = begin(start, overrides, data, provenance, module, progress, console), start.run
         trainer = build_trainer(cfg, run.checkpoints, begun.in_order(), begun.loggers.values())
         announce(console, cfg, str(run.path), start.updates, why)
         with signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, begun.checkpoints):

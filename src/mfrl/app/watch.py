@@ -14,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mfrl.app.checks import OWN_CALLBACKS
-from mfrl.app.parts import Parts
-from mfrl.app.resume import telling_how_to_go_on
+from mfrl.app.resume import Start, telling_how_to_go_on
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.evaluation import episodes_on_the_way
 from mfrl.callbacks.monitor import Monitor
@@ -68,22 +67,21 @@ class Begun:
 
 
 def begin(
-    cfg: DictConfig,
+    start: Start,
     overrides: list[str],
-    console: Console,
-    run: RunFolder,
-    first_update: int,
     data: OfflineData,
     provenance: dict[str, Any],
     module: Trained,
     progress: Progress | Spread,
-    parts: Parts,
+    console: Console,
 ) -> Begun:
-    """Write down what a run is, and make what watches it.
+    """Write down in its folder what a run is, and make what watches it.
 
     Raises:
         ConfigError: a callback or logger of the user's cannot be made.
     """
+    cfg, run = start.cfg, start.run
+    assert run is not None
     cfg.run_dir = literal(str(run.path))
     cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
     run.write_config(cfg, overrides)
@@ -99,10 +97,10 @@ def begin(
     of_the_run = {"monitor": {"console": console}, "checkpoint": {"folder": run.checkpoints, "extra": record}}
     callbacks = build_all(cfg, "callbacks", L.Callback, of_the_run, apart=["progress"])
     callbacks["progress"] = progress
-    callbacks["evaluate"] = parts["eval"](spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
+    callbacks["evaluate"] = start.parts["eval"](spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
     of_the_run = {
-        "tensorboard": {"purge_step": first_update + 1 if first_update else None},
-        "csv": {"first_update": first_update},
+        "tensorboard": {"purge_step": start.updates + 1 if start.updates else None},
+        "csv": {"first_update": start.updates},
     }
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
     with telling_how_to_go_on(run, module, callbacks["checkpoint"]):
