@@ -118,6 +118,7 @@ class MfrlSweeper(Sweeper):
             sys.exit(1)
         finally:
             over.set()
+        _dismiss_jobs()
         returned = [job.return_value for batch in batches for job in batch]
         outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]
         print_outcomes(console, outcomes)
@@ -196,6 +197,14 @@ def combinations(overrides: Iterable[Override]) -> list[list[str]]:
 def _jobs() -> list[BaseProcess]:
     """The processes that jobs run in, where they have some of their own."""
     return [child for child in active_children() if child.name.startswith("LokyProcess")]
+
+
+def _dismiss_jobs() -> None:
+    """End the processes of the jobs, which joblib keeps for some minutes in case that there is more to do."""
+    if _jobs():
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

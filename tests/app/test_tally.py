@@ -64,7 +64,7 @@ def wait_for(said: io.StringIO, text: str) -> None:
 
 def test_a_sweep_side_by_side_says_how_far_it_is_and_its_lines_fit(tmp_path: Path) -> None:
     done = mfrl("train", "sweep=reformulation", *TOY, "jobs=2", "variant=two_time_residual", "runs=all my runs",
-                cwd=tmp_path)  # fmt: skip
+                   cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"^[12]/3 done(, left about \d+ (s|min))?$", done.stderr, re.M)
     assert [line for line in done.stderr.splitlines() if len(line) > COLUMNS and "reformulation/" not in line] == []

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from omegaconf import OmegaConf
-from tiny import ENVIRONMENT, TOY, mfrl
+from tiny import ENVIRONMENT, TOY, mfrl, program
 
 from mfrl.app.checks import OWN_CALLBACKS
 from mfrl.app.train import train
@@ -73,7 +73,7 @@ def test_a_callback_and_a_logger_of_the_users_own_by_yaml(tmp_path: Path) -> Non
     lightning = "table:\n  _target_: lightning.pytorch.loggers.CSVLogger\n  save_dir: ${run_dir}\n  name: table\n"
     (tmp_path / "conf" / "logger" / "table.yaml").write_text(lightning)
     given = ["--config-dir", "conf", *TOY, "run_dir=run", "callbacks=[default,diary]", "logger=[tensorboard,csv,table]"]
-    done = mfrl("train", *given, cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": paths(tmp_path)})
+    done = program("train", *given, cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": paths(tmp_path)})
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     assert (folder / "diary.txt").read_text().split()[-1] == "24"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -57,6 +58,8 @@ def check_targets(node: Any, key: str) -> None:
         check_targets(value, f"{key}.{name}")
 
 
+# What cannot be found is raised, and told once; Hydra would log it as well.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 _OF_HYDRA = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
