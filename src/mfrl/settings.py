@@ -1,4 +1,4 @@
-"""Settings of the method: frozen dataclasses that compose, whose numbers and names are checked in one place."""
+"""Settings of algorithms: frozen dataclasses that inherit from one another. One table here says what is allowed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from mfrl.errors import ConfigError, did_you_mean, require
 
 
 class Range(NamedTuple):
-    """What a number must be, in words and as a test; NaN passes none of the tests."""
+    """The numbers that a setting allows, in words and as a test. NaN fails every test."""
 
     words: str
     holds: Callable[[float], bool]
     whole: bool = False
-    optional: bool = False  #: may be null
+    optional: bool = False  #: null is allowed
 
     def require(self, key: str, value: object) -> None:
         """Refuse a setting that is none of these numbers.
 
         Raises:
-            ConfigError: naming the setting.
+            ConfigError: names the setting and says what is allowed.
         """
-        number = type(value) is int or (type(value) is float and not self.whole)  # True is no number
-        require(key, self.holds(value) if number else self.optional and value is None, value, self.words)
+        number = type(value) is int or (type(value) is float and not self.whole)  # a bool is no number
+        holds = self.holds(value) if isinstance(value, int | float) and number else self.optional and value is None
+        require(key, holds, value, self.words)
 
 
 _POSITIVE = Range("positive and finite", lambda x: 0.0 < x < math.inf)
@@ -34,7 +35,7 @@ _LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
 _COUNT = Range("a whole number of at least 1", lambda x: x >= 1, whole=True)
 _COUNT_OR_NULL = Range("null or a whole number of at least 1", lambda x: x >= 1, whole=True, optional=True)
 
-#: What each number may be, by the name of its setting, whichever algorithms have it. A new one needs a line here.
+#: The range of every numeric setting, by its name, for all algorithms. A new setting needs a line here.
 RANGES = {
     "updates": _COUNT,
     "seed": Range("at least 0, and a whole number", lambda x: x >= 0, whole=True),
@@ -50,6 +51,11 @@ RANGES = {
     "target_candidates": _COUNT_OR_NULL,
     "time_steps": _COUNT_OR_NULL,
     "flow_steps": _COUNT,
+    "expectile": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
+    "alpha_critic": _NOT_NEGATIVE,
+    "actor_noise": _NOT_NEGATIVE,
+    "actor_noise_clip": _POSITIVE,
+    "actor_every": _COUNT,
     "flow_share": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
     "actor_lr": _POSITIVE,
     "critic_lr": _POSITIVE,
@@ -58,7 +64,7 @@ RANGES = {
     "actor_lr_floor": Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0),
     "max_grad_norm": _LIMIT,
 }
-#: What the numbers of a run may be that are none of its algorithm's, by their keys.
+#: The range of every number of a run that is none of its algorithm's, by its key.
 OF_A_RUN = {
     "updates": _COUNT,
     "batch_size": _COUNT,
@@ -74,19 +80,20 @@ OF_A_RUN = {
     "eval.num_envs": _COUNT,
     "eval.samples": _COUNT,
 }
-#: What each name may be.
+#: The choices of every setting that is a name.
 CHOICES = {
     "q_aggregation": ("mean", "min"),
     "normalize_q": ("none", "value", "gradient"),
+    "extraction": ("awr", "ddpgbc"),
     "alpha_schedule": ("fixed", "cosine", "dynamic"),
 }
 
 
 def check(name: str, value: object) -> None:
-    """Refuse a setting out of its range, NaN among them, or a name that is none of those there are.
+    """Refuse a number out of the setting's range, NaN, or a name that is not among the setting's choices.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: names the setting and says what is allowed.
     """
     key = name if name in ("updates", "seed") else f"algo.{name}"
     if (known := CHOICES.get(name)) and value not in known:
@@ -97,10 +104,10 @@ def check(name: str, value: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Checked when it is made.
+    """Base of all settings: the constructor checks every value.
 
     Raises:
-        ConfigError: for a value that :func:`check` refuses.
+        ConfigError: :func:`check` refuses a value, or a field of type bool holds something else.
     """
 
     def __post_init__(self) -> None:

@@ -106,10 +106,8 @@ class MinariData(OfflineData):
         super().__init__(**sampling)
         self.dataset = checked_id(dataset)
         self.data_dir = data_root(data_dir)
-        require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
+        assembly.check_settings(fraction, reward_scale, normalize)
         require("data.val_fraction", 0.0 <= val_fraction < 1.0, val_fraction, "in [0, 1)")
-        require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
-        assembly.check_normalize(normalize)
         require("data.reward_shift", math.isfinite(reward_shift), reward_shift, "finite")
         if rule is not None:
             from mfrl.envs import d4rl

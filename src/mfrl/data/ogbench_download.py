@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 import mfrl
-from mfrl.catalogue import DOWNLOAD_URL, downloadable
+from mfrl.catalogue import DOWNLOAD_URL, downloadable, in_many_files
 from mfrl.data import ogbench_files, records
 from mfrl.data.getting import commands
 from mfrl.errors import DataError, require
@@ -127,11 +127,6 @@ def download(
         done = f"{dataset} is in {folder}: {'unrecorded' if record is None else record['source']}"
         console.print(escape(done), highlight=False, soft_wrap=True)
     return record
-
-
-def in_many_files(dataset: str) -> bool:
-    """Whether OGBench publishes it as a folder of files: its sets of 100 million transitions."""
-    return re.search(r"-100m-v\d+$", dataset) is not None
 
 
 def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> dict[str, Any] | None:
