@@ -30,13 +30,8 @@ from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
-<<<<<<< HEAD
-METHODS = ("code", "fql", "paper")
-#: Of these, commands are published for some tasks alone.
-BASELINES = ("fbrac", "ifql", "iql", "rebrac")
-=======
-METHODS = ("code", "fql", "paper")  # whose published figures are here; other tables may have fewer tasks
->>>>>>> refs/heads/presets
+METHODS = ("code", "fql", "paper")  # whose published figures are here for every task of the benchmark
+BASELINES = ("fbrac", "ifql", "iql", "rebrac")  # whose published commands are for some tasks alone
 TASKS = {task.name: task for task in benchmark()}
 #: Settings that are no method's but ours, and what they are where a method as published has none of it.
 OURS_OFF = {"algo.clip_targets": False, "algo.actor_average": None}
@@ -191,14 +186,6 @@ def test_a_preset_is_of_the_environment_it_is_named_after() -> None:
 
 def test_these_methods_have_a_preset_for_each_of_the_73_tasks() -> None:
     assert len(TASKS) == 73
-<<<<<<< HEAD
-    assert {*presets.tables()} == {*METHODS, *BASELINES}
-    assert presets.methods("pen-human") == [*METHODS]
-    for method, path in presets.tables().items():
-        table = presets.read(path)
-        assert [*table] == [*TASKS] or method in BASELINES
-        for preset in table.values():
-=======
     for method in METHODS:
         assert [*presets.read(presets.tables()[method])] == [*TASKS]
     assert {*METHODS} <= {*presets.methods("pen-human")} <= {*presets.tables()}
@@ -207,7 +194,6 @@ def test_these_methods_have_a_preset_for_each_of_the_73_tasks() -> None:
 def test_every_number_has_a_source() -> None:
     for method, path in presets.tables().items():
         for preset in presets.read(path).values():
->>>>>>> refs/heads/presets
             assert preset.settings.keys() == preset.sources.keys(), preset.task.name
         before = block = ""
         for line in (CONFIG_DIR / "presets" / f"{method}.yaml").read_text(encoding="utf-8").splitlines():
@@ -219,12 +205,7 @@ def test_every_number_has_a_source() -> None:
             before = line
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(("method", "algorithm"), [("paper", "meanflowql"), *((m, m) for m in ("fql", *BASELINES))])
-def test_presets_restate_every_setting_of_their_algorithm(method: str, algorithm: str) -> None:
-=======
 def test_presets_restate_every_setting_of_their_algorithm() -> None:
->>>>>>> refs/heads/presets
     """Or else a default that moves would move them."""
     plumbing = {"_target_", "_partial_", "actor", "critic", "encoder", "reformulation", "variant", "updates", "seed"}
     for method, path in presets.tables().items():
@@ -282,12 +263,7 @@ def test_hydra_knows_every_name() -> None:
     composer = Composer("train")
     known = {name for name in composer.all_names("experiment") if not name.startswith("_")}
     files = {path.stem for path in (CONFIG_DIR / "experiment").glob("[!_]*.yaml")}
-<<<<<<< HEAD
-    rows_of = {method: presets.names(path) for method, path in presets.tables().items()}
-    assert known == files | {f"{method}/{name}" for method, names in rows_of.items() for name in names}
-=======
     assert known == files | {f"{m}/{name}" for m, table in presets.tables().items() for name in presets.read(table)}
->>>>>>> refs/heads/presets
     toys = {f"toy/{path.stem}" for path in (CONFIG_DIR / "env" / "toy").glob("[!_]*.yaml")}
     known = {name for name in composer.all_names("env") if not name.rpartition("/")[2].startswith("_")}
     assert known == {*environments(), *toys, "minari/dataset"}
