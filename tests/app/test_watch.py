@@ -17,7 +17,7 @@ from tiny import ENVIRONMENT, TOY, mfrl, program
 
 from mfrl.app.checks import OWN_CALLBACKS
 from mfrl.app.train import train
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, MfrlError
 from mfrl.runs.checkpoint import load_checkpoint
 
 compose = partial(tiny.compose, "train")
@@ -175,6 +175,13 @@ def test_a_run_from_before_callbacks_were_settings_goes_on(how: str, stopped: Pa
     else:
         assert run(stopped, "existing=continue", "checkpoint.keep_all=true")["updates"] == 24
         assert run(stopped, "existing=continue", "checkpoint.keep_all=true", "logger=[csv]")["updates"] == 24
+
+
+def test_a_callback_that_ends_training_early_finishes_no_run(tmp_path: Path) -> None:
+    soon = "+callbacks.timer={_target_:lightning.pytorch.callbacks.Timer,duration:{seconds:0}}"
+    with pytest.raises(MfrlError, match=r"ended training early: stopped at update \d+.* begin anew"):
+        run(tmp_path / "run", soon)
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_pack_says_that_a_callback_of_the_users_watches_one_run(tmp_path: Path) -> None:

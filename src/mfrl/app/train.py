@@ -24,7 +24,7 @@ from mfrl.app.resume import (
 )
 from mfrl.app.watch import begin, build_progress
 from mfrl.envs.vector import refuse_unguarded_script
-from mfrl.errors import InterruptedRun
+from mfrl.errors import InterruptedRun, MfrlError
 from mfrl.learning.training import Training
 from mfrl.runs.folder import RunFolder
 from mfrl.runs.jobs import JobConsole
@@ -95,6 +95,8 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
             except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
                 stopped = how_to_go_on(run, module.updates, begun.checkpoints)
                 raise InterruptedRun(stopped, signals.received()) from None
+        if module.updates < module.total_updates:
+            raise MfrlError(f"a callback ended training early: {how_to_go_on(run, module.updates, begun.checkpoints)}")
         result = finish(begun, module)
     if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
         summarise(console, run, result)

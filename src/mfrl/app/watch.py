@@ -136,9 +136,10 @@ def build_all(
             continue
         key = f"{group}.{name}"
         try:
-            part = build(node)
+            part = build(node, plain=True)
         except InstantiationException as error:
-            raise ConfigError(f"{key} cannot be made of its settings: {error.__cause__ or error}") from error
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(f"{key} cannot be made of its settings: {reason}") from error
         if name in of_the_run and node.get("_partial_"):
             part = part(**of_the_run[name])
         if not isinstance(part, kind):
