@@ -224,7 +224,8 @@ class RunEvents(TensorBoardLogger):
     Tags are grouped (see :func:`tag`), and the tab is laid out anew where an evaluation finds tags without a place.
     """
 
-    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+    def __init__(self, run_dir: str | Path, purge_step: int | None = None) -> None:
+        run_dir = Path(run_dir)
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
         _let_a_second_pass(run_dir)
         self.run_dir = run_dir
