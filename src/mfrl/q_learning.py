@@ -12,7 +12,7 @@ from torch import Tensor
 from mfrl.settings import Settings
 
 #: What becomes of the ensemble's values ``(ensemble, ...)`` in the Bellman target.
-Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
+Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 #: Of the gradients that :func:`unit_pull` scales, none counts as longer than this many times the median.
 LONGEST_PULL = 10.0
 

@@ -194,6 +194,7 @@ def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
 
 
 def _horner(coefficients: Sequence[float], t: Coefficient) -> Coefficient:
+    value: Coefficient
     *lower, value = coefficients
     for c in reversed(lower):
         value = value * t + c

@@ -31,6 +31,9 @@ class FixedAlpha(nn.Module):
         alpha, start: what it is now and was at first, each a buffer without dimensions.
     """
 
+    alpha: Tensor
+    start: Tensor
+
     def __init__(self, alpha: float, total: int) -> None:
         super().__init__()
         self.total = total
@@ -57,6 +60,8 @@ class DynamicAlpha(FixedAlpha):
     ``threshold`` times the mean, alpha *= 1.2; below the mean / ``threshold``, alpha *= 0.8; kept within [0.1, 10]
     times its start. During the first tenth of training checks are only recorded; at least two are needed to compare.
     """
+
+    history: Tensor
 
     def __init__(self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0) -> None:
         super().__init__(alpha, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mfrl.errors import ConfigError, did_you_mean, require
 
@@ -57,7 +57,7 @@ CHOICES = {
 }
 
 
-def check(name: str, value: object) -> None:
+def check(name: str, value: Any) -> None:
     """Refuse a setting out of its range, NaN among them, or a name that is none of those there are.
 
     Raises:

@@ -24,6 +24,9 @@ def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e:
 class Normalizer(nn.Module):
     """(x - mean) / std with the statistics of the training data; images, which have none, stay as they are."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean.float().clone())

@@ -132,6 +132,12 @@ class FoldedDiT(nn.Module):
         time: of one row.
     """
 
+    w_s: Tensor
+    w_a: Tensor
+    averaging: Tensor
+    eps: Tensor
+    bias: Tensor
+
     def __init__(self, dit: DiT, time: Time) -> None:
         super().__init__()
         self.residual_scale = dit.residual_scale

@@ -65,6 +65,10 @@ class FoldedMLP(nn.Module):
         time: of one row.
     """
 
+    w_s: Tensor
+    w_a: Tensor
+    bias: Tensor
+
     def __init__(self, mlp: MLP, time: Time) -> None:
         super().__init__()
         w_s, w_a, w_t = mlp.input.weight.detach().split(mlp.sizes, dim=1)

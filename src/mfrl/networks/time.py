@@ -21,6 +21,8 @@ class TimeEmbedding(nn.Module):
         two_times: the start b of the interval gets an embedding of its own, added to that of t.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, two_times: bool = False, num_features: int = 256, period: float = 10_000.0) -> None:
         super().__init__()
         half = num_features // 2
