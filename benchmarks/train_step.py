@@ -73,12 +73,12 @@ class Measured:
         self.size, self.mode, self.members, self.updates = size, mode, members, updates
         algorithms = [build(size, seed) for seed in range(members)]
         self.gflop = necessary_flops(algorithms[0]) / 1e9
-        self.learner = Learner(algorithms, BATCH, compiled=mode == "compiled")
+        self.learner = Learner(algorithms, BATCH, {"eager": False, "compiled": True, "captured": "captured"}[mode])
         self.batches = [batch(size, members, seed) for seed in range(8)]
         before = metrics.generated_kernel_count
         self.start_up = self.run(1)
         self.run(5)
-        if mode == "compiled":
+        if mode != "eager":
             self.kernels = metrics.generated_kernel_count - before
         else:
             with Kernels() as counted:
@@ -180,7 +180,7 @@ def batch(size: str, members: int, seed: int) -> Batch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled", "captured"])
     parser.add_argument("--members", nargs="+", type=int, default=[1], help="of populations")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import kill_what_is_left
 
 torch.set_num_threads(1)  # tiny networks: threads only get in each other's way
 
@@ -20,3 +22,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     collect(DATASET, folder, episodes=12, val_episodes=2, episode_steps=101, workers=1, progress=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """A test that fails leaves no command behind."""
+    yield
+    kill_what_is_left()

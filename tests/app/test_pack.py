@@ -6,14 +6,14 @@ import csv
 import json
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 from conftest import DATASET
-from tiny import COMMAND, ENVIRONMENT, mfrl
+from processes import Command
+from tiny import mfrl
 
 from mfrl.app.cli import spell_out_seeds
 from mfrl.app.sweep import packed
@@ -43,7 +43,7 @@ FOLDER = "run_dir=r/alpha${algo.alpha}-seed${seed}"
 MEMBERS = [(alpha, seed) for alpha in (1.0, 30.0) for seed in (0, 1)]
 
 
-def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(cwd: Path, *arguments: str) -> CompletedProcess[str]:
     return mfrl("train", *arguments, cwd=cwd, timeout=400)
 
 
@@ -136,6 +136,9 @@ def test_a_member_is_evaluated_and_goes_on_as_a_run_of_its_own(trained: tuple[Pa
     result = json.loads((run / "result.json").read_text())
     (report,) = (json.loads(path.read_text()) for path in run.rglob("eval*.json"))
     assert report["eval/return"] == result["final"]["eval/return"]
+    recorded = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
+    for key in ("seeds", "returns", "lengths", "successes"):  # beside the others', and now alone
+        assert report[key] == recorded[key], key
     done = start(tmp_path, f"resume={run}", "updates=30")
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "result.json").read_text())["updates"] == 30
@@ -167,16 +170,10 @@ def test_a_member_that_diverges_leaves_the_others_to_finish(data_dir: Path, trai
 
 def test_a_pack_that_is_stopped_goes_on_to_the_same_weights(data_dir: Path, trained: tuple[Path, str], tmp_path: Path):
     arguments = ["-m", *SMALL, f"data_dir={data_dir}", FOLDER, "algo.alpha=1.0,30.0", "seed=0,1", "pack=8"]
-    process = subprocess.Popen(
-        [*COMMAND, "train", *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    checkpoint = folder(tmp_path, 30.0, 1) / "checkpoints" / "last.ckpt"
-    end = time.monotonic() + 200
-    while not checkpoint.exists() and time.monotonic() < end:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=200)[1]
-    assert process.returncode == 128 + signal.SIGTERM, said
+    command = Command(["train", *arguments], tmp_path)
+    command.wait_until((folder(tmp_path, 30.0, 1) / "checkpoints" / "last.ckpt").exists)
+    command.signal(signal.SIGTERM)
+    assert command.end() == 128 + signal.SIGTERM, command.said
     assert not (folder(tmp_path, 1.0, 0) / "result.json").exists(), "stopped too late to say anything"
     done = start(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
@@ -241,7 +238,7 @@ def test_seeds_that_choose_their_own_part_of_the_data_are_no_population(data_dir
 def test_a_pack_has_at_least_one_member(size: str, tmp_path: Path):
     done = start(tmp_path, "-m", *SMALL, FOLDER, "seed=0,1", f"pack={size}")
     assert done.returncode != 0
-    assert f"pack={size} must be a whole number of at least 1" in done.stderr
+    assert f"pack={size}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "r").exists()
 

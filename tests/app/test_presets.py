@@ -1,8 +1,12 @@
-"""Presets: one of each kind for every task, the environment it names, published numbers, and a source for each."""
+"""Presets: every number against the published ones, tables that cannot be used, and tables of one's own."""
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,13 @@ import hydra
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from tiny import ENVIRONMENT, compose, mfrl
 
-from mfrl.app.cli import check_overrides
+from mfrl.app import presets
+from mfrl.app.cli import Composer, check_overrides
 from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
-from mfrl.app.tasks import PRESETS as KNOWN_KINDS
 from mfrl.app.train import check_settings
-from mfrl.catalogue import benchmark
+from mfrl.catalogue import Task, benchmark, environments, others, tasks
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError
 from mfrl.networks.encoder import Sees
@@ -24,228 +29,167 @@ from mfrl.runs.read import flatten
 from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
 
-PRESETS = CONFIG_DIR / "experiment"
-
-# What README.md of FQL's code (github.com/seohongpark/fql) gives for each dataset: alpha, q_agg and discount.
-STATES = {
-    "antmaze-large-navigate": (10, "min", 0.99),
-    "antmaze-giant-navigate": (10, "min", 0.995),
-    "humanoidmaze-medium-navigate": (30, "mean", 0.995),
-    "humanoidmaze-large-navigate": (30, "mean", 0.995),
-    "antsoccer-arena-navigate": (10, "mean", 0.995),
-    "cube-single-play": (300, "mean", 0.99),
-    "cube-double-play": (300, "mean", 0.99),
-    "scene-play": (300, "mean", 0.99),
-    "puzzle-3x3-play": (1000, "mean", 0.99),
-    "puzzle-4x4-play": (1000, "mean", 0.99),
-}
-PIXELS = {
-    "visual-cube-single-play": (300, "mean", 0.99),
-    "visual-cube-double-play": (100, "mean", 0.99),
-    "visual-scene-play": (100, "mean", 0.99),
-    "visual-puzzle-3x3-play": (300, "mean", 0.99),
-    "visual-puzzle-4x4-play": (300, "mean", 0.99),
-}
-D4RL = {
-    "antmaze-umaze": (10, "mean", 0.99),
-    "antmaze-umaze-diverse": (10, "mean", 0.99),
-    "antmaze-medium-play": (10, "mean", 0.99),
-    "antmaze-medium-diverse": (10, "mean", 0.99),
-    "antmaze-large-play": (3, "mean", 0.99),
-    "antmaze-large-diverse": (3, "mean", 0.99),
-    "pen-human": (10000, "min", 0.99),
-    "pen-cloned": (10000, "min", 0.99),
-    "pen-expert": (3000, "min", 0.99),
-    "door-human": (30000, "min", 0.99),
-    "door-cloned": (30000, "min", 0.99),
-    "door-expert": (30000, "min", 0.99),
-    "hammer-human": (30000, "min", 0.99),
-    "hammer-cloned": (10000, "min", 0.99),
-    "hammer-expert": (30000, "min", 0.99),
-    "relocate-human": (10000, "min", 0.99),
-    "relocate-cloned": (30000, "min", 0.99),
-    "relocate-expert": (30000, "min", 0.99),
-}
-# alpha, candidates and grid of times published for MeanFlowQL, as far as known; a grid of 10000 is as good as none.
-PAPER = {
-    "humanoidmaze-medium-navigate-task1": (150, 5, 50),
-    "humanoidmaze-large-navigate-task1": (10000, 5, 50),
-    "cube-double-play-task2": (120, 5, 50),
-    "antmaze-umaze": (100, 5, None),
-    "antmaze-umaze-diverse": (130, 5, 100),
-    "antmaze-medium-play": (10, 5, 50),
-    "antmaze-medium-diverse": (50, 5, 50),
-    "antmaze-large-play": (10, 5, 100),
-    "pen-cloned": (10000, 5, 100),
-    "door-cloned": (9000, 5, 50),
-    "hammer-cloned": (11000, 5, 100),
-    "relocate-cloned": (10000, 5, 50),
-}
-# Name of each task: dataset and number.
-TASKS: dict[str, tuple[str, int | None]] = {
-    **{f"{name}-task{k}": (name, k) for name in STATES for k in range(1, 6)},
-    **{f"{name}-task1": (name, 1) for name in PIXELS},
-    **{name: (name, None) for name in D4RL},
-}
-KINDS = ("paper", "fql")  # with every setting in their files
-ALL_KINDS = (*KINDS, "code")  # which is paper with other numbers
-each_preset = pytest.mark.parametrize("preset", [f"{kind}/{name}" for kind in KINDS for name in TASKS])
-each_of_every_kind = pytest.mark.parametrize("preset", [f"{kind}/{name}" for kind in ALL_KINDS for name in TASKS])
+PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
+METHODS = ("code", "fql", "paper")
+TASKS = {task.name: task for task in benchmark()}
+#: Settings that are no method's but ours, and what they are where a method as published has none of it.
+OURS_OFF = {"algo.clip_targets": False, "algo.actor_average": None}
 
 
 @cache
-def composed(preset: str) -> DictConfig:
+def composed(method: str) -> dict[str, DictConfig]:
+    """All presets of a method, by task."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", [f"experiment={preset}"])
+        return {name: hydra.compose("train", [f"experiment={method}/{name}"]) for name in TASKS}
 
 
-def text(preset: str) -> str:
-    return (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
+# ---- what was published
 
 
-def task_of(preset: str) -> tuple[str, str]:
-    kind, _, name = preset.partition("/")
-    return kind, name
+def rows(name: str) -> list[dict[str, str]]:
+    with (PUBLISHED / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_there_is_one_of_each_kind_for_each_of_the_73_tasks():
-    assert (len(STATES), len(PIXELS), len(D4RL), len(TASKS)) == (10, 5, 18, 73)
-    assert {task.name for task in benchmark()} == set(TASKS)
-    assert set(KNOWN_KINDS) == set(ALL_KINDS)
-    for task in benchmark():
-        assert task.presets == [f"{kind}/{task.name}" for kind in KNOWN_KINDS]
-    for kind in ALL_KINDS:
-        files = {path.stem for path in (PRESETS / kind).glob("*.yaml")}
-        assert {name for name in files if not name.startswith("_")} == set(TASKS)
+def value(text: str) -> Any:
+    """Of a cell, or of a flag of the published commands, which are Python's."""
+    try:
+        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
+    except ValueError:
+        return text
 
 
-@each_of_every_kind
-def test_a_preset_is_of_the_environment_it_is_named_after(preset: str):
-    cfg = composed(preset)
-    dataset, number = TASKS[task_of(preset)[1]]
-    assert cfg.env.name == dataset
-    env_id, _, default = text(preset).splitlines()[1].removeprefix("# ").partition(" ")
-    task = next(task for task in benchmark() if task.name == task_of(preset)[1])
-    assert default == ("(the default task)" if task.default and number is not None else "")
-    if number is not None:
-        assert (cfg.env.dataset, cfg.env.task) == (f"{dataset}-v0", number)
-        assert env_id == f"{dataset}-singletask-task{number}-v0"
-        environment = re.sub(r"-(navigate|play)$", "", dataset)  # several datasets may share one
-        assert build(cfg.data).env.env_id == f"{environment}-singletask-task{number}-v0"
-    else:
-        set_name, _, part = dataset.partition("-")
-        assert re.fullmatch(rf"D4RL/{set_name}/{part}-v\d+", cfg.env.dataset)
-        assert re.fullmatch(rf"{dataset}-v\d", env_id)
+def kind(task: Task) -> str:
+    return "d4rl" if task.suite == "d4rl" else "images" if len(task.observation) == 3 else "states"
 
 
-@each_preset
-def test_a_preset_follows_its_benchmark_s_protocol(preset: str):
-    cfg, (kind, name) = composed(preset), task_of(preset)
-    pixels = TASKS[name][0] in PIXELS
-    assert cfg.updates == (1_000_000 if TASKS[name][0] in STATES else 500_000)
-    assert (cfg.batch_size, cfg.eval.every, cfg.eval.episodes, cfg.algo.tau) == (256, 100_000, 50, 0.005)
-    assert cfg.data.normalize is (kind == "paper")
-    assert (cfg.get("encoder") is not None) is pixels
-    if pixels:
-        assert (cfg.env.frames, cfg.env.crop_probability) == (3, 0.5)
-    if kind == "fql":
-        assert (cfg.algo_name, cfg.variant.name, cfg.algo.normalize_q) == ("fql", "none", "none")
-        assert (cfg.algo.actor_lr, cfg.algo.critic_lr, cfg.algo.flow_steps) == (3e-4, 3e-4, 10)
-    else:
-        assert (cfg.algo_name, cfg.variant.name, cfg.algo.normalize_q) == ("meanflowql", "residual", "none")
-        assert (cfg.algo.actor_lr, cfg.algo.critic_lr, cfg.algo.alpha_schedule) == (1e-4, 1e-4, "dynamic")
-        assert cfg.algo.discount == (0.99 if name in D4RL else 0.995)
-    check_settings(cfg)
-    refuse_settings_of_another_algorithm(cfg, [])
+def in_figures(name: str, task: Task) -> dict[str, Any]:
+    """Figures by where they hold: everywhere, in a benchmark, for a robot, a dataset or a task; the last one counts."""
+    dataset = task.env.partition("/")[2]
+    places = {"all", task.suite, kind(task), dataset.partition("-")[0], dataset, task.name}
+    return {row["setting"]: value(row["value"]) for row in rows(name) if row["where"] in places}
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_preset_of_the_code_is_the_paper_s_but_for_what_the_code_does_otherwise(name: str):
-    paper, code = (
-        flatten(OmegaConf.to_container(composed(f"{kind}/{name}"), resolve=False)) for kind in ("paper", "code")
-    )
-    expected: dict[str, Any] = {"algo.critic_lr": 3e-4}
-    if TASKS[name][0] not in PIXELS:
-        expected["data.normalize"] = "padded"
-    if name not in D4RL and not name.startswith("humanoidmaze"):
-        expected["algo.discount"] = 0.99
-    assert {key: code.get(key) for key in paper | code if code.get(key) != paper.get(key)} == expected
-    assert (paper["algo.critic_lr"], paper["data.normalize"]) == (1e-4, True)
-    cfg = composed(f"code/{name}")
-    assert cfg.algo.discount == (0.995 if name.startswith("humanoidmaze") else 0.99)
-    check_settings(cfg)
-    build(cfg.data)
+def in_commands_of_fql(task: Task) -> dict[str, Any]:
+    """What FQL's code trains a task with: the flags of its command, and the code's defaults."""
+    commands = {re.sub(r"-singletask|-v\d$", "", row["env"]): row["settings"] for row in rows("fql_commands")}
+    flags = {row["setting"]: row["default"] for row in rows("fql_defaults")}
+    flags |= dict(flag.split("=") for flag in commands[task.name].split(";"))
+    given = {name.removeprefix("agent."): value(text) for name, text in flags.items()}
+    assert (given["normalize_q_loss"], given["layer_norm"], given["actor_layer_norm"]) == (False, True, False)
+    assert given.get("encoder") == ("impala_small" if kind(task) == "images" else None)
+    hidden = [int(width) for width in re.findall(r"\d+", given["value_hidden_dims"])]
+    assert given["actor_hidden_dims"] == given["value_hidden_dims"]
+    expected = {
+        "algo_name": given["agent_name"],
+        "variant.name": "none",
+        "updates": given["offline_steps"],
+        "batch_size": given["batch_size"],
+        "eval.every": given["eval_interval"],
+        "eval.episodes": given["eval_episodes"],
+        "data.normalize": False,  # the code has no such thing
+        "network.actor.hidden": hidden,
+        "network.critic.hidden": hidden,
+        "network.critic.ensemble": 2,
+        "algo.alpha": given["alpha"],
+        "algo.q_aggregation": given["q_agg"],
+        "algo.discount": given["discount"],
+        "algo.tau": given["tau"],
+        "algo.flow_steps": given["flow_steps"],
+        "algo.normalize_q": "none",
+        "algo.sigma": 1.0,  # its noise is a standard one
+        "algo.actor_lr": given["lr"],
+        "algo.critic_lr": given["lr"],
+    }
+    if task.suite == "ogbench":
+        expected |= {"env.frames": given["frame_stack"] or 1, "env.crop_probability": given["p_aug"] or 0.0}
+    return expected
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_the_numbers_of_fql_are_those_of_its_readme(name: str):
-    algo = composed(f"fql/{name}").algo
-    assert (algo.alpha, algo.q_aggregation, algo.discount) == (STATES | PIXELS | D4RL)[TASKS[name][0]]
+def published(method: str, task: Task) -> dict[str, Any]:
+    if method == "fql":
+        return OURS_OFF | in_commands_of_fql(task)
+    paper = OURS_OFF | in_figures("meanflowql_paper", task)
+    return paper | in_figures("meanflowql_code", task) if method == "code" else paper
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_the_numbers_of_the_paper_are_the_published_ones_or_say_where_they_come_from(name: str):
-    algo, lines = composed(f"paper/{name}").algo, text(f"paper/{name}")
-    if name in PAPER:
-        assert (algo.alpha, algo.num_candidates, algo.time_steps) == PAPER[name]
-        assert lines.count("arXiv 2511.13035, per task") == 3
-        assert "no value known" not in lines
-        return
-    candidates = {"antmaze-giant-navigate": 1, "antsoccer-arena-navigate-task1": 10}
-    known = [n for start, n in candidates.items() if name.startswith(start)]
-    assert (algo.num_candidates, algo.time_steps) == (*(known or [5]), 50)
-    assert lines.count("no value known") == 3 - len(known)
-    # The nearest task whose alpha it has is named.
-    if near := re.search(r"no value known: (\S+)'s \(", lines):
-        assert algo.alpha == PAPER[near[1]][0]
-    else:
-        assert name.startswith("antsoccer")
-        assert (algo.alpha, "the default of its code" in lines) == (10.0, True)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_is_what_was_published(method: str) -> None:
+    table = presets.read(CONFIG_DIR / "presets" / f"{'paper' if method == 'code' else method}.csv")
+    wrong = {}
+    for name, cfg in composed(method).items():
+        task = TASKS[name]
+        expected = published(method, task) | {"env.dataset": environments()[task.env], "env.task": task.number}
+        found = flatten(OmegaConf.to_container(cfg, resolve=False))
+        of_algorithm = {
+            key for key, known in found.items() if key.startswith("algo.") and not str(known).startswith("$")
+        }
+        of_algorithm -= {key for key in of_algorithm if re.search(r"\._|\.reformulation\.", key)}
+        for key in expected.keys() | of_algorithm:
+            if key in expected:
+                wrong |= {} if found[key] == expected[key] else {f"{name} {key}": (found[key], expected[key])}
+                continue
+            # Of what was not published the table says so, and whose value it takes, if a task has one.
+            source = table[name].sources[key]
+            assert source.startswith("no value known"), (name, key)
+            if near := re.search(r"no value known: (\S+)'s \(", source):
+                assert found[key] == published("paper", TASKS[near[1]])[key], (name, key)
+        wrong |= {} if ("encoder" in found) == (kind(task) != "images") else {name: "encoder"}
+        check_settings(cfg)
+        refuse_settings_of_another_algorithm(cfg, [])
+    assert not wrong
 
 
-def test_every_number_in_a_preset_has_a_comment():
-    files = [path for kind in ALL_KINDS for path in (PRESETS / kind).glob("*.yaml")]
-    assert len(files) == 2 * (73 + 4) + 73 + 2
-    for path in files:
-        block_is_sourced, before = False, ""
-        for line in path.read_text(encoding="utf-8").splitlines():
+def test_a_preset_is_of_the_environment_it_is_named_after() -> None:
+    for name, cfg in composed("fql").items():
+        task = TASKS[name]
+        if task.suite == "ogbench":
+            environment = re.sub(r"-(navigate|play)$", "", task.env.partition("/")[2])  # several datasets may share one
+            assert build(cfg.data).env.env_id == f"{environment}-singletask-task{task.number}-v0"
+        else:
+            assert re.fullmatch(name.replace("-", "[-/]", 2) + r"-v\d", cfg.env.dataset.removeprefix("D4RL/"))
+
+
+def test_every_method_has_a_preset_for_each_of_the_73_tasks_and_a_source_for_each_of_its_numbers() -> None:
+    assert len(TASKS) == 73
+    assert tuple(presets.tables()) == METHODS
+    for method, path in presets.tables().items():
+        table = presets.read(path)
+        assert [*table] == [*TASKS]
+        assert presets.methods("pen-human") == [*METHODS]
+        for preset in table.values():
+            assert preset.settings.keys() == preset.sources.keys(), preset.task.name
+        before = block = ""
+        for line in (CONFIG_DIR / "presets" / f"{method}.yaml").read_text(encoding="utf-8").splitlines():
             code, _, comment = line.partition("#")
             if code and not code.startswith(" "):
-                block_is_sourced = bool(comment)
-            if re.search(r"[=:] .*\d|: null", code) and not code.startswith(("  - ", "env: {task:")):
-                sourced = comment or before.startswith("  #") or block_is_sourced
-                assert sourced, f"{path}: {line}"
+                block = comment
+            if re.search(r": .*\d|: null", code):
+                assert comment or before.startswith("  #") or block, f"{method}: {line}"
             before = line
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_presets_restate_every_setting_of_their_algorithm(kind: str):
+@pytest.mark.parametrize(("method", "algorithm"), [("paper", "meanflowql"), ("fql", "fql")])
+def test_presets_restate_every_setting_of_their_algorithm(method: str, algorithm: str) -> None:
     """Or else a default that moves would move them."""
     plumbing = {"_target_", "_partial_", "actor", "critic", "encoder", "reformulation", "variant", "updates", "seed"}
-    algorithm = {"paper": "meanflowql", "fql": "fql"}[kind]
     wanted = load(CONFIG_DIR / "algo" / f"{algorithm}.yaml")["algo"].keys() - plumbing
-    for base, name in (
-        ("_ogbench", "scene-play-task1"),
-        ("_d4rl", "pen-human"),
-        ("_ogbench_pixels", "visual-scene-play-task1"),
-    ):
-        files = [load(PRESETS / kind / f"{part}.yaml") for part in ("_settings", base, name)]
-        assert f"{kind}/{base}" in files[-1]["defaults"]
-        assert {key for file in files for key in file.get("algo", {})} == wanted
+    shared = {f"algo.{key}" for key in load(CONFIG_DIR / "presets" / f"{method}.yaml")["algo"]}
+    for preset in presets.read(presets.tables()[method]).values():
+        assert {key.removeprefix("algo.") for key in shared | preset.settings.keys() if key != "updates"} == wanted
 
 
 def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["paper", "fql"])
 @pytest.mark.parametrize("name", ["cube-double-play-task2", "visual-scene-play-task1", "pen-cloned"])
-def test_networks_of_a_preset_are_of_the_published_sizes(kind: str, name: str):
-    cfg = composed(f"{kind}/{name}")
+def test_networks_of_a_preset_are_of_the_published_sizes(method: str, name: str) -> None:
     images = {"image_shape": (3, 64, 64, 3)} if name.startswith("visual") else {}
     dim = 0 if images else 28
     spec = DataSpec(dim, 5, (0.0,) * dim, (1.0,) * dim, -1.0, 0.0, **images)
-    module = build_algorithm(cfg, spec)
+    module = build_algorithm(compose("train", f"experiment={method}/{name}"), spec)
 
     def weights(sees: Sees) -> int:
         return sum(p.numel() for p in sees.network.parameters())
@@ -254,13 +198,45 @@ def test_networks_of_a_preset_are_of_the_published_sizes(kind: str, name: str):
     hidden = 3 * (512 * 512 + 512)
     per_critic = (features + 5) * 512 + 512 + hidden + 4 * 2 * 512 + 512 + 1
     assert weights(module.critic) == 2 * per_critic
-    if kind == "fql":
+    if method == "fql":
         field = (features + 5 + 1) * 512 + 512 + hidden + 512 * 5 + 5
         assert weights(module.flow) == weights(module.actor) == field
     elif not images:
         # 3.83 M as published; query and key of an attention over one token, which have no effect, are left out.
         assert 3.1e6 < weights(module.actor) < 3.83e6
     assert (module.actor.encoder is not None) is bool(images)
+
+
+def test_settings_of_a_preset_can_be_overridden() -> None:
+    cfg = compose("train", "experiment=paper/scene-play-task2", "algo.alpha=300", "variant=velocity")
+    assert (cfg.algo.alpha, cfg.variant.name, cfg.env.task, cfg.algo.num_candidates) == (300, "velocity", 2, 5)
+    code = compose(
+        "train", "experiment=code/scene-play-task2", "data.normalize=true", "env.task=3", "algo.discount=0.9"
+    )
+    assert (code.algo.critic_lr, code.data.normalize, code.env.task, code.algo.discount) == (3e-4, True, 3, 0.9)
+
+
+# ---- names
+
+
+def test_hydra_knows_every_name() -> None:
+    composer = Composer("train")
+    known = {name for name in composer.all_names("experiment") if not name.startswith("_")}
+    files = {path.stem for path in (CONFIG_DIR / "experiment").glob("[!_]*.yaml")}
+    assert known == files | {f"{method}/{name}" for method in METHODS for name in TASKS}
+    toys = {f"toy/{path.stem}" for path in (CONFIG_DIR / "env" / "toy").glob("[!_]*.yaml")}
+    known = {name for name in composer.all_names("env") if not name.rpartition("/")[2].startswith("_")}
+    assert known == {*environments(), *toys, "minari/dataset"}
+    assert composer.is_group("env")
+    assert composer.is_group("experiment")
+
+
+def test_other_applications_of_hydras_find_none_of_our_names(tmp_path: Path) -> None:
+    (tmp_path / "app.yaml").write_text("seed: 0\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert hydra.compose("app").seed == 0
+        with pytest.raises(hydra.errors.HydraException):
+            hydra.compose("app", ["+experiment=paper/pen-human"])
 
 
 @pytest.mark.parametrize(
@@ -271,17 +247,142 @@ def test_networks_of_a_preset_are_of_the_published_sizes(kind: str, name: str):
         ("code/pen-clone", "code/pen-cloned"),
         ("paper/antmaze-umaze-v2", "paper/antmaze-umaze"),
         ("cube-double-play-task2", "paper/cube-double-play-task2"),
+        ("papr/pen-cloned", "paper/pen-cloned"),
     ],
 )
-def test_an_unknown_preset_is_answered_with_near_ones(wrong: str, near: str):
-    with pytest.raises(ConfigError, match=rf"there is no 'experiment/{wrong}'.*did you mean.*{near}"):
+def test_an_unknown_preset_is_answered_with_near_ones(wrong: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'experiment/{wrong}'.*{near}"):
         check_overrides("train", [f"experiment={wrong}"])
 
 
-def test_settings_of_a_preset_can_be_overridden():
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose("train", ["experiment=paper/scene-play-task2", "algo.alpha=300", "variant=velocity"])
-        code = hydra.compose("train", ["experiment=code/scene-play-task2", "data.normalize=true", "algo.discount=0.9"])
-    assert (cfg.algo.alpha, cfg.variant.name, cfg.env.task) == (300, "velocity", 2)
-    assert OmegaConf.select(cfg, "algo.num_candidates") == 5
-    assert (code.algo.critic_lr, code.data.normalize, code.algo.discount) == (3e-4, True, 0.9)
+def test_every_task_of_every_dataset_may_have_a_preset() -> None:
+    names = tasks()
+    assert {task.name for task in (*benchmark(), *others())} <= names.keys()
+    assert names["visual-cube-double-play-task3"].overrides == "env=ogbench/visual-cube-double-play env.task=3"
+    assert (names["cube-triple-play-task1"].updates, names["cube-double-play-task1"].updates) == (None, 1_000_000)
+
+
+# ---- tables of one's own
+
+
+MINE = """task,base,updates,algo.alpha,algo.alpha source
+cube-triple-play-task3,paper/cube-double-play-task2,,30,searched in July
+pen-cloned,code/pen-cloned,70000,300.0,
+pointmaze-medium-explore,,,2.5,
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A user's folder: a table and what its rows share, an experiment, an environment; its path has odd characters."""
+    folder = tmp_path / "my conf=1"
+    for group in ("presets", "experiment", "env"):
+        (folder / group).mkdir(parents=True)
+    (folder / "presets" / "mine.csv").write_text(MINE, encoding="utf-8-sig")  # as spreadsheets write it
+    (folder / "presets" / "mine.yaml").write_text("# @package _global_\nseed: 7\nupdates: 5000\n")
+    (folder / "experiment" / "quick.yaml").write_text(
+        "# @package _global_\ndefaults: [mine/pen-cloned, {override /env: swing}]\nbatch_size: 32\n"
+    )
+    (folder / "env" / "swing.yaml").write_text(
+        "# @package env\ndefaults: [minari/_base]\nname: swing\ndataset: my/swing-v0\n"
+    )
+    return folder
+
+
+def looked_for(how: str, folder: Path) -> list[str]:
+    return ["--config-dir", str(folder)] if how == "flag" else [f"hydra.searchpath=['file://{folder}']"]
+
+
+@pytest.mark.parametrize("how", ["flag", "searchpath"])
+def test_tables_and_files_of_ones_own_are_found_beside_ours(how: str, own: Path) -> None:
+    def shown(*overrides: str) -> DictConfig:
+        done = mfrl("train", *looked_for(how, own), *overrides, "--cfg", "job")
+        assert done.returncode == 0, done.stderr
+        return OmegaConf.create(done.stdout)
+
+    cfg = shown("experiment=mine/cube-triple-play-task3")
+    assert (cfg.env.name, cfg.env.task, cfg.algo.alpha, cfg.algo.num_candidates) == ("cube-triple-play", 3, 30, 5)
+    assert (cfg.seed, cfg.updates, cfg.batch_size) == (7, 5000, 256)
+    cfg = shown("experiment=quick")
+    assert (cfg.env.name, cfg.updates, cfg.algo.alpha, cfg.algo.critic_lr) == ("swing", 70000, 300.0, 3e-4)
+    assert (cfg.data.normalize, cfg.batch_size) == ("padded", 32)
+
+
+def test_the_table_in_the_documentation_does_what_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "presets.md").read_text(encoding="utf-8")
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "mine.csv").write_text(re.search(r"```csv\n(.+?)```", page, re.DOTALL)[1])
+    done = mfrl("train", "--config-dir", str(tmp_path), "experiment=mine/cube-triple-play-task3", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    cfg, base = OmegaConf.create(done.stdout), compose("train", "experiment=paper/cube-double-play-task2")
+    assert (cfg.env.name, cfg.env.task, cfg.algo.alpha) == ("cube-triple-play", 3, 300)
+    cfg.algo.alpha = base.algo.alpha
+    assert cfg.algo == base.algo
+
+
+def test_tables_of_ones_own_have_near_names(own: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine/pen-clonde.*did you mean mine/pen-cloned"):
+        check_overrides("train", ["experiment=mine/pen-clonde"], str(own))
+
+
+@pytest.mark.parametrize("line", ["mfrl experiment/pa", "mfrl experiment/paper=antmaze-u", "mfrl env/d4rl=pen-"])
+def test_the_shell_completes_names_of_tables_and_of_the_catalogue(line: str) -> None:
+    completed = {
+        "mfrl experiment/pa": {"experiment/paper="},
+        "mfrl experiment/paper=antmaze-u": {"experiment/paper=antmaze-umaze", "experiment/paper=antmaze-umaze-diverse"},
+        "mfrl env/d4rl=pen-": {f"env/d4rl=pen-{name}" for name in ("human", "cloned", "expert")},
+    }
+    done = mfrl("train", "-sc", "query=bash", env=ENVIRONMENT | {"COMP_LINE": line})
+    assert (done.returncode, {*done.stdout.split()}) == (0, completed[line]), done.stderr
+
+
+def test_a_table_by_the_name_of_one_of_ours_is_refused(own: Path) -> None:
+    shutil.copy(own / "presets" / "mine.csv", own / "presets" / "paper.csv")
+    with pytest.raises(ConfigError, match=r"presets/paper\.csv: .*another name"):
+        check_overrides("train", ["experiment=paper/pen-cloned"], str(own))
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("task,algo.alhpa\npen-cloned,3\n", ["line 1", "column 'algo.alhpa'", "algo.alpha"]),
+        ("task,algo.alpha,algo.tau source,tua\npen-cloned,3,x,y\n", ["line 1", "column 'tua'"]),
+        ("task,updtes source\npen-cloned,3\n", ["line 1", "column 'updtes source'", "updates"]),
+        ("task,algo.alpha,algo.alpha\npen-cloned,3,4\n", ["line 1", "column 'algo.alpha'", "2 times"]),
+        ("tasks,algo.alpha\npen-cloned,3\n", ["line 1", "column 'tasks'", "did you mean task"]),
+        ("algo.alpha\n3\n", ["line 1", "a column 'task'"]),
+        ("task;algo.alpha\npen-cloned;3\n", ["line 1", "column 'task;algo.alpha'"]),
+        ("", ["line 1", "a column 'task'"]),
+        ("task,algo.alpha\npen-cloned,3\npen-human,ten\n", ["line 3", "pen-human", "column 'algo.alpha'", "'ten'"]),
+        ("task,algo.alpha\npen-cloned,NaN\n", ["line 2", "column 'algo.alpha'", "'NaN'"]),
+        ("task,algo.alpha\npen-cloned,true\n", ["line 2", "column 'algo.alpha'", "'true'"]),
+        ("task,updates\npen-cloned,1_000\n", ["line 2", "column 'updates'", "'1_000'"]),
+        ("task,algo.alpha\npen-cloned,3\n\npen-cloned,4\n", ["line 4", "column 'task'", "pen-cloned", "line 2"]),
+        ("task,algo.alpha\npen-cloned,3\npen-clone,4\n", ["line 3", "column 'task'", "'pen-clone'", "pen-cloned"]),
+        ("task,algo.alpha\npen-cloned,3,4\n", ["line 2", "3 cells", "2 columns"]),
+        ('task,algo.alpha\npen-cloned,"3\n', ["cannot be read as a table"]),
+        ("task,base\npen-cloned,papr/pen-cloned\n", ["'experiment/papr/pen-cloned'", "paper/pen-cloned"]),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_with_its_place(table: str, told: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "presets" / "mine.csv"
+    path.parent.mkdir()
+    path.write_text(table)
+    with pytest.raises(ConfigError) as caught:
+        check_overrides("train", ["experiment=mine/pen-cloned"], str(tmp_path))
+    for part in told if "base" in table else [str(path), *told]:
+        assert part in str(caught.value)
+
+
+def test_a_table_that_cannot_be_used_stops_the_command_before_anything_is_done(own: Path, tmp_path: Path) -> None:
+    path = own / "presets" / "mine.csv"
+    path.write_text("task,algo.alpha\npen-cloned,ten\n", encoding="utf-8")
+    arguments = ["--config-dir", str(own), "experiment=mine/pen-cloned", f"run_dir={tmp_path}/run", "download=true"]
+    done = mfrl("train", *arguments, env=ENVIRONMENT | {"MINARI_DATASETS_PATH": str(tmp_path / "minari")})
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert f"{path}, line 2: pen-cloned, column 'algo.alpha'" in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "minari").exists()
+    assert os.listdir(tmp_path) == [own.name]
+    done = mfrl("train", "--config-dir", str(own), "--help")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)

@@ -26,7 +26,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-from tiny import COMMAND, ENVIRONMENT, TOY
+from tiny import COMMAND, ENVIRONMENT, TOY, mfrl
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
@@ -75,8 +75,7 @@ TRAIN = [*COMMAND, "train"]
 
 
 def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [*TRAIN, "sweep=reformulation", "jobs=2", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=ENVIRONMENT, check=False)
+    return mfrl("train", "sweep=reformulation", "jobs=2", *overrides, cwd=cwd, timeout=600)
 
 
 def written(folder: Path) -> dict[Path, int]:
@@ -122,7 +121,7 @@ def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path:
         done = sweep(tmp_path, *changes)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "another process is training in runs/s0" in done.stderr
+    assert re.search("another process.*runs/s0", done.stderr)
     assert "1 failed, 1 finished" in done.stderr
     assert "the same command again does only what is missing" in done.stderr
     before = written(tmp_path)
@@ -140,7 +139,7 @@ def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path:
 @pytest.mark.parametrize(
     ("override", "note"),
     [
-        ("algo.actor_lr=-1", r"algo.actor_lr=-1 must be positive and finite"),
+        ("algo.actor_lr=-1", r"algo\.actor_lr=-1 .*"),
         ("trainer.max_epochs=-9", r"\w+: .*9.* \(see {folder}/error.txt\)"),
     ],
 )
@@ -166,7 +165,7 @@ def test_a_job_that_is_refused_leaves_the_run_that_is_there(change: str, whole: 
     changes = [*TOY, f"run_dir={copy}", "existing=continue", change]
     outcome = attempt(compose(*changes), changes, aside=False)
     assert outcome.status == FAILED
-    assert f"holds a run with {change.partition('=')[0]}=" in outcome.note
+    assert change.partition("=")[0] in outcome.note
     with RunFolder(copy).locked():
         (copy / "result.json").unlink()
         outcome = attempt(compose(*TOY, *changes[-3:-1]), changes[:-1], aside=False)
@@ -181,26 +180,18 @@ def test_a_job_that_is_refused_leaves_the_run_that_is_there(change: str, whole: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep=reformulation", "resume=x"], "resume= goes on with one run"),
-        (["sweep=reformulation", "jobs=0"], "jobs=0 must be at least 1, or -1"),
-        (["sweep=reformulation", "jobs=x"], "jobs=x must be at least 1, or -1"),
-        (["sweep=reformulation", "hydra.sweeper.params.variant=residuall"], "did you mean residual,"),
+        (["sweep=reformulation", "resume=x"], "resume="),
+        (["sweep=reformulation", "jobs=0"], "jobs=0.*at least 1.*-1"),
+        (["sweep=reformulation", "jobs=x"], "jobs=x.*at least 1.*-1"),
+        (["sweep=reformulation", "hydra.sweeper.params.variant=residuall"], "residuall.*residual"),
     ],
 )
 def test_a_sweep_that_cannot_start_is_answered_in_one_sentence(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [*TRAIN, *TOY, *overrides],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        env=ENVIRONMENT,
-        check=False,
-    )
+    done = mfrl("train", *TOY, *overrides, cwd=tmp_path)
     assert done.returncode in (1, 2)
-    assert message in " ".join(done.stderr.split())
+    assert re.search(message, " ".join(done.stderr.split()))
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("error.txt"))
 
@@ -216,7 +207,7 @@ def test_the_parallel_launcher_serves_without_a_sweep_file() -> None:
 def test_jobs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
     done = sweep(tmp_path, *TOY, "variant=residual", "seed=0", "updates=12,24")
     assert done.returncode == 1
-    assert "2 jobs of the sweep would share the folder runs/reformulation" in done.stderr
+    assert re.search("2 jobs.*runs/reformulation", done.stderr)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("config.yaml"))
 
@@ -352,12 +343,12 @@ def test_without_a_checkpoint_a_run_begins_anew(whole: tuple[Path, dict], copy: 
 
 
 def test_other_settings_are_refused_with_the_key(copy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"algo.actor_lr=0.001, not 0.002"):
+    with pytest.raises(ConfigError, match=r"algo\.actor_lr=0\.001.*0\.002"):
         run(copy, "algo.actor_lr=0.002")
-    with pytest.raises(ConfigError, match=r"variant.name=residual, not velocity"):
+    with pytest.raises(ConfigError, match=r"variant\.name=residual.*velocity"):
         run(copy, "variant=velocity")
     (copy / "config.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match=r"config.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
         run(copy)
 
 
@@ -368,7 +359,7 @@ def test_a_setting_that_came_later_and_is_off_is_no_other_setting(whole: tuple[P
     del config["collect"], config["threads"], config.algo["target_clip"]
     del config.variant["instant_share"], config.algo.reformulation["instant_share"]
     OmegaConf.save(config, copy / "config.yaml")
-    with pytest.raises(ConfigError, match=r"algo.target_clip=None, not"):
+    with pytest.raises(ConfigError, match=r"algo\.target_clip=None"):
         run(copy)
     config.algo.target_clip = OmegaConf.load(whole[0] / "config.yaml").algo.target_clip
     OmegaConf.save(config, copy / "config.yaml")
@@ -381,7 +372,7 @@ def test_length_and_evaluation_stay_what_they_were(change: str, finished: bool, 
     if not finished:
         stop_halfway(copy)
     key, _, value = change.partition("=")
-    with pytest.raises(ConfigError, match=rf"holds a run with {key}=\d+, not {value}:"):
+    with pytest.raises(ConfigError, match=rf"{key}=\d+.*\b{value}\b"):
         run(copy, change)
 
 
@@ -394,19 +385,18 @@ def test_length_and_evaluation_change_with_resume(copy: Path) -> None:
     assert resume(copy, "updates=36", "log.every=12", "++eval.samples=32")["updates"] == 36
     assert evaluated(copy) == [0, 12, 24, 36]
     assert OmegaConf.load(copy / "config.yaml").eval.samples == 32
-    with pytest.raises(ConfigError, match=r"updates=36, not 24"):
+    with pytest.raises(ConfigError, match=r"updates=36.*24"):
         run(copy)
 
 
 @pytest.mark.parametrize("change", ["eval.episodes=5", "++eval.sampels=32", "eval={episodes:5}"])
 def test_a_resumed_run_has_the_evaluation_of_its_environment(change: str, copy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no setting of this run's evaluation \(every, samples, seed are\)"):
+    with pytest.raises(ConfigError, match=rf"{re.split('[=:{]', change)[-2].rpartition('.')[2]}.*every, samples, seed"):
         resume(copy, change, "updates=36")
 
 
 def test_a_toy_is_resumed_from_the_command_line(copy: Path) -> None:
-    command = [*TRAIN, f"resume={copy}", "updates=36", "eval.samples=32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
+    done = mfrl("train", f"resume={copy}", "updates=36", "eval.samples=32")
     assert done.returncode == 0, done.stderr
     assert OmegaConf.load(copy / "config.yaml").eval.samples == 32
 
@@ -426,7 +416,7 @@ def test_threads_are_kept_to_when_a_run_goes_on(tmp_path: Path) -> None:
 
 def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds notes.txt, but no run"):
+    with pytest.raises(ConfigError, match=r"notes\.txt"):
         run(tmp_path)
 
 
@@ -436,7 +426,7 @@ def test_a_run_that_another_process_trains_is_reported(copy: Path) -> None:
 
 
 def test_existing_has_two_values(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must be new or continue"):
+    with pytest.raises(ConfigError, match=r"existing=overwrite.*new.*continue"):
         run(tmp_path, "existing=overwrite")
 
 
@@ -470,7 +460,7 @@ def test_a_folder_is_named_after_what_was_changed(overrides: list[str], name: st
 
 def test_two_jobs_never_share_a_folder() -> None:
     refuse_shared_folders([Path("a/b"), Path("a/c")])
-    with pytest.raises(ConfigError, match="2 jobs of the sweep would share the folder a/b"):
+    with pytest.raises(ConfigError, match=r"2 jobs.*a/b"):
         refuse_shared_folders([Path("a/b"), Path("a/c"), Path("a/b")])
 
 
@@ -491,7 +481,7 @@ def test_threads_hold_for_the_simulator(threads: int | str, workers: str, expect
 
 
 def test_threads_must_be_a_number(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="threads=0 must be null or a whole number"):
+    with pytest.raises(ConfigError, match="threads=0"):
         run(tmp_path, "threads=0")
 
 
@@ -512,7 +502,7 @@ def tensorboard(folder: Path) -> TBContext:
 
 
 def hparams_table(folder: Path) -> dict[str, tuple[dict, dict]]:
-    """The HParams tab: for every run its settings and its metrics."""
+    """The HParams tab: for every run its settings, in the order of the columns, and its metrics."""
     request, plugin = context.RequestContext(), backend_context.Context(tensorboard(folder))
     experiment = get_experiment.Handler(request, plugin, "", api_pb2.GetExperimentRequest()).run()
     ask = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=[api_pb2.STATUS_SUCCESS])
@@ -523,7 +513,12 @@ def hparams_table(folder: Path) -> dict[str, tuple[dict, dict]]:
     rows = list_session_groups.Handler(request, plugin, "", ask).run().session_groups
     return {
         row.name: (
-            {name: getattr(value, value.WhichOneof("kind")) for name, value in row.hparams.items()},
+            {
+                column.name: getattr(value, value.WhichOneof("kind"))
+                for column in experiment.hparam_infos
+                for value in [row.hparams[column.name]]
+                if value.WhichOneof("kind")
+            },
             {metric.name.tag: metric.value for metric in row.metric_values},
         )
         for row in rows
@@ -535,19 +530,29 @@ def test_the_hparams_tab_compares_the_runs_of_a_sweep(simulated: tuple[Path, str
     assert len(table) == 4
     for folder, (settings, metrics) in table.items():
         result = json.loads((simulated[0] / folder / "result.json").read_text())
-        assert settings["variant.name"] == result["variant"]
-        assert settings["seed"] == result["seed"]
-        assert settings["algo.alpha"] == result["alpha"]
-        assert settings["network.actor.width"] == 16  # overridden
-        assert metrics["final/return"] == result["final"]["eval/return"]
-        assert metrics["mean_of_last_three/success"] == result["mean_of_last_three"]["eval/success"]
+        # TensorBoard shows five columns, sorted by name, those marked as differing before the others.
+        names = [name.strip() for name in settings]
+        assert names[:5] == ["variant", "seed", "env", "algo.alpha", "batch_size"], "the last one was overridden"
+        assert list(settings.values())[:4] == [result["variant"], result["seed"], DATASET, result["alpha"]]
+        assert settings["algo.target_candidates"] == "null", "a default is said too"
+        assert settings["network.actor.width"] == 16
+        assert next(iter(metrics)) == "score"
+        assert metrics["score"] == pytest.approx(result["mean_of_last_three"]["eval/success"])
+        assert metrics["eval/return"] == pytest.approx(result["final"]["eval/return"])
+    assert len({tuple(settings) for settings, _ in table.values()}) == 1, "a run without a column is drawn nowhere"
 
 
 def test_a_run_that_goes_on_has_one_line_in_the_hparams_tab(copy: Path) -> None:
     result = resume(copy, "updates=36")
     ((settings, metrics),) = hparams_table(copy).values()
     assert settings["updates"] == 36
-    assert metrics["final/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)
+    assert metrics["score"] == metrics["eval/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)
+
+
+def patterns(chart: dict) -> list[str]:
+    if "margin" in chart:
+        return [f"^{tag}$" for series in chart["margin"]["series"] for tag in series.values()]
+    return chart["multiline"]["tag"]
 
 
 def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
@@ -560,7 +565,7 @@ def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
         category["title"]: {
             chart["title"]: {
                 curve
-                for tag in chart["multiline"]["tag"]
+                for tag in patterns(chart)
                 for curve in plugin.scalars_impl(request, name, tag, "")["tag_to_events"]
             }
             for chart in category["chart"]
@@ -571,17 +576,24 @@ def charts(folder: Path) -> dict[str, dict[str, set[str]]]:
 
 def test_the_custom_scalars_tab_groups_the_curves_of_a_simulated_run(simulated: tuple[Path, str]) -> None:
     found = charts(simulated[0])
-    assert found["scores"]["success"] == {"eval/success"}
-    assert found["losses"]["critic"] == {"train/critic_loss", "val/critic_loss"}
-    assert found["Q statistics"]["Q of the data and target"] == {"train/q", "train/target"}
-    assert found["policy and bounds"]["share out of bounds"] == {"train/out_of_bounds"}
+    assert found["evaluation"]["success"] == {"eval/success"}
+    assert found["critic"]["critic loss"] == {"train/critic_loss"}
+    assert found["held out"]["critic loss"] == {"val/critic_loss"}
+    (band,) = [curves for curves in found["critic"].values() if len(curves) > 1]
+    assert band == {"train/q", "critic/q_min", "critic/q_max"}
+    assert found["actor"]["actions out of bounds"] == {"actor/out_of_bounds"}
     assert found["speed"]["updates per second"] == {"perf/updates_per_second"}
+    assert all(curves for category in found.values() for curves in category.values()), "a chart of nothing"
+    policy = [chart for category in found.values() for chart, curves in category.items() if "critic/policy_q" in curves]
+    assert policy == ["Q of the policy"], "once, with one sign"
 
 
 def test_the_custom_scalars_tab_groups_the_curves_of_a_toy_run(whole: tuple[Path, dict]) -> None:
     found = charts(whole[0])
-    assert found["scores"]["Wasserstein distance"] == {"eval/w2", "eval/w2_floor"}
-    assert found["scores"]["mode coverage"] == {"eval/mode_coverage"}
-    assert found["losses"]["flow"] == {"train/flow_loss", "val/flow_loss"}
-    assert "eval/out_of_bounds" in found["policy and bounds"]["share out of bounds"]
-    assert "Q statistics" not in found
+    assert {"eval/w2", "eval/w2_floor"} in found["evaluation"].values()
+    assert found["evaluation"]["mode coverage"] == {"eval/mode_coverage"}
+    assert found["evaluation"]["actions out of bounds"] == {"eval/out_of_bounds"}
+    assert found["actor"]["flow loss"] == {"train/flow_loss"}
+    assert found["held out"]["flow loss"] == {"val/flow_loss"}
+    assert "critic" not in found
+    assert all(curves for category in found.values() for curves in category.values()), "a chart of nothing"

@@ -109,7 +109,7 @@ def test_every_action_of_policy_and_dataset_is_shown(action_dim):
     rng = np.random.default_rng(0)
     samples = rng.uniform(-1, 1, (3, 20, action_dim))
     dataset = [rng.uniform(-1, 1, (n, action_dim)) for n in (7, 9, 11)]
-    figure = figures.action_samples(samples, dataset, "actions")
+    figure = figures.action_samples(samples, dataset, title="actions")
     figure.canvas.draw()
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == 3
@@ -122,6 +122,15 @@ def test_every_action_of_policy_and_dataset_is_shown(action_dim):
                 np.testing.assert_array_equal(offsets[:, 1], actions.ravel())
                 dimensions = np.tile(np.arange(1, action_dim + 1), len(actions))
                 np.testing.assert_array_equal(offsets[:, 0].round(), dimensions)
+
+
+def test_four_states_stand_two_by_two_under_their_places():
+    places = [f"x = {k}.0, y = 0.5" for k in range(4)]
+    figure = figures.action_samples(np.zeros((4, 5, 2)), [np.zeros((3, 2))] * 4, places)
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == places
+    corners = [axes.get_position() for axes in figure.axes]
+    assert len({round(corner.x0, 3) for corner in corners}) == len({round(corner.y0, 3) for corner in corners}) == 2
 
 
 def test_states_and_dataset_actions_must_match():
@@ -148,6 +157,9 @@ def test_clouds_have_a_panel_for_each_name_coloured_by_observation():
     assert seen[1].argmax() == 0  # orange
     assert is_color(seen[2], "white")
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["12% beyond"]
+    of_methods = study_figures.sample_clouds({"a": np.zeros((1, 40, 2)), "b": np.zeros((1, 40, 2))}, colors=["g", "r"])
+    for axes, color in zip(of_methods.axes, ("g", "r"), strict=True):
+        assert to_rgb(axes.collections[0].get_facecolor()[0][:3]) == to_rgb(color)
 
 
 def test_displaced_lines_are_drawn_where_they_are():

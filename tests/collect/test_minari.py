@@ -21,16 +21,18 @@ from omegaconf import OmegaConf
 from mfrl.app import collect as command
 from mfrl.app.collect import collect_missing
 from mfrl.app.train import train
-from mfrl.catalogue import MAZES, CollectError
-from mfrl.collect.minari.plan import check_free_to_make, collect, run_episode
+from mfrl.catalogue import MAZES
+from mfrl.collect.minari.episodes import run_episode
+from mfrl.collect.minari.files import check_free_to_make
 from mfrl.collect.minari.policies import Uniform, Waypoints
 from mfrl.collect.minari.recorder import Recorder, append, rows
+from mfrl.collect.minari.runner import collect
 from mfrl.collect.minari.waypoint import WaypointController
 from mfrl.data.minari import MinariData
 from mfrl.data.minari_files import describe
 from mfrl.envs import minari as minari_envs
 from mfrl.envs.spec import EnvSpec
-from mfrl.errors import CheckpointError, ConfigError, MfrlError
+from mfrl.errors import CheckpointError, CollectError, ConfigError, MfrlError
 from mfrl.randomness import generator
 from mfrl.runs.load import load_algorithm
 from mfrl.system.paths import CONFIG_DIR
@@ -182,7 +184,7 @@ def test_the_record_speaks_for_exactly_these_files(umaze: tuple[Path, dict[str, 
     root, record = umaze
     assert json.loads((root / UMAZE / "provenance.json").read_text()) == record == describe(root, UMAZE)
     assert record["source"] == "collected"
-    assert record["generator"]["function"] == "mfrl.collect.minari.plan.collect"
+    assert record["generator"]["function"] == "mfrl.collect.minari.runner.collect"
     settings = {"seed": 0, "policy": "controller", "env_id": "PointMaze_UMaze-v3", "episode_steps": 300, "noise": 0.5}
     assert record | settings | {"episodes": 3, "transitions": 900} == record
     assert {"data/main_data.hdf5", "data/metadata.json"} == set(record["files"])

@@ -125,7 +125,7 @@ def test_prepared_data_serve_both_kinds(data_dir: Path) -> None:
 
 
 def test_a_minari_dataset_has_them_too(tmp_path: Path) -> None:
-    from test_minari import record
+    from data.test_minari import record
 
     record(tmp_path, "test/pendulum-v0", "Pendulum-v1", episodes=4, steps=10)
     raw, data = (
@@ -143,9 +143,9 @@ def test_a_minari_dataset_has_them_too(tmp_path: Path) -> None:
 def test_what_is_no_normalisation_is_refused(data_dir: Path, tmp_path: Path) -> None:
     for wrong in ("data", "pad", 2, None):
         for make in (OGBenchData, MinariData):
-            with pytest.raises(ConfigError, match=r"data\.normalize=.* must be true, false or padded"):
+            with pytest.raises(ConfigError, match=r"data\.normalize=.*true.*false.*padded"):
                 make(DATASET if make is OGBenchData else "test/pendulum-v0", data_dir=str(tmp_path), normalize=wrong)
-    with pytest.raises(DataError, match=r"data\.normalize=padded is for states, and visual-.* holds images"):
+    with pytest.raises(DataError, match=r"data\.normalize=padded.*visual-"):
         OGBenchData("visual-cube-single-play-v0", normalize="padded")
     with pytest.raises(ConfigError, match=r"data\.normalize=pad must be"):
         run(tmp_path / "run", f"data_dir={data_dir}", "data.normalize=pad")

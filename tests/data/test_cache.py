@@ -48,7 +48,7 @@ def open_entry(data_dir: Path, build: Callable[[Store], dict[str, Any]], key: di
 
 
 def nothing_half_written(root: Path) -> bool:
-    return not [path for path in root.rglob("*") if path.name.endswith((".tmp", ".old"))]
+    return not [path for path in root.rglob("*") if ".tmp" in path.name or path.name.startswith(".in-use")]
 
 
 def test_an_entry_is_made_once_and_then_opened(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_without_room_on_disk_and_in_memory_one_sentence_says_so(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 100))
-    with pytest.raises(CacheError, match=r"more and 0\.0 are free.*does not fit into memory.*data\.memory_gib"):
+    with pytest.raises(CacheError, match=r"has 0 MB free.*does not fit into memory.*data\.memory_gib"):
         open_entry(tmp_path, Builds(), memory_gib=1000 / 2**30)
     assert nothing_half_written(tmp_path)
 
@@ -389,6 +389,6 @@ def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["maybe", "auto", "yes"])
 def test_a_word_is_no_folder_to_keep_data_in(word: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"data.cache={word} must be null, true, false or a folder"):
+    with pytest.raises(ConfigError, match=f"data.cache={word}"):
         Cache(tmp_path, word)
     assert not list(tmp_path.iterdir())

@@ -25,11 +25,11 @@ from rich.console import Console
 
 from mfrl.app.cli import check_overrides
 from mfrl.app.train import fetch_missing
-from mfrl.catalogue import commands
-from mfrl.data import download as module
-from mfrl.data import records
-from mfrl.data.download import download
+from mfrl.data import ogbench_download as module
+from mfrl.data import ogbench_files
+from mfrl.data.getting import commands
 from mfrl.data.ogbench import OGBenchData
+from mfrl.data.ogbench_download import download
 from mfrl.errors import ConfigError, DataError
 
 DATASET = "cube-single-play-v0"
@@ -157,7 +157,7 @@ def test_both_files_come_with_a_record_that_matches_them(official: Server, tmp_p
     assert record["downloads"][TRAIN]["url"] == f"{official.url}/{TRAIN}"
     assert record["downloads"][TRAIN]["etag"] == '"1"'
     assert record["downloads"][TRAIN]["date"]
-    assert records.describe(tmp_path, DATASET) == record
+    assert ogbench_files.describe(tmp_path, DATASET) == record
 
 
 def test_a_broken_connection_goes_on_where_it_stopped(official: Server, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_connection_that_keeps_breaking_is_given_up_and_resumed_by_the_next_co
     record = download(DATASET, tmp_path, mirrors=[])
     assert official.asked[-1] == (f"/{TRAIN}", "bytes=3000-")
     assert names(tmp_path) == COMPLETE
-    assert records.describe(tmp_path, DATASET) == record
+    assert ogbench_files.describe(tmp_path, DATASET) == record
 
 
 @pytest.mark.parametrize("heeds_if_range", [True, False])
@@ -327,7 +327,7 @@ def test_files_that_are_there_are_left_alone(official: Server, tmp_path: Path) -
     assert download(DATASET, tmp_path, mirrors=[]) is None
     assert (tmp_path / TRAIN).read_bytes() == b"mine"
     assert (tmp_path / VAL).exists()
-    assert records.describe(tmp_path, DATASET)["source"] == "unrecorded"
+    assert ogbench_files.describe(tmp_path, DATASET)["source"] == "unrecorded"
     asked = len(official.asked)
     assert download(DATASET, tmp_path, mirrors=[]) is None
     assert len(official.asked) == asked
@@ -339,14 +339,14 @@ def test_a_deleted_half_is_fetched_again_and_the_record_holds(official: Server, 
     (tmp_path / VAL).unlink()
     second = download(DATASET, tmp_path, mirrors=[])
     assert second["files"] == first["files"]
-    assert records.describe(tmp_path, DATASET)["source"] == "official"
+    assert ogbench_files.describe(tmp_path, DATASET)["source"] == "official"
 
 
 def test_half_of_a_collected_set_is_not_completed_by_a_download(
     official: Server, data_dir: Path, tmp_path: Path
 ) -> None:
     dataset = "pointmaze-medium-explore-v0"
-    for path in (records.data_paths(data_dir, dataset)[0], records.record_path(data_dir, dataset)):
+    for path in (ogbench_files.data_paths(data_dir, dataset)[0], ogbench_files.record_path(data_dir, dataset)):
         shutil.copy(path, tmp_path)
     with pytest.raises(DataError, match=r"is collected, and a download would not be the other half"):
         download(dataset, tmp_path, mirrors=[])
@@ -368,8 +368,8 @@ def test_a_disk_without_room_is_told_before_writing(
 ) -> None:
     official.put_dataset()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match="GB free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match="MB free"):
         download(DATASET, tmp_path, mirrors=[])
     assert names(tmp_path) == set()
 
@@ -447,7 +447,7 @@ def test_a_folder_of_files_appears_when_it_is_complete(official: Server, tmp_pat
     assert official.asked == [(f"/{LARGE}/", None), (f"/{LARGE}/{SHARDS[3]}", None)]
     assert names(tmp_path / LARGE) == set(SHARDS)
     assert record["source"] == "official"
-    assert records.describe(tmp_path, LARGE) == record
+    assert ogbench_files.describe(tmp_path, LARGE) == record
     assert names(tmp_path) == {LARGE, f"{LARGE}.provenance.json"}
 
 
@@ -474,7 +474,7 @@ def test_the_datamodule_downloads_what_it_then_reads(
     official: Server, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = "pointmaze-medium-explore-v0"
-    for path in records.data_paths(data_dir, dataset):
+    for path in ogbench_files.data_paths(data_dir, dataset):
         official.put(path.name, path.read_bytes())
     data = OGBenchData(dataset, data_dir=str(tmp_path))
     data.download(mirrors=[])
@@ -484,7 +484,7 @@ def test_the_datamodule_downloads_what_it_then_reads(
 
 def test_training_fetches_what_is_missing(official: Server, data_dir: Path, tmp_path: Path) -> None:
     dataset = "pointmaze-medium-explore-v0"
-    for path in records.data_paths(data_dir, dataset):
+    for path in ogbench_files.data_paths(data_dir, dataset):
         official.put(path.name, path.read_bytes())
     data = OGBenchData(dataset, data_dir=str(tmp_path))
     console = Console(file=io.StringIO())
@@ -495,7 +495,7 @@ def test_training_fetches_what_is_missing(official: Server, data_dir: Path, tmp_
 
 def test_the_command_asks_the_mirrors_given(serve: Callable[[], Server], data_dir: Path, tmp_path: Path) -> None:
     mirror = serve()
-    for path in records.data_paths(data_dir, "pointmaze-medium-explore-v0"):
+    for path in ogbench_files.data_paths(data_dir, "pointmaze-medium-explore-v0"):
         mirror.put(path.name, path.read_bytes())
     # a proxy that is not there keeps the official server out of reach, with or without a network
     environment = os.environ | {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
@@ -504,7 +504,7 @@ def test_the_command_asks_the_mirrors_given(serve: Callable[[], Server], data_di
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "pointmaze-medium-explore-v0 is in" in done.stderr
-    assert records.describe(tmp_path, "pointmaze-medium-explore-v0")["source"] == "mirror"
+    assert ogbench_files.describe(tmp_path, "pointmaze-medium-explore-v0")["source"] == "mirror"
 
 
 @pytest.mark.parametrize("choice", ["ogbench/visual-scene-play", "d4rl/pen-human", "minari/pointmaze-umaze"])

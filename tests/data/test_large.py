@@ -361,7 +361,7 @@ def test_a_wrong_row_is_named_in_its_own_file(large: Path) -> None:
     contents = fields(path)
     contents["observations"][5, 1] = np.nan
     np.savez(path, **contents)
-    with pytest.raises(DataError, match=rf"{NAME}-003\.npz: field 'observations' holds NaN or infinity at row 5"):
+    with pytest.raises(DataError, match=rf"{NAME}-003\.npz: observations.*row 5"):
         opened(f"{DATASET}-100m", large)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from envs.test_ogbench import FragileEnv, backend_or_skip
-from mfrl.envs import ogbench
+from mfrl.envs import evaluation, ogbench
 from mfrl.envs.evaluation import Evaluation, Evaluator
-from mfrl.envs.spec import EnvSpec
+from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.envs.vector import WorkerError
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
@@ -202,6 +203,98 @@ def test_an_evaluator_starts_afresh_after_its_workers_die():
 class FragileTask(FragileEnv):
     observes_pixels = False
     reference_returns = None
+
+
+# ---- several policies side by side
+
+
+class Network(Scripted):
+    """A network whose actions depend, in the last bits, on the shape and the neighbours of its batch."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 67), torch.nn.SiLU(), torch.nn.Linear(67, 2))
+
+    def actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return self.layers(torch.cat([observations / 20.0, noise[0]], -1)).clamp(-1, 1)
+
+
+def assert_same(one: Evaluation, other: Evaluation) -> None:
+    for name in ("seeds", "returns", "successes", "lengths"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for path, same in zip(one.paths, other.paths, strict=True):
+        np.testing.assert_array_equal(path, same)
+
+
+@pytest.mark.parametrize("most", [evaluation.MOST_SIDE_BY_SIDE, 4])
+def test_policies_side_by_side_are_evaluated_as_each_is_alone(most: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "MOST_SIDE_BY_SIDE", most)
+    policies, seen = [Network(0), Oracle(), Network(1)], []
+    with Evaluator(TASK, num_envs=2, workers=2, policies=3) as evaluator:
+        together = evaluator.run_each(policies, 3, progress=lambda *report: seen.append(report), record_paths=3)
+        assert evaluator.env.num_envs == min(most, 6)
+    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+        for policy, result in zip(policies, together, strict=True):
+            assert policy.batches == {(2, 2, 3, 2, 2)}
+            assert_same(evaluator.run(policy, 3, record_paths=3), result)
+    assert seen[-1] == (9, [result.successes.mean() for result in together])
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_a_policy_that_is_no_number_leaves_the_others_to_their_evaluation(oracle: Evaluation):
+    class LateBroken(Wander):
+        calls = 0
+
+        def actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+            self.calls += 1
+            return super().actions(observations, noise) / (self.calls <= 20)
+
+    with Evaluator(TASK, num_envs=4, workers=0, policies=3) as evaluator:
+        late, result, broken = evaluator.run_each([LateBroken(), Oracle(), Broken()], 6, record_paths=3)
+        assert_same(result, oracle)
+        assert isinstance(late, DivergedError)
+        assert "episode 0, step 20" in str(late)
+        assert isinstance(broken, DivergedError)
+        assert "episode 0, step 0" in str(broken)
+        assert_same(evaluator.run(Oracle(), 6, record_paths=3), oracle)
+
+
+def test_an_environment_that_blows_up_ends_the_evaluation_of_its_own_policy_alone():
+    with Evaluator(ExplosiveTask(), num_envs=2, workers=1, policies=2) as evaluator:
+        exploded, still = evaluator.run_each([Fatal(), Still()], 2)
+    assert isinstance(exploded, EnvError)
+    assert "episode 0 after 1 steps" in str(exploded)
+    assert still.lengths.tolist() == [1000, 1000]
+
+
+class ExplosiveTask:
+    """The point maze, which on the action (0.5, ...) shows what is no number."""
+
+    env_id = "Explosive-v0"
+    observes_pixels = False
+    reference_returns = None
+
+    def make(self, *, render: bool = False) -> gymnasium.Env:
+        env = TASK.make(render=render)
+        step = env.unwrapped.step
+
+        def explode(action: np.ndarray) -> tuple:
+            observation, *rest = step(action)
+            return observation * np.nan if action[0] == np.float32(0.5) else observation, *rest
+
+        env.unwrapped.step = explode
+        return env
+
+
+def test_policies_side_by_side_are_filmed_each_in_its_own_environment():
+    backend_or_skip()
+    with Evaluator(TASK, num_envs=1, workers=1, policies=2) as evaluator:
+        films = [r.frames for r in evaluator.run_each([Oracle(), Still()], 1, video_episodes=1, max_frames=4)]
+        alone = [evaluator.run(policy, 1, video_episodes=1, max_frames=4).frames for policy in (Oracle(), Still())]
+    for (film,), (same,) in zip(films, alone, strict=True):
+        np.testing.assert_array_equal(film, same)
+    assert not np.array_equal(films[0][0][-1], films[1][0][-1])
 
 
 def test_scores_are_normalised_by_the_reference_returns():

@@ -25,11 +25,6 @@ from mfrl.system.paths import CONFIG_DIR
 
 register_robotics()
 
-ANTMAZE = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
-KINDS = ("human", "cloned", "expert")
-ADROIT = {"pen": (45, 24, 100), "door": (39, 28, 200), "hammer": (46, 26, 200), "relocate": (39, 30, 200)}
-NAMES = [f"antmaze-{kind}" for kind in ANTMAZE] + [f"{t}-{kind}" for t in ADROIT for kind in KINDS]
-
 
 def compose(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -41,29 +36,6 @@ def spec_of(name: str) -> EnvSpec:
     return build(compose(f"env=d4rl/{name}").data).env
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_d4rl_name_composes_and_its_environment_steps(name: str) -> None:
-    spec = spec_of(name)
-    env = spec.make()
-    signature = Signature.of(env)
-    task = name.split("-")[0]
-    if task == "antmaze":
-        expected = (29, 8, 700 if "umaze" in name else 1000)
-        assert spec.reference_returns == (0.0, 1.0)
-    else:
-        expected = ADROIT[task]
-    assert (signature.observation_shape[0], signature.action_dim, signature.max_episode_steps) == expected
-    env.action_space.seed(0)
-    observation, _ = env.reset(seed=0)
-    for _ in range(3):
-        observation, reward, _, _, info = env.step(env.action_space.sample())
-        assert observation.shape == signature.observation_shape
-        assert observation.dtype == np.float32
-        assert np.isfinite(observation).all()
-        assert np.isfinite(reward)
-        assert info["success"] in (True, False)
-
-
 def test_reference_returns_are_those_of_d4rl() -> None:
     known = {
         "pen": (96.262799, 3076.8331017826877),
@@ -73,6 +45,7 @@ def test_reference_returns_are_those_of_d4rl() -> None:
     }
     for task, returns in known.items():
         assert spec_of(f"{task}-cloned").reference_returns == returns
+    assert spec_of("antmaze-umaze").reference_returns == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["antmaze-umaze", "antmaze-medium-play", "antmaze-large-diverse"])

@@ -86,7 +86,7 @@ def test_datasets_name_their_single_task_environment(dataset, task, env_id):
 
 @pytest.mark.parametrize("task", [0, 6, -1])
 def test_tasks_outside_one_to_five_are_refused(task):
-    with pytest.raises(EnvError, match=f"env.task={task} must be a whole number from 1 to 5"):
+    with pytest.raises(EnvError, match=f"env.task={task}.*1 to 5"):
         singletask_id("cube-single-play-v0", task)
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
 
-from mfrl.collect.minari.plan import collect as collect_minari
+from mfrl.collect.minari.runner import collect as collect_minari
 from mfrl.collect.ogbench.episode import pack
 from mfrl.collect.ogbench.runner import collect
 from mfrl.data.batch import ACTION_CLIP

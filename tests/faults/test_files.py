@@ -32,9 +32,10 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
 from tiny import compose
 
+from mfrl.app.cli import Composer
 from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint
 from mfrl.app.train import train
-from mfrl.collect.minari.plan import collect
+from mfrl.collect.minari.runner import collect
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import ADROIT_LABELS
 from mfrl.envs.minari import write_spec
@@ -158,7 +159,7 @@ def test_a_name_that_is_one_when_checked_and_another_when_built_is_neither(
         call = {"_target_": "${oc.select:'t.${compile}','os.system'}", "_args_": [f"touch {mark}"]}
         put(place, call)(record)
 
-    with pytest.raises(CheckpointError, match=r"_target_ in the checkpoint is .*others are not evaluated"):
+    with pytest.raises(CheckpointError, match="_target_"):
         route(changed(toy, tmp_path / "run", attack))
     assert not mark.exists()
 
@@ -172,7 +173,7 @@ def test_of_mfrl_itself_only_what_belongs_there_is_built(
 ) -> None:
     mark = tmp_path / "written"
     node = {"_target_": target, "path": str(mark), "text": "x", "dataset": "moons"}
-    with pytest.raises(CheckpointError, match=f"{target}.* as algo.actor, which is not a class of mfrl that belongs"):
+    with pytest.raises(CheckpointError, match=f"{target}.*algo.actor"):
         route(changed(toy, tmp_path / "run", put("network.actor", node)))
     assert not mark.exists()
 
@@ -181,12 +182,12 @@ def test_of_mfrl_itself_only_what_belongs_there_is_built(
 def test_the_data_and_the_evaluation_of_a_resumed_run_are_checked_too(part: str, toy: Path, tmp_path: Path) -> None:
     for key, value in ((f"{part}.x", {"_target_": "os.getcwd"}), (f"{part}._target_", "mfrl.networks.mlp.MLP")):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        with pytest.raises(CheckpointError, match=f"as {key.removesuffix('._target_')}, which is not a class of mfrl"):
+        with pytest.raises(CheckpointError, match=key.removesuffix("._target_")):
             into_a_resumed_run(changed(toy, tmp_path / "run", put(key, value)))
     _, record = load_algorithm(toy)
     record = copy.deepcopy(record)
     put("data.x", {"_target_": "os.getcwd"})(record)
-    with pytest.raises(CheckpointError, match=r"data\.x, which is not a class of mfrl"):
+    with pytest.raises(CheckpointError, match=r"data\.x"):
         load_data(record)
 
 
@@ -228,9 +229,9 @@ def test_a_setting_of_another_kind_is_refused_before_anything_is_built(
     part = key.partition(".")[0]
     file = changed(toy, tmp_path / "run", put(key, value)) / "checkpoints" / "last.ckpt"
     saved = Saved(load_checkpoint(file)["mfrl"]["config"])
-    with pytest.raises(CheckpointError, match=rf"has {re.escape(repr(value))} as {key}, which is of another kind"):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(repr(value))}.*{key}"):
         saved.check(part)
-    with pytest.raises(CheckpointError, match="of another kind"):
+    with pytest.raises(CheckpointError, match=key):
         into_a_resumed_run(tmp_path / "run")
 
 
@@ -275,7 +276,7 @@ def test_interpolations_that_do_more_than_refer_are_not_evaluated(
     for route in (into_an_evaluation, into_a_resumed_run):
         with pytest.raises(CheckpointError) as error:
             route(path)
-        assert "algo.actor_lr in the checkpoint is" in str(error.value)
+        assert "algo.actor_lr" in str(error.value)
         assert "sesame" not in str(error.value)
     path = changed(toy, tmp_path / "beside", put("log.note", text))
     with pytest.raises(CheckpointError):
@@ -364,8 +365,7 @@ def test_what_is_composed_can_be_read_back(env: str, algo: str) -> None:
 
 @pytest.mark.slow
 def test_every_experiment_can_be_read_back() -> None:
-    for path in sorted((CONFIG_DIR / "experiment").rglob("[!_]*.yaml")):
-        name = path.relative_to(CONFIG_DIR / "experiment").with_suffix("")
+    for name in Composer("train").all_names("experiment"):
         cfg = compose("train", f"experiment={name}", "run_dir=x")
         written = Saved(OmegaConf.to_container(cfg, resolve=False))
         assert written.plain("") == OmegaConf.to_container(cfg, resolve=True)
@@ -572,7 +572,7 @@ def test_networks_of_a_trusted_package_are_built_and_others_are_not_even_importe
     run(tmp_path / "run", *TOY, "network.actor._target_=my_nets.Mine", "updates=6", "eval.every=6")
     monkeypatch.delitem(sys.modules, "my_nets")
     for route in (into_an_evaluation, into_a_resumed_run):
-        with pytest.raises(CheckpointError, match=r"'my_nets.Mine' as algo.actor, .* trust=\[my_nets\]"):
+        with pytest.raises(CheckpointError, match=r"my_nets\.Mine.*algo\.actor.*trust=\[my_nets\]"):
             route(tmp_path / "run")
     assert "my_nets" not in sys.modules
     trust = "trust=[my_nets]"
@@ -581,7 +581,7 @@ def test_networks_of_a_trusted_package_are_built_and_others_are_not_even_importe
     for name in ("my_nets.mine", "my_nets.system", "my_nets.DiT", "my_nets.nothing"):
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
         path = changed(tmp_path / "run", tmp_path / "copy", put("network.actor._target_", name))
-        with pytest.raises(CheckpointError, match=f"{name}, which the checkpoint has as algo.actor, (is not|cannot)"):
+        with pytest.raises(CheckpointError, match=f"{name}.*algo.actor"):
             load_algorithm(path, ("my_nets",))
 
 
@@ -598,7 +598,7 @@ def test_what_the_user_has_evaluated_is_recorded_as_it_was(tmp_path: Path, monke
     into_an_evaluation(path)
     assert resume(path, "updates=30")["updates"] == 30
     assert changes[-2] in OmegaConf.to_container(OmegaConf.load(path / "overrides.yaml"))
-    with pytest.raises(ConfigError, match=r"algo.actor_lr=\$\{oc.env:NOWHERE\} has no value"):
+    with pytest.raises(ConfigError, match=r"algo\.actor_lr=\$\{oc\.env:NOWHERE\}"):
         run(tmp_path / "none", *TOY, "algo.actor_lr=${oc.env:NOWHERE}")
     assert not (tmp_path / "none").exists()
 
@@ -691,7 +691,7 @@ def test_the_last_whole_checkpoint_beside_a_damaged_one_is_named_and_serves(toy:
     folder = tmp_path / "run" / "checkpoints"
     damage(folder / "last.ckpt")
     for route in (into_an_evaluation, into_a_resumed_run, again):
-        with pytest.raises(CheckpointError, match=r"last.ckpt cannot be read.*update=24.ckpt is whole"):
+        with pytest.raises(CheckpointError, match=r"last\.ckpt.*update=24\.ckpt"):
             route(tmp_path / "run")
     damage(folder / "update=24.ckpt")
     with pytest.raises(CheckpointError, match=r"update=12.ckpt is whole"):
@@ -717,7 +717,9 @@ def again(run_dir: Path) -> dict:
     return run(run_dir, *TOY, "existing=continue")
 
 
-@pytest.mark.parametrize("missing", ["state_dict", "updates", "mfrl.app.config", "mfrl.provenance", "mfrl.env"])
+@pytest.mark.parametrize(
+    "missing", ["state_dict", "updates", "callbacks", "mfrl.config", "mfrl.provenance", "mfrl.env"]
+)
 def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(toy / "checkpoints" / "last.ckpt")
     *way, last = missing.split(".")
@@ -727,6 +729,34 @@ def test_a_checkpoint_without_a_part_of_it_is_refused(missing: str, toy: Path, t
         torch.save(checkpoint, tmp_path / "x.ckpt")
         with pytest.raises(CheckpointError, match=f"its {missing} is missing or of another kind"):
             load_algorithm(tmp_path / "x.ckpt")
+
+
+def test_what_a_checkpoint_holds_for_lightning_decides_nothing(toy: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / str(number) for number in range(3)]
+    for path, value in zip(runs, ("as it is", None, "x"), strict=True):
+        shutil.copytree(toy, path)
+        file = path / "checkpoints" / "last.ckpt"
+        checkpoint = load_checkpoint(file)
+        for part in ("pytorch-lightning_version", "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"):
+            if value is None:
+                del checkpoint[part]
+            elif value == "x":
+                checkpoint[part] = value
+        torch.save(checkpoint, file)
+        assert resume(path, "updates=30")["updates"] == 30
+    for path in runs[1:]:
+        assert_equal(weights(path), weights(runs[0]))
+
+
+@pytest.mark.parametrize("state", ["x", {"worst": {}}, {"worst": {"Q": "much"}, "sentences": {}, "least": {}}])
+def test_a_run_whose_record_of_warnings_is_none_is_not_gone_on_with(state: Any, toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(file)
+    (name,) = checkpoint["callbacks"]
+    torch.save(checkpoint | {"callbacks": {name: state}}, file)
+    with pytest.raises(CheckpointError, match=r"(worst|sentences)="):
+        into_a_resumed_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("key", ["seed", "updates", "algo_name", "env", "env.name", "variant.name", "data", "log"])
@@ -741,7 +771,7 @@ def test_a_run_whose_checkpoint_lacks_a_setting_is_not_gone_on_with(key: str, to
 
     for number, change in enumerate((drop, put(key, -1), put(key, None))):
         path = changed(toy, tmp_path / str(number), change)
-        with pytest.raises(CheckpointError, match=f"its {key} is missing or of another kind|there is no {key}"):
+        with pytest.raises(CheckpointError, match=key):
             into_a_resumed_run(path)
 
 
@@ -811,7 +841,7 @@ def test_numbers_that_cannot_be_written_are_told_first(
     (tmp_path / "taken").touch()
     for out in ([], [f"out={tmp_path / 'taken' / 'below'}"]):
         capfd.readouterr()
-        with pytest.raises(EvaluationError, match=r"numbers above could not be written to .*: .*out=FOLDER"):
+        with pytest.raises(EvaluationError, match="out="):
             evaluate_checkpoint(compose("eval", f"ckpt={tmp_path / 'run'}", *out))
         said = capfd.readouterr()
         assert known["env"] in said.err
@@ -828,10 +858,10 @@ def test_a_run_on_a_read_only_disk_is_evaluated(toy: Path, tmp_path: Path) -> No
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("no mounting here")
     said = " ".join(done.stderr.split())
-    assert "the numbers above could not be written to run/checkpoints: Read-only file system" in said
+    assert "run/checkpoints: Read-only file system" in said
     assert "Traceback" not in said
     assert done.returncode == 1
-    assert said.index("toy/") < said.index("could not be written")
+    assert said.index("toy/") < said.index("Read-only")
     assert json.loads(done.stdout)["updates"] == 24
 
 
@@ -861,7 +891,7 @@ def test_a_link_that_leads_nowhere_is_no_reason_to_begin_anew(link: str, toy: Pa
     shutil.move(place, tmp_path / "elsewhere")
     place.symlink_to(tmp_path / "unmounted")
     for route in (into_an_evaluation, into_a_resumed_run, again):
-        with pytest.raises(CheckpointError, match=rf"{link} is a link to .*unmounted, which is not there"):
+        with pytest.raises(CheckpointError, match=rf"{link}.*unmounted"):
             route(tmp_path / "run")
     assert (tmp_path / "run" / "eval.jsonl").read_text() == (toy / "eval.jsonl").read_text()
 
@@ -922,7 +952,7 @@ def test_an_environment_that_is_not_for_the_policy_is_refused(
 def test_an_environment_with_other_bounds_of_its_actions_is_refused(tmp_path: Path, toy: Path) -> None:
     invent(tmp_path, "my/unit-v0", Box(-1.0, 1.0, (1,), np.float32))
     run(tmp_path / "run", *LOGGED, "env.dataset=my/unit-v0", f"data_dir={tmp_path / 'datasets'}")
-    with pytest.raises(MfrlError, match=r"actions of Pendulum-v1 are bounded \(low\) by \[-2.0\].* on by \[-1.0\]"):
+    with pytest.raises(MfrlError, match=r"Pendulum-v1.*\[-2\.0\].*\[-1\.0\]"):
         evaluate_checkpoint(compose("eval", f"ckpt={tmp_path / 'run'}", *ONCE, "env.gym_id=Pendulum-v1"))
     with pytest.raises(ConfigError, match="judged by its samples, in no environment"):
         evaluate_checkpoint(compose("eval", f"ckpt={toy}", "env.gym_id=Pendulum-v1"))
@@ -945,8 +975,8 @@ def test_what_was_put_around_the_environment_in_training_is_not_put_around_anoth
     here = [f"ckpt={path}", *ONCE, "env.gym_id=Pendulum-v1", "env.max_episode_steps=7"]
     report = evaluate_checkpoint(compose("eval", *here))
     (note,) = report["notes"]
-    assert "rewards and observations are those of Pendulum-v1 as it gives them" in note
-    assert "in training (AdroitLabels)" in note
+    assert "Pendulum-v1" in note
+    assert "AdroitLabels" in note
     assert note in " ".join(capfd.readouterr().err.split())
 
 
@@ -964,5 +994,5 @@ def test_a_checkpoint_whose_data_are_no_description_of_data_is_refused(toy: Path
         )
     ):
         path = changed(toy, tmp_path / str(number), lambda record, c=change: record["spec"].update(c))
-        with pytest.raises(CheckpointError, match=f"does not describe its data as mfrl does: .*{next(iter(change))}"):
+        with pytest.raises(CheckpointError, match=next(iter(change))):
             load_algorithm(path)

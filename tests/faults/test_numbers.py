@@ -34,7 +34,7 @@ from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.app.report import report
 from mfrl.app.train import fetch_missing, train
 from mfrl.callbacks.explosions import Explosions
-from mfrl.collect.minari.plan import collect
+from mfrl.collect.minari.runner import collect
 from mfrl.data.minari import MinariData
 from mfrl.data.ogbench import OGBenchData
 from mfrl.data.storage import _room
@@ -291,7 +291,7 @@ def test_a_run_whose_environment_tells_nothing_shows_no_column_of_it_anywhere(
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     assert not [tag for tag in events.Tags()["scalars"] if "success" in tag]
-    (chosen,) = events.Tensors("custom_scalars__config__")
+    *_, chosen = events.Tensors("custom_scalars__config__")  # the last is shown
     assert b"eval/return" in chosen.tensor_proto.string_val[0]
     assert b"success" not in chosen.tensor_proto.string_val[0]
 
@@ -590,11 +590,11 @@ def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name:
     known = arguments_of(getattr(algorithms, name)).keys()
     for setting in known & RANGES.keys():
         for value in (float("nan"), -5, -3.0, True):
-            with pytest.raises(ConfigError, match=f"{setting}={value} must be"):
+            with pytest.raises(ConfigError, match=f"{setting}={value}"):
                 build(name, **{setting: value})
     for setting in known & CHOICES.keys():
         for value in ("meen", None, 1):
-            with pytest.raises(ConfigError, match=f"{setting}={value} is not one of"):
+            with pytest.raises(ConfigError, match=f"{setting}={value}"):
                 build(name, **{setting: value})
     with pytest.raises(TypeError, match="actor_rl"):
         build(name, actor_rl=1e-3)
@@ -603,7 +603,7 @@ def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name:
 def test_precisions_that_spoil_clipping_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_dataset(tmp_path / "data", monkeypatch)
     for precision in ("16-mixed", "64-true", "bf16-true"):
-        with pytest.raises(ConfigError, match=rf"trainer\.precision={precision} must be 32-true or bf16-mixed"):
+        with pytest.raises(ConfigError, match=rf"trainer\.precision={precision}.*32-true.*bf16-mixed"):
             run(root, tmp_path / "run", f"trainer.precision={precision}")
     assert not (tmp_path / "run").exists()
     assert run(root, tmp_path / "run", "trainer.precision=bf16-mixed")["updates"] == 8

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from tiny import ENVIRONMENT, mfrl
+from tiny import ENVIRONMENT, mfrl, program
 
 from mfrl.errors import ConfigError
 from mfrl.learning import compiling
@@ -34,9 +36,9 @@ def test_a_run_is_compiled_where_it_is_long_enough_to_pay_for_the_start():
 
 def test_without_a_compiler_a_long_run_is_eager_and_says_why(tmp_path: Path):
     options = [*TOY, f"updates={WORTH_COMPILING}", "eval.every=5000", f"run_dir={tmp_path}/run", "log.every=5000"]
-    done = mfrl("train", *options, env=ENVIRONMENT | {"CXX": "no-such-compiler"})
+    done = program("train", *options, env=ENVIRONMENT | {"CXX": "no-such-compiler"})
     assert done.returncode == 0, done.stderr
-    assert "eager: PyTorch finds no C++ compiler that works" in done.stderr
+    assert re.search(r"eager.*C\+\+ compiler", done.stderr)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["compiled"] is False
     assert result["matmul"] == "float32"
@@ -53,19 +55,25 @@ def test_what_was_chosen_is_what_a_resumed_run_goes_on_with(tmp_path: Path):
 
 @pytest.mark.parametrize("value", ["sometimes", None, 1, 0, 2.0])
 def test_anything_else_is_no_choice(value: object):
-    with pytest.raises(ConfigError, match=r"compile=.* must be auto, true or false"):
+    with pytest.raises(ConfigError, match=r"compile=.*auto.*true.*false.*captured"):
         check_compile(value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nothing_is_captured_without_a_gpu():
+    with pytest.raises(ConfigError, match=r"compile=captured needs a CUDA GPU.*compile=true"):
+        check_compile("captured")
 
 
 def test_compiling_where_nothing_compiles_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiling, "missing_compiler", lambda: "PyTorch finds no C++ compiler that works")
     check_compile("auto")
     check_compile(False)
-    with pytest.raises(ConfigError, match=r"compile=true needs a C\+\+ compiler.*g\+\+.*compile=false"):
+    with pytest.raises(ConfigError, match=r"compile=true.*g\+\+.*compile=false"):
         check_compile(True)
 
 
 def test_tf32_is_true_or_false():
     done = mfrl("train", *TOY, "updates=20", "tf32=high")
     assert done.returncode != 0
-    assert "tf32=high must be true or false" in done.stderr
+    assert "tf32=high" in done.stderr

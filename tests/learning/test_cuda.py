@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from learning.test_learner import ALGORITHMS, SIZE, batches, make, parameters, train
+from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Learner
 from mfrl.randomness import Streams, indices, key_of
 
@@ -40,17 +42,21 @@ def test_random_numbers_are_those_of_the_cpu():
     torch.testing.assert_close(drawn[0]["flow"], drawn[1]["flow"].cpu(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True, "captured"])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_updates_are_those_of_the_cpu_to_rounding(name: str, compiled: bool):
+def test_updates_are_those_of_the_cpu_to_rounding(name: str, compiled: Compiled):
     torch._dynamo.reset()
+    counters.clear()
     here, there = Learner([make(name)], SIZE), Learner([make(name).to(GPU)], SIZE, compiled)
-    for one, other in zip(train(here, batches(3)), train(there, [batch.to(GPU) for batch in batches(3)]), strict=True):
+    # A graph is warmed up by the first update, captured by the second and replayed from then on.
+    for one, other in zip(train(here, batches(6)), train(there, [batch.to(GPU) for batch in batches(6)]), strict=True):
         for key, value in one.items():
             torch.testing.assert_close(other[key].cpu(), value, rtol=1e-3, atol=1e-4, msg=key)
     for key, value in parameters(here.algorithms[0]).items():
         mine = parameters(there.algorithms[0])[key].cpu()
         torch.testing.assert_close(mine, value, rtol=1e-3, atol=5e-4, equal_nan=True, msg=key)
+
+    assert counters["inductor"]["cudagraph_skips"] == 0
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import ACTION_DIM, RESIDUAL, SPEC, batch, tiny_critic, tiny_dit, tiny_mlp
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
+from torch._guards import TracingContext
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.flow_bc import FlowBC
@@ -23,6 +25,7 @@ from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.data.batch import Batch
 from mfrl.errors import CheckpointError
+from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Layout, Learner, adam_
 from mfrl.learning.training import Training
 from mfrl.networks.gaussian import GaussianMLP
@@ -122,10 +125,49 @@ def test_an_update_asks_no_tensor_for_its_value_and_makes_none_elsewhere(name: s
     assert values.shape == (len(names),)
 
 
-@pytest.mark.parametrize("name", ["flow_bc", pytest.param("meanflowql, quickstart", marks=pytest.mark.slow)])
-def test_compiled_updates_are_the_eager_ones_to_rounding(name: str):
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        pytest.param(name, members, marks=[] if name == "flow_distilled" else pytest.mark.slow)
+        for name in ALGORITHMS
+        for members in (1, 2)
+    ],
+)
+def test_what_a_captured_update_changes_stays_where_it_is(name: str, members: int):
+    # What a CUDA graph needs, seen without one: all that it changes is marked to stay, arguments alone are copied in.
     torch._dynamo.reset()
-    compiled, eager = (Learner([make(name)], SIZE, compiled) for compiled in (True, False))
+    learner = Learner([make(name, seed) for seed in range(members)], SIZE, "captured")
+    changed, copied = [], []
+
+    def look(graph: fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        stay = TracingContext.get().fw_metadata.static_input_indices
+        written = {node.args[0] for node in graph.graph.nodes if node.target == torch.ops.aten.copy_.default}
+        changed.append({inputs.index(node) for node in written} - set(stay))
+        copied.append(len(inputs) - len(stay))
+        return graph.forward
+
+    backend = aot_autograd(fw_compiler=look, keep_inference_input_mutations=True)
+    learner._step = learner._compiled(lambda graph, inputs, **_: backend(graph, inputs))
+    data = [one if members == 1 else stacked([one] * members) for one in batches(5)]
+    train(learner, data)
+    assert changed == [set()] * len(changed)
+    assert changed
+    fields = sum(field is not None for field in data[0])
+    assert max(copied) <= fields + len(learner._numbers())
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("flow_bc", True),
+        pytest.param("flow_bc", "captured", marks=pytest.mark.slow),  # without a GPU the same, but for its options
+        pytest.param("meanflowql, quickstart", True, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_updates_are_the_eager_ones_to_rounding(name: str, how: Compiled):
+    torch._dynamo.reset()
+    compiled, eager = (Learner([make(name)], SIZE, compiled) for compiled in (how, False))
     for one, other in zip(train(compiled, batches(3)), train(eager, batches(3)), strict=True):
         for key, value in one.items():
             torch.testing.assert_close(value, other[key], rtol=1e-3, atol=1e-5, msg=key)

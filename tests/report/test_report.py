@@ -18,11 +18,14 @@ from rich.console import Console
 from mfrl.app.report import main, report
 from mfrl.report import figures as report_figures
 from mfrl.report import statistics as st
+from mfrl.report.documents import escape
 from mfrl.report.groups import curve, group_runs, labels
 from mfrl.report.published import published_scores
-from mfrl.report.summary import Bootstrap, over_tasks
-from mfrl.report.tables import escape, ranges
+from mfrl.report.summary import Bootstrap, over_tasks, per_group
+from mfrl.report.tables import ranges
 from mfrl.runs.read import ReportError, find_runs
+from mfrl.system import drawing
+from mfrl.system.paths import CONFIG_DIR
 
 QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115
 SHA = {"explore": "a" * 64, "navigate": "b" * 64}
@@ -213,7 +216,7 @@ def test_only_finished_runs_are_averaged_and_the_others_are_listed_with_their_re
         "truncated": ("failed", "result.json cannot be read"),
         "extended": ("unfinished", "result.json is of update 3,000, config.yaml asks for 9,000"),
         "no_origin": ("failed", "provenance.json is missing"),
-        "torn": ("failed", "eval.jsonl cannot be read at line 3"),
+        "torn": ("failed", "eval.jsonl cannot be read: line 3"),
         "pieced": ("failed", "eval/success is 1 in result.json, but 0.8 in eval.jsonl"),
         "diverged": ("failed", "eval/success is nan"),
         "config": ("failed", "config.yaml cannot be read"),
@@ -362,6 +365,99 @@ def test_curves_are_taken_where_every_seed_was_evaluated(tmp_path: Path):
     figure = report_figures.learning_curves([group], Bootstrap())
     line = figure.axes[0].lines[0]
     np.testing.assert_allclose(line.get_xydata(), [[2000, 40.0], [3000, 50.0]])
+
+
+# --- figures --------------------------------------------------------------------------------------------------
+
+NAMES = sorted(path.stem for path in (CONFIG_DIR / "variant").glob("*.yaml") if path.stem != "custom")
+WITHOUT_VARIANT = sorted(
+    path.stem for path in (CONFIG_DIR / "algo").glob("*.yaml") if "override /variant: null" in path.read_text()
+)
+
+
+def test_every_method_is_told_by_its_own_colour_and_marker():
+    known = [drawing.look_of(name) for name in (*NAMES, *WITHOUT_VARIANT)]
+    assert len({look.color for look in known}) == len({look.marker for look in known}) == len(known)
+    own = drawing.look_of("a variant of somebody's")
+    assert own == drawing.look_of("a variant of somebody's")
+    assert own not in known
+
+
+def coloured(figure) -> dict[str, set[tuple[str, str]]]:
+    """Colours and markers of the lines of each panel, those in grey left out."""
+    return {
+        axes.get_title().split("\n")[0]: {
+            (line.get_color(), line.get_marker()) for line in axes.lines if not line.get_color().startswith("0.")
+        }
+        for axes in figure.axes
+        if axes.get_visible()
+    }
+
+
+def test_a_method_looks_the_same_alone_among_few_among_many_and_beside_its_interval(tmp_path: Path):
+    for variant in NAMES:
+        for seed in (0, 1):
+            make_run(tmp_path / variant / str(seed), [0.1, 0.2, 0.3 + 0.1 * seed], seed, variant)
+    groups = group_runs(find_runs([tmp_path])).groups
+    looks = {g.method.variant: (g.method.variant, drawing.look_of(g.method.variant)) for g in groups}
+    pairs = {name: (look.color, look.marker) for name, look in looks.values()}
+    many = report_figures.learning_curves(groups, Bootstrap(resamples=50))
+    assert coloured(many) == {name: {pair} for name, pair in pairs.items()}
+    for k, group in enumerate(groups):
+        few = report_figures.learning_curves([group, groups[k - 1]], Bootstrap(resamples=50))
+        assert coloured(few) == {group.task.name: {pairs[group.method.variant], pairs[groups[k - 1].method.variant]}}
+    rows = per_group(group_runs(find_runs([tmp_path])), Bootstrap(resamples=50))
+    for axes in report_figures.score_intervals(rows, 1, Bootstrap(resamples=50)).axes:
+        marks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() != "None"]
+        assert marks == [pairs[row.method.variant] for row in rows]
+
+
+def test_bands_overlap_in_no_panel_of_many_methods_and_titles_have_the_deviation(tmp_path: Path):
+    for k, variant in enumerate(("residual", "velocity", "endpoint", "half")):
+        for seed in (0, 1):
+            make_run(tmp_path / variant / str(seed), [0.1, 0.2, 0.3 + 0.1 * seed + 0.01 * k], seed, variant)
+    figure = report_figures.learning_curves(group_runs(find_runs([tmp_path]), score="final").groups, Bootstrap())
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [len(axes.collections) for axes in panels] == [1, 1, 1, 1]
+    assert panels[0].get_title() == "residual\n35.0 ± 7.1"
+
+
+def test_settings_of_one_method_are_told_by_dashes_that_the_legend_shows(tmp_path: Path):
+    for variant in ("residual", "velocity"):
+        for alpha in (1.0, 10.0):
+            path = tmp_path / variant / str(alpha)
+            make_run(path, variant=variant, overrides={"algo.alpha": alpha, "algo.tau": 0.1})
+    figure = report_figures.learning_curves(group_runs(find_runs([tmp_path])).groups, Bootstrap())
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if not line.get_color().startswith("0.")]
+        assert len({str(line._dash_pattern) for line in lines}) == 2
+        legend = axes.get_legend()
+        assert [text.get_text().split(":")[0] for text in legend.get_texts()] == ["alpha=1", "alpha=10"]
+        assert legend.handlelength >= 4.0, "several dashes long"
+
+
+def test_axes_of_distances_say_to_what_and_which_way_is_better(tmp_path: Path):
+    metrics = {"eval/w2": [0.5, 0.4, 0.3]}
+    make_run(tmp_path / "run", metrics=metrics, overrides={"env.suite": "toy"})
+    grouping = group_runs(find_runs([tmp_path]), "eval/w2")
+    figures = [report_figures.learning_curves(grouping.groups, Bootstrap())]
+    figures.append(report_figures.score_intervals(per_group(grouping, Bootstrap()), 1, Bootstrap()))
+    said = [figures[0].axes[0].get_ylabel(), figures[1].axes[0].get_xlabel()]
+    assert all("to the data" in label and "lower is better" in label for label in said)
+
+
+def test_a_label_says_the_algorithm_only_where_the_variant_does_not_tell_it(tmp_path: Path):
+    make_run(tmp_path / "a", variant="residual")
+    make_run(tmp_path / "b", variant="velocity")
+    make_run(tmp_path / "c", variant="none", overrides={"algo_name": "gaussian_bc"})
+    assert labels(group_runs(find_runs([tmp_path])).groups) == ["gaussian_bc", "residual", "velocity"]
+    make_run(tmp_path / "d", variant="velocity", overrides={"algo_name": "meanflow_bc"})
+    assert sorted(labels(group_runs(find_runs([tmp_path])).groups)) == [
+        "gaussian_bc",
+        "meanflow_bc velocity",
+        "meanflowql velocity",
+        "residual",
+    ]
 
 
 # --- a whole report -------------------------------------------------------------------------------------------

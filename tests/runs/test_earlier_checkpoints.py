@@ -87,7 +87,7 @@ def test_no_run_goes_on_from_an_earlier_checkpoint(earlier: tuple[Path, dict[str
     run, _ = earlier
     before = sorted(path.name for path in run.rglob("*"))
     for changes in ([f"resume={run}"], [f"resume={run}", "updates=16"]):
-        with pytest.raises(RefusedRun, match=r"written by an earlier version of mfrl, .* mfrl eval takes it"):
+        with pytest.raises(RefusedRun, match="mfrl eval"):
             train(compose("train", *changes), changes)
     config = OmegaConf.load(run / "config.yaml")
     changes = ["env=toy/grid_conditional", f"algo={config.algo_name}", f"run_dir={run}", "existing=continue"]

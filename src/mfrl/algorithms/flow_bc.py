@@ -1,8 +1,4 @@
-r"""Flow matching (arXiv 2210.02747) on straight paths: the data by many small steps from noise.
-
-    a_t = (1 - t) a + t e                       t = 0 is data, t = 1 is noise
-    L = E || v(s, a_t, t) - (e - a) ||^2        minimised by the marginal velocity E[e - a | s, a_t]
-    a_{t - h} = a_t - h v(s, a_t, t)            from a_1 = e in steps of h = 1 / K down to t = 0
+r"""Behaviour cloning by flow matching (arXiv 2210.02747), see :mod:`mfrl.algorithms.flow_matching`.
 
 The baseline that spends K forward passes on an action.
 """
@@ -10,62 +6,15 @@ The baseline that spends K forward passes on an action.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import ActorAdam
-from mfrl.algorithms.policy import Normalizer, Policy
+from mfrl.algorithms.flow_matching import FlowPolicy, FlowSettings, flow_matching_loss
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import Network, Time, interpolate, path_draws
-from mfrl.networks.encoder import Sees
+from mfrl.meanflow import path_draws
 from mfrl.randomness import Draw
-
-
-def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, time: Time) -> Tensor:
-    """Mean squared distance of v(s, a_t, t) from the velocity e - a of the path from a to e."""
-    a_t, v = interpolate(a, e, time.t)
-    return (flow(observations, a_t, time) - v).square().mean()
-
-
-def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
-    """From noise e at t = 1 against the velocity to t = 0: actions before clipping, shaped like e.
-
-    Args:
-        e: ``(..., batch, action_dim)``; leading axes (candidates) share the observations.
-    """
-    a = e
-    for k in range(steps, 0, -1):
-        a = a - flow(observations, a, Time(e.new_full((1, 1), k / steps))) / steps
-    return a
-
-
-class FlowPolicy(Policy):
-    """Noise to action in ``steps`` forward passes of the flow."""
-
-    def __init__(self, flow: Sees, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
-        super().__init__(normalizer, action_dim, sigma)
-        self.flow, self.steps = flow, steps
-
-    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return euler(self.flow, self.flow.see(observations), noise, self.steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowBCSettings(ActorAdam):
-    """Of flow matching.
-
-    Attributes:
-        flow_steps: Euler steps of an action.
-        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
-        sigma: standard deviation of the noise.
-    """
-
-    flow_steps: int = 10
-    time_steps: int | None = None
-    sigma: float = 1.0
 
 
 class FlowBC(Algorithm):
@@ -75,11 +24,11 @@ class FlowBC(Algorithm):
         spec: sizes and statistics of the data.
         actor: constructor of the velocity field v(s, a_t, t), taking (observation_dim, action_dim).
         updates: number of updates, for the schedule.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`FlowBCSettings`.
+        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`FlowSettings`.
     """
 
-    Settings = FlowBCSettings
-    settings: FlowBCSettings
+    Settings = FlowSettings
+    settings: FlowSettings
 
     def __init__(self, spec: DataSpec, actor: Callable[[int, int], nn.Module], updates: int, **others: Any) -> None:
         super().__init__(spec, updates, **others)

@@ -17,43 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.flow_bc import FlowBCSettings, FlowPolicy, euler, flow_matching_loss
-from mfrl.algorithms.policy import Normalizer, Policy
+from mfrl.algorithms.flow_matching import (
+    FlowPolicy,
+    FlowSettings,
+    StudentPolicy,
+    euler,
+    flow_matching_loss,
+    student_action,
+)
+from mfrl.algorithms.policy import Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import require
-from mfrl.meanflow import Network, end_time, path_draws
-from mfrl.networks.encoder import Sees
+from mfrl.meanflow import path_draws
 from mfrl.randomness import Draw
 
 
-def student_action(student: Network, observations: Tensor, e: Tensor) -> Tensor:
-    """mu(s, e): the student's output at t = 1, ``(..., batch, action_dim)`` like the noise e."""
-    return student(observations, e, end_time(e, two_times=False))
-
-
-class StudentPolicy(Policy):
-    """Noise to action in one forward pass of the student."""
-
-    def __init__(
-        self,
-        student: Sees,
-        normalizer: Normalizer,
-        action_dim: int,
-        sigma: float,
-        critic: Sees | None = None,
-    ) -> None:
-        super().__init__(normalizer, action_dim, sigma, critic)
-        self.student = student
-
-    def folded(self) -> StudentPolicy:
-        return self._with("student", self.student.folded(end_time(self.normalizer.mean, two_times=False)))
-
-    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return student_action(self.student, self.student.see(observations), noise)
-
-
 @dataclass(frozen=True, kw_only=True)
-class FlowDistilledSettings(FlowBCSettings):
+class FlowDistilledSettings(FlowSettings):
     """Of both stages.
 
     Attributes:

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.flow_bc import euler, flow_matching_loss
-from mfrl.algorithms.flow_distilled import StudentPolicy, student_action
+from mfrl.algorithms.flow_matching import StudentPolicy, euler, flow_matching_loss, student_action
 from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import Times

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from mfrl.data.batch import normalize
 from mfrl.errors import ConfigError
 from mfrl.meanflow import end_time
 from mfrl.networks.encoder import Sees
@@ -22,7 +23,7 @@ def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e:
 
 
 class Normalizer(nn.Module):
-    """(x - mean) / std with the statistics of the training data; images, which have none, stay as they are."""
+    """States normalised with the statistics of the training data; images, which have none, stay as they are."""
 
     mean: Tensor
     std: Tensor
@@ -33,7 +34,7 @@ class Normalizer(nn.Module):
         self.register_buffer("std", std.float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std if self.mean.numel() else x
+        return normalize(x, self.mean, self.std) if self.mean.numel() else x
 
 
 class Policy(nn.Module):

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -29,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl.app.presets import refuse_taken_names
 from mfrl.app.sweep import attempt
 from mfrl.catalogue import spelled
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, refused_by_system, require
@@ -56,6 +58,7 @@ def train(cfg: DictConfig) -> Any:
 
     quiet_lightning()
     quiet_threads()
+    signals.obey()  # training forgets what stopped an earlier run
     return train(cfg, list(HydraConfig.get().overrides.task))
 
 
@@ -142,12 +145,18 @@ def run(arguments: list[str]) -> None:
     signals.install(signals.leave)  # what is half done is cleaned up
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     flags = get_args_parser().parse_args(arguments[1:])
-    # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
-    if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
-        try:
+    searched = [text for text in flags.overrides if text.startswith(f"{SEARCH_PATH}=")]
+    try:
+        # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
+        if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
             check_overrides(flags.config_name or config_name, flags.overrides, flags.config_dir, flags.cfg is None)
-        except MfrlError as error:
-            fail(str(error), 2)
+        search = Composer.of(config_name, [parse(text) for text in searched], flags.config_dir).search
+    except MfrlError as error:
+        fail(str(error), 2)
+    if search:  # Hydra's grammar wants overrides side by side
+        kept = [text for text in arguments[1:] if text not in searched]
+        first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
+        sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
 
     own_process = os.getpid()
 
@@ -158,8 +167,9 @@ def run(arguments: list[str]) -> None:
             return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
         try:
             return function(cfg)
-        except Exception as error:
-            # A signal that comes while a module in C is imported arrives as the failure of that import.
+        except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
+            # A signal that comes while a module in C is imported arrives as the failure of that import, or not at all
+            # before somebody looks for it.
             if signals.received() and not isinstance(error, InterruptedRun):
                 signals.leave(signals.received())
             refusal = error if isinstance(error, MfrlError) else refused_by_system(error)
@@ -211,11 +221,20 @@ class Composer:
 
     @classmethod
     def of(cls, name: str, overrides: Iterable[Override], config_dir: str | None = None) -> Composer:
-        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``."""
+        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``.
+
+        Raises:
+            ConfigError: one of them has a table of presets by the name of one of ours.
+        """
         given = [o.value() for o in overrides if o.key_or_group == SEARCH_PATH and not o.is_sweep_override()]
         folders = [folder for value in given[-1:] if isinstance(value, list) for folder in value]
         if config_dir is not None:
             folders.append(f"file://{os.path.abspath(config_dir)}")
+        # Tables of presets are looked for wherever files are.
+        paths = [path for folder in folders if "://" not in (path := str(folder).removeprefix("file://"))]
+        for path in paths:
+            refuse_taken_names(Path(path))
+        folders += [f"presets://{path}" for path in paths]
         listed = ",".join(QuotedString(str(folder), Quote.single).with_quotes() for folder in folders)
         return cls(name, (f"{SEARCH_PATH}=[{listed}]",) if folders else ())
 

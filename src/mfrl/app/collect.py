@@ -38,7 +38,7 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
         settings = without(ONLY_MINARI, cfg, f"{cfg.env.dataset} by its scripted policy")
         runner.collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **settings)
         return
-    from mfrl.collect.minari import plan
+    from mfrl.collect.minari import runner
 
     settings = without(ONLY_OGBENCH, cfg, "a Minari dataset")
     if cfg.policy is not None and cfg.policy.startswith("ckpt:"):
@@ -52,7 +52,7 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
         if cfg.policy == "random":
             settings["env"] = environment(cfg)
             settings["episode_steps"] = settings["episode_steps"] or cfg.env.get("max_episode_steps")
-    plan.collect(chosen, cfg.data_dir, **settings)
+    runner.collect(chosen, cfg.data_dir, **settings)
     elsewhere = {} if cfg.data_dir is None else {"data_dir": cfg.data_dir}
     print(f"Train on it: {pasted('mfrl', 'train', *reading(cfg, chosen), **elsewhere)}", file=sys.stderr)
 
@@ -62,7 +62,7 @@ def collector(suite: str) -> Callable[..., Any] | None:
     if suite == "ogbench":
         from mfrl.collect.ogbench.runner import collect
     elif suite == "minari":
-        from mfrl.collect.minari.plan import collect
+        from mfrl.collect.minari.runner import collect
     else:
         return None
     return collect

@@ -15,6 +15,7 @@ from rich.console import Console
 from mfrl.app.cli import Composer, explain, parse, quiet_lightning
 from mfrl.app.train import train
 from mfrl.errors import ConfigError
+from mfrl.report.tables import markdown_table
 from mfrl.system.paths import CONFIG_DIR
 
 
@@ -53,8 +54,7 @@ class Table:
     body: Sequence[Sequence[object]]
 
     def _repr_markdown_(self) -> str:
-        lines = [self.head, ["---"] * len(self.head), *self.body]
-        return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join(markdown_table(self.head, self.body))
 
     def __repr__(self) -> str:
         lines = [[str(cell) for cell in line] for line in (self.head, *self.body)]

@@ -35,7 +35,7 @@ from mfrl.app.train import (
 )
 from mfrl.callbacks.evaluation import Evaluate
 from mfrl.callbacks.interruption import Interruption
-from mfrl.callbacks.population import Each, Spread, Watched
+from mfrl.callbacks.population import Each, EvaluateEach, Spread, Watched
 from mfrl.callbacks.progress import Progress
 from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError, MfrlError, RefusedRun
@@ -185,12 +185,12 @@ def _fit(jobs: list[Job], console: Console) -> None:
             for callback in callbacks:
                 if state := job.saved["callbacks"].get(callback.state_key):
                     callback.load_state_dict(state)
-        if isinstance(run.evaluate, Evaluate):
-            run.evaluate.share([other.evaluate for other in runs])
         runs.append(run)
         population.append(Watched(member, run.loggers, callbacks))
-    each = zip(*(watched.callbacks for watched in population), strict=True)
-    monitors, checkpoints, evaluations = (Each(population, callbacks) for callbacks in each)
+    each = list(zip(*(watched.callbacks for watched in population), strict=True))
+    monitors, checkpoints = (Each(population, callbacks) for callbacks in each[:2])
+    in_simulator = isinstance(runs[0].evaluate, Evaluate)
+    evaluations = (EvaluateEach if in_simulator else Each)(population, each[2])
     # As in a run of its own: the checkpoint comes before the evaluation.
     watching = [monitors, Interruption(), checkpoints, evaluations, spread, progress]
     trainer = build_trainer(first, jobs[0].run.checkpoints, watching, [])

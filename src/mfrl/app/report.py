@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mfrl.report import tables
+from mfrl.report import documents, tables
 from mfrl.report.groups import SCORES, group_runs
 from mfrl.report.statistics import CONFIDENCE, RESAMPLES
 from mfrl.report.summary import Bootstrap, improvements, over_tasks, per_group
@@ -92,11 +92,11 @@ def write(made: Report, out: Path) -> None:
     if intervals:
         drawn[intervals] = figures.score_intervals(made.overall or made.rows, len(made.grouping.tasks), made.bootstrap)
     texts = {
-        "report.md": tables.markdown(made, curves, intervals),
-        "report.csv": tables.report_csv(made),
-        "runs.csv": tables.runs_csv(made),
-        "improvement.csv": tables.improvement_csv(made),
-        "report.tex": tables.latex(made),
+        "report.md": documents.markdown(made, curves, intervals),
+        "report.csv": documents.report_csv(made),
+        "runs.csv": documents.runs_csv(made),
+        "improvement.csv": documents.improvement_csv(made),
+        "report.tex": documents.latex(made),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -10,55 +10,29 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfrl.app import presets
 from mfrl.catalogue import (
-    DEFAULT_DATA_DIR,
-    PRESETS,
     Task,
     TasksError,
     _task,
     benchmark,
-    commands,
+    environments,
     others,
     spelled,
 )
-from mfrl.data import minari_files, records
+from mfrl.data.present import Data, find
 from mfrl.errors import did_you_mean
-from mfrl.system.paths import CONFIG_DIR, pasted
 
 _FEW = 4  # commands that are written out
 _WIDE = 170  # characters that a table of all columns may take
-
-
-@dataclass(frozen=True)
-class Data:
-    """The files of a dataset on this machine.
-
-    Attributes:
-        state: ``nothing``, ``incomplete``, or where a record says they come from: ``official``, ``mirror``,
-            ``collected``; ``unrecorded`` where none speaks of them.
-        checked: ``sizes`` or ``checksums`` agree with the record; None without one.
-        folder: where they lie or should lie.
-        bytes: of all files.
-        problem: what is wrong, if something is.
-        get: commands that make the files, by what they do; empty when they are there.
-    """
-
-    state: str
-    checked: str | None
-    folder: str
-    bytes: int
-    problem: str | None
-    get: dict[str, str]
 
 
 def choose(names: Iterable[str], every: bool = False) -> list[Task]:
@@ -90,59 +64,9 @@ def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Da
 
     Args:
         env: a choice of ``env=``.
-        data_dir: as for training; None: OGBench's or Minari's own default.
-        verify: compare the checksums of the files with the record, which reads them; else their sizes.
+        data_dir, verify: see :func:`mfrl.data.present.find`.
     """
-    suite = env.partition("/")[0]
-    dataset = str(OmegaConf.load(CONFIG_DIR / "env" / f"{env}.yaml").dataset)
-    problem = None
-    if suite == "ogbench":
-        folder = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
-        get, record_path = commands(dataset, folder), records.record_path(folder, dataset)
-        try:
-            wanted = [path for part in records.data_files(folder, dataset) for path in part]
-        except records.ProvenanceError as error:
-            wanted, problem = list((folder / dataset).glob("*.npz")), str(error)
-        files = {path.name: path for path in wanted}
-    else:
-        root = minari_files.data_root(data_dir)
-        verb = "collect" if dataset.startswith(f"{minari_files.OWN_NAMESPACE}/") else "download"
-        get = {verb: pasted("mfrl", verb, f"env={env}", **({"data_dir": root} if data_dir else {}))}
-        folder, record_path = root / dataset, root / dataset / minari_files.RECORD
-        wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
-        files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}
-    there = {name: path for name, path in files.items() if path.is_file()}
-    size = sum(path.stat().st_size for path in there.values())
-    if not there:
-        return Data("nothing", None, str(folder), 0, None, get)
-    if problem or len(there) < len(files):
-        missing = ", ".join(name for name in files if name not in there)
-        return Data("incomplete", None, str(folder), size, problem or f"{missing} missing", get)
-    state, checked, problem = _compare(there, record_path, dataset, verify)
-    return Data(state, checked, str(folder), size, problem, {})
-
-
-def _compare(
-    files: dict[str, Path], record_path: Path, dataset: str, verify: bool
-) -> tuple[str, str | None, str | None]:
-    """What a record says of files that are there: state, what was compared, what is wrong."""
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        if record["dataset"] != dataset:
-            return "unrecorded", None, f"{record_path} speaks of {record['dataset']}"
-        source, recorded = str(record["source"]), {name: dict(values) for name, values in record["files"].items()}
-    except FileNotFoundError:
-        return "unrecorded", None, None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return "unrecorded", None, f"{record_path} cannot be read: {error}"
-    aspect = "sha256" if verify else "bytes"
-    for name in sorted(files.keys() | recorded.keys()):
-        if name not in files or name not in recorded:
-            return "unrecorded", None, f"{record_path.name} does not speak of {name}, or only it does"
-        found = records.sha256(files[name]) if verify else files[name].stat().st_size
-        if found != recorded[name].get(aspect):
-            return "unrecorded", None, f"{name} differs from its record in {'checksum' if verify else 'size'}"
-    return source, "checksums" if verify else "sizes", None
+    return find(environments()[env], env.partition("/")[0], data_dir, verify)
 
 
 def describe(task: Task, data: Data) -> dict[str, Any]:
@@ -155,7 +79,7 @@ def describe(task: Task, data: Data) -> dict[str, Any]:
         "observation": list(task.observation),
         "action": task.action,
         "updates": task.updates,
-        "presets": task.presets,
+        "presets": [f"{method}/{task.name}" for method in presets.methods(task.name)],
         "data": asdict(data),
     }
 
@@ -168,8 +92,8 @@ def show(rows: Sequence[tuple[Task, Data]], console: Console) -> None:
     notes = list(dict.fromkeys(f"{data.folder}: {data.problem}" for _, data in rows if data.problem))
     here = sum(data.state not in ("nothing", "incomplete") for _, data in rows)
     notes.append(f"{len(rows)} named, {here} with data here. Train one:  mfrl train env=... [env.task=...]")
-    if any(task.presets for task, _ in rows):
-        notes.append(f"With its published settings:  mfrl train experiment={PRESETS[0]}/TASK")
+    if any(presets.methods(task.name) for task, _ in rows):
+        notes.append("With its published settings:  mfrl train experiment=paper/TASK")
     wanted = list(dict.fromkeys(command for _, data in rows for command in data.get.values()))
     if wanted:
         few = len(wanted) <= _FEW
@@ -195,7 +119,7 @@ def _table(rows: Sequence[tuple[Task, Data]], narrow: bool) -> Table:
             "obs": "x".join(map(str, task.observation)),
             "act": str(task.action),
             "updates": str(task.updates or "-"),
-            "presets": ", ".join(preset.partition("/")[0] for preset in task.presets) or "-",
+            "presets": ", ".join(presets.methods(task.name)) or "-",
             "data": data.state + (f" ({data.checked})" if data.checked else ""),
             "get it": " or ".join(data.get),
         }

@@ -54,7 +54,7 @@ from mfrl.runs.loggers import MetricsCSV, RunEvents, compared, log_outcome
 from mfrl.runs.read import FINISHED, flatten, read_run
 from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, among
 from mfrl.runs.saved import WHOLE, Saved, refuse_incomplete, settle, settled
-from mfrl.runs.scores import format_score, format_seconds, score_name
+from mfrl.runs.scores import averaged, format_score, format_seconds, score_name
 from mfrl.runs.targets import build
 from mfrl.study.toys import find_toy
 from mfrl.system import signals
@@ -226,13 +226,9 @@ class Begun:
             "warnings": [*self.data.warnings, *self.monitor.explosions.warnings],
             "versions": versions(),
         }
-        scores = {
-            f"{part}/{name.removeprefix('eval/')}": value
-            for part in ("final", "mean_of_last_three")
-            for name, value in result[part].items()
-        }
         with telling_how_to_go_on(run, module, self.checkpoints):
-            log_outcome(run.path, compared(cfg, self.overrides), scores, module.updates)
+            over = averaged(self.data.env.suite, self.data.dataset)
+            log_outcome(run, compared(cfg, self.overrides), over)
             run.write_result(result)
         return result
 
@@ -266,8 +262,7 @@ def begin(
     checkpoints = Checkpoint(run.checkpoints, extra=extra, **cfg.checkpoint)
     rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
     with telling_how_to_go_on(run, module, checkpoints):
-        critic = "critic" in module.algorithm.trained
-        tensorboard = RunEvents(run.path, critic, purge_step=first_update + 1 if first_update else None)
+        tensorboard = RunEvents(run.path, purge_step=first_update + 1 if first_update else None)
         loggers = [tensorboard, MetricsCSV(run.path, first_update)]
     return Begun(
         cfg,

@@ -6,20 +6,23 @@ import io
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Training
+from mfrl.learning.training import lightnings_part
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.system.files import replacing
 
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
+
 
 class InPlace(TorchCheckpointIO):
-    """Writes a checkpoint where it is asked to, and reads none that is damaged.
+    """Writes a checkpoint where it is asked to; reads none that is damaged, and nothing of Lightning's own part of one.
 
     Lightning's own writes to the system's folder for temporary files first, which may be full, small or missing while
     the run's disk has room.
@@ -31,7 +34,7 @@ class InPlace(TorchCheckpointIO):
         Path(path).write_bytes(buffer.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
+        return load_checkpoint(Path(path)) | lightnings_part()
 
 
 class Checkpoint(L.Callback):

@@ -6,25 +6,28 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mfrl.algorithms.policy import Policy
 from mfrl.callbacks import figures
 from mfrl.callbacks.progress import Progress
-from mfrl.data.storage import Transitions
 from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
 from mfrl.envs.maze import MazeLayout
+from mfrl.envs.spec import EnvError
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Training
 from mfrl.runs.folder import RunFolder, read_evaluations
-from mfrl.study.evaluate import SampleEvaluation
 from mfrl.system.files import write_text
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.policy import Policy
+    from mfrl.data.storage import Transitions
+    from mfrl.learning.training import Trained, Training
+    from mfrl.study.evaluate import SampleEvaluation
 
 FPS = 15
 
@@ -66,56 +69,78 @@ class Evaluate(L.Callback):
         self.interim_episodes = episodes_on_the_way(episodes, interim_episodes)
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
-        self._evaluator: Evaluator | None = None
-        self._layout: MazeLayout | None = None
-        self._others: Sequence[Evaluate] = ()
-
-    def share(self, others: Sequence[Evaluate]) -> None:
-        """Evaluate in the environments of the first of these that has some: members of a population share them."""
-        self._others = others
+        self.evaluator: Evaluator | None = None
+        self._done: list[int] = []  # the updates at which an earlier attempt has evaluated
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
-        k = pl_module.updates
-        done = keep_until(self.run_dir, k)
+        self.keep(trainer, pl_module)
         with pl_module.aside():
-            # Started now: a simulator or renderer that does not work should not wait for the first evaluation.
-            self._evaluator = next((other._evaluator for other in self._others if other._evaluator), None)
-            if self._evaluator is None:
-                self._evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed)
-                if self.videos:
-                    self._evaluator.check_filming()
-            self._layout = self._evaluator.env.signature.maze
-            if k and due(pl_module, self.every) and k not in done:
-                self._evaluate(trainer, pl_module)
+            self.evaluator = self.start()
+        self.on_train_batch_end(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
-        if due(pl_module, self.every):
+        if self.is_due(pl_module):
             with pl_module.aside():
-                self._evaluate(trainer, pl_module)
+                (result,) = self.run([pl_module])
+                self.record(trainer, pl_module, result)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._evaluator is not None:
-            self._evaluator.close()
-            self._evaluator = None
+        if self.evaluator is not None:
+            self.evaluator.close()
+            self.evaluator = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
-        episodes = self.episodes if pl_module.updates == pl_module.total_updates else self.interim_episodes
-        task = self.progress.bar.add_task("evaluate", total=episodes, note="")
-        policy = pl_module.policy().folded()
-        result = self._evaluator.run(
-            policy,
+    def keep(self, trainer: L.Trainer, pl_module: Trained) -> None:
+        """Go on after what an earlier attempt has evaluated up to this update; what came later is dropped."""
+        self._done = keep_until(self.run_dir, pl_module.updates)
+
+    def start(self, policies: int = 1) -> Evaluator:
+        """The environments, for so many policies side by side.
+
+        Started before the first update: a simulator or renderer that does not work should not wait for the first
+        evaluation.
+        """
+        evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed, policies)
+        if self.videos:
+            evaluator.check_filming()
+        _ = evaluator.env
+        return evaluator
+
+    def is_due(self, pl_module: Trained) -> bool:
+        """Whether to evaluate now, which was not done yet."""
+        return pl_module.updates > 0 and due(pl_module, self.every) and pl_module.updates not in self._done
+
+    def run(self, modules: Sequence[Trained]) -> list[Evaluation | DivergedError | EnvError]:
+        """Evaluate what is being trained, this one alone or all members of a population, side by side."""
+        first = modules[0]
+        episodes = self.episodes if first.updates == first.total_updates else self.interim_episodes
+        task = self.progress.bar.add_task("evaluate", total=episodes * len(modules), note="")
+
+        def show(finished: int, rates: Sequence[float]) -> None:
+            ends = [f"{rate:.2f}" for rate in (min(rates), max(rates))] if rates else []
+            note = f"success {' to '.join(dict.fromkeys(ends))}" if ends else ""
+            self.progress.bar.update(task, completed=finished, note=note)
+
+        results = self.evaluator.run_each(
+            [module.policy().folded() for module in modules],
             episodes,
-            progress=lambda done, total, success: self.progress.bar.update(
-                task, completed=done, total=total, note="" if success is None else f"success {success:.2f}"
-            ),
-            record_paths=episodes if self._layout else 0,
+            progress=show,
+            record_paths=0 if self.evaluator.env.signature.maze is None else episodes,
             video_episodes=self.videos,
         )
         self.progress.bar.remove_task(task)
+        return results
 
+    def record(self, trainer: L.Trainer, pl_module: Trained, result: Evaluation | DivergedError | EnvError) -> None:
+        """An evaluation of :meth:`run`, on the screen, in every logger and in files.
+
+        Raises:
+            DivergedError, EnvError: it came to no end, or is not finite.
+        """
+        if isinstance(result, Exception):
+            raise result
         record(trainer, pl_module, self.run_dir, self.progress, result)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -123,12 +148,14 @@ class Evaluate(L.Callback):
         for number, frames in enumerate(result.frames):
             write_video(frames, self.run_dir / "videos" / f"update={pl_module.updates}-episode={number}.mp4", FPS)
 
-    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Training, result: Evaluation) -> None:
-        k = pl_module.updates
-        layout, policy, data = self._layout, pl_module.policy(), trainer.datamodule.train
-        writer.add_figure("figures/action_samples", figures.action_samples(*action_samples(policy, data)), k)
+    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Trained, result: Evaluation) -> None:
+        k, layout = pl_module.updates, self.evaluator.env.signature.maze
+        policy, data = pl_module.policy(), trainer.datamodule.train
+        # TensorBoard shows figures in the order of their names.
         if layout is not None and result.successes is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
+        samples = action_samples(policy, data, in_maze=layout is not None)
+        writer.add_figure("figures/samples", figures.action_samples(*samples), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
             xy, values = maze_values(policy, layout, middle)
@@ -204,16 +231,24 @@ def held_out(data: L.LightningDataModule, pl_module: Training) -> dict[str, floa
 
 
 def action_samples(
-    policy: Policy, data: Transitions, states: int = 4, samples: int = 256, neighbours: int = 64
-) -> tuple[np.ndarray, list[np.ndarray]]:
+    policy: Policy,
+    data: Transitions,
+    states: int = 4,
+    samples: int = 256,
+    neighbours: int = 64,
+    in_maze: bool = False,
+) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
     """One-step actions in a few states of the data, and the data's actions in the states nearest to each.
 
     The states and the noise are the same each time, so that figures of one run can be compared. Of images, those whose
     latest frames differ least are nearest.
 
+    Args:
+        in_maze: the first two numbers of an observation are a place, x and y.
+
     Returns:
-        samples ``(states, samples, action_dim)`` without choosing among candidates, and for each state the
-        actions ``(neighbours, action_dim)`` of the data.
+        samples ``(states, samples, action_dim)`` without choosing among candidates; for each state the actions
+        ``(neighbours, action_dim)`` of the data; and its place, in the maze or else among the data.
     """
     generator = torch.Generator().manual_seed(0)
     images = data.observations.ndim > 2
@@ -226,7 +261,11 @@ def action_samples(
     with torch.no_grad():
         drawn = policy.candidates(chosen, noise)
     actions = pool.actions[nearest]
-    return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy())
+    if in_maze and not images:
+        names = [f"x = {x:.1f}, y = {y:.1f}" for x, y in chosen[:, :2].tolist()]
+    else:
+        names = [f"transition {number:,}" for number in index[:states].tolist()]
+    return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy()), names
 
 
 def maze_values(policy: Policy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

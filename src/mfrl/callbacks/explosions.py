@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mfrl.errors import CheckpointError
+
 #: Q may leave the range of what the rewards can add up to by so many times its width, and by Q_SLACK where that is
 #: more: a new critic knows nothing of rewards that are tiny.
 Q_FACTOR, Q_SLACK = 1.0, 10.0
@@ -80,5 +82,14 @@ class Explosions:
         return {"worst": dict(self._worst), "sentences": dict(self._sentences), "least": dict(self._least)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        for name, kind in {"worst": float, "sentences": str, "least": float}.items():
+            values = state.get(name) if isinstance(state, dict) else None
+            if not isinstance(values, dict) or not all(type(value) is kind for value in values.values()):
+                raise CheckpointError(f"the checkpoint's record of warnings is not as mfrl wrote it: {name}={values!r}")
         self._worst, self._sentences = dict(state["worst"]), dict(state["sentences"])
         self._least = dict(state["least"])

@@ -18,9 +18,9 @@ WALL, FLOOR = "#3A3A3A", "#FFFFFF"
 
 
 def action_samples(
-    samples: np.ndarray, dataset_actions: Sequence[np.ndarray], title: str = "", names: Sequence[str] = ()
+    samples: np.ndarray, dataset_actions: Sequence[np.ndarray], names: Sequence[str] = (), title: str = ""
 ) -> Figure:
-    """One-step samples of the policy against dataset actions, a panel for each state.
+    """One-step samples of the policy against dataset actions, a panel for each state, two in a row.
 
     Two action dimensions are drawn as a plane; others as one strip for each dimension, dataset on the left
     and policy on the right.
@@ -28,7 +28,7 @@ def action_samples(
     Args:
         samples: ``(states, samples, action_dim)`` in [-1, 1].
         dataset_actions: for each state the actions ``(n, action_dim)`` the dataset takes near it.
-        names: titles of the panels.
+        names: titles of the panels: which states these are.
 
     Raises:
         ValueError: the two do not speak of the same number of states.
@@ -36,10 +36,10 @@ def action_samples(
     if len(samples) != len(dataset_actions) or len(samples) == 0:
         raise ValueError(f"samples for {len(samples)} states, dataset actions for {len(dataset_actions)}")
     states, _, action_dim = samples.shape
-    columns = min(states, 4 if action_dim <= 8 else 2)
+    columns = min(states, 2)
     rows = -(-states // columns)
-    width = 2.5 if action_dim <= 2 else max(2.5, 0.42 * action_dim + 0.7)
-    figure = new_figure(width * columns + 0.5, 2.7 * rows + 0.8)
+    width = 2.7 if action_dim <= 2 else max(2.7, 0.42 * action_dim + 0.7)
+    figure = new_figure(width * columns + 0.5, 2.8 * rows + 0.6)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     plane = action_dim == 2
     draw = _draw_plane if plane else _draw_strips

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
 from mfrl.callbacks.evaluation import due, held_out, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
-from mfrl.learning.training import Training
+
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from rich.console import Console
@@ -13,8 +13,10 @@ from rich.markup import escape
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.explosions import Explosions
 from mfrl.errors import DivergedError
-from mfrl.learning.training import Training
 from mfrl.q_learning import TD
+
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
 
 
 class Monitor(L.Callback):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
 from rich.progress import Progress as Bar
 
 from mfrl.callbacks.checkpoint import Checkpoint, InPlace
-from mfrl.callbacks.progress import Progress
+from mfrl.callbacks.evaluation import Evaluate
 from mfrl.errors import MfrlError
-from mfrl.learning.training import Member
 from mfrl.runs.scores import format_score, score_name
+
+if TYPE_CHECKING:
+    from mfrl.callbacks.progress import Progress
+    from mfrl.learning.training import Member, Training
 
 SHOWN = 3  #: scores on a line, of which there may be six
 
@@ -38,6 +41,13 @@ class Watched:
     @property
     def strategy(self) -> Any:
         return self.trainer.strategy
+
+    def attempt(self, hook: Callable[..., None], *arguments: Any) -> None:
+        """Call what a callback does in a run of its own; an error ends this member, and no other one."""
+        try:
+            hook(self, self.member, *arguments)
+        except MfrlError as error:
+            self.fail(error)
 
     def fail(self, error: MfrlError) -> None:
         """The member ends here, saved as a run of its own that ends in this error would be."""
@@ -70,14 +80,18 @@ class Each(L.Callback):
         self.pairs = list(zip(population, callbacks, strict=True))
 
     def _each(self, hook: str, trainer: L.Trainer, *arguments: Any) -> None:
-        for watched, callback in self.pairs:
-            if watched.failed is None:
-                watched.trainer = trainer
-                try:
-                    getattr(callback, hook)(watched, watched.member, *arguments)
-                except MfrlError as error:
-                    watched.fail(error)
-        if all(watched.failed for watched, _ in self.pairs):
+        for watched, callback in self.left:
+            watched.trainer = trainer
+            watched.attempt(getattr(callback, hook), *arguments)
+        self._refuse_nobody()
+
+    @property
+    def left(self) -> list[tuple[Watched, L.Callback]]:
+        """The members that are still trained, each with its callback."""
+        return [(watched, callback) for watched, callback in self.pairs if watched.failed is None]
+
+    def _refuse_nobody(self) -> None:
+        if not self.left:
             raise self.pairs[-1][0].failed
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -102,6 +116,32 @@ class Each(L.Callback):
                 callback.on_exception(watched, watched.member, exception)
             else:
                 callback.teardown(watched, watched.member, "fit")
+
+
+class EvaluateEach(Each):
+    """The evaluations of all members, side by side in the same environments.
+
+    What each leaves behind, and each of its numbers, is what an evaluation of its own would leave.
+    """
+
+    pairs: list[tuple[Watched, Evaluate]]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
+        self._each("keep", trainer)
+        with pl_module.aside():
+            evaluator = self.left[0][1].start(len(self.left))
+            for _, evaluate in self.left:
+                evaluate.evaluator = evaluator
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
+        due = [(watched, evaluate) for watched, evaluate in self.left if evaluate.is_due(watched.member)]
+        if due:
+            with pl_module.aside():
+                results = due[0][1].run([watched.member for watched, _ in due])
+                for (watched, evaluate), result in zip(due, results, strict=True):
+                    watched.attempt(evaluate.record, result)
+            self._refuse_nobody()
 
 
 class Spread(L.Callback):

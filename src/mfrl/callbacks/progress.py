@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from mfrl.learning.training import Training
 from mfrl.runs.scores import format_score, format_seconds, score_name
+
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
 
 _FIRST_ESTIMATE_SECONDS = 2.0  # of training, after which the line on what is left is worth believing
 

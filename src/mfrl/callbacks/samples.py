@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,10 +11,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mfrl.callbacks.evaluation import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
-from mfrl.learning.training import Training
 from mfrl.study import figures
 from mfrl.study.evaluate import SampleEvaluation, SampleEvaluator, displaced_lines, noise_lines
 from mfrl.study.toys import find_toy
+
+if TYPE_CHECKING:
+    from mfrl.learning.training import Training
 
 
 class EvaluateSamples(L.Callback):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.batch import DataSpec
+from mfrl.data.batch import DataSpec, normalize_
 from mfrl.data.cache import Cache, Prepared
 from mfrl.data.storage import Pages, Transitions, as_tensor
 from mfrl.errors import require
@@ -168,7 +168,7 @@ def absurd_features(
     return found
 
 
-def normalize_(spec: DataSpec, *parts: Transitions) -> None:
+def normalize_states(spec: DataSpec, *parts: Transitions) -> None:
     """States to (x - mean) / std: now where they lie in memory, else as they are gathered.
 
     Args:
@@ -182,4 +182,4 @@ def normalize_(spec: DataSpec, *parts: Transitions) -> None:
             part.statistics = statistics
         elif part.observations.data_ptr() not in done:
             done.add(part.observations.data_ptr())
-            part.observations.sub_(statistics[0]).div_(statistics[1])
+            normalize_(part.observations, *statistics)

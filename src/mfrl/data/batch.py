@@ -34,6 +34,16 @@ class Batch(NamedTuple):
 Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on
 
 
+def normalize(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(s - mean) / std, for states ``(..., observation_dim)`` and statistics ``(observation_dim,)``."""
+    return (states - mean) / std
+
+
+def normalize_(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The same in place."""
+    return states.sub_(mean).div_(std)
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What an algorithm must know of the data: sizes, statistics and the range of returns. Plain numbers only.

@@ -4,7 +4,7 @@ A preparation streams into ``.npy`` files; the next start opens them::
 
     <data_dir>/.prepared/<name>/meta.json            what was prepared from what, and the checksums of all files
     <data_dir>/.prepared/<name>/observations.npy     one file a field
-    <data_dir>/.prepared/checksums.json              checksums by size, time and inode, see provenance.Checksums
+    <data_dir>/.prepared/checksums.json              checksums by size, time and inode, see records.Checksums
 
 An entry appears by a rename when all of it is on the disk, so there is no half-written one; one that was damaged
 later, or whose sources have other bytes now, is made again in its place.
@@ -18,7 +18,6 @@ import io
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ import mfrl
 from mfrl.data.records import Checksums
 from mfrl.data.storage import Pages
 from mfrl.errors import DataError, require
-from mfrl.system.files import one_at_a_time, write_json
+from mfrl.system.files import lack_of_room, move_into_place, one_at_a_time, temporary_folder, write_json
 
 FORMAT = 1  #: of the files; entries of another are made again
 GIB = 1 << 30
@@ -161,21 +160,15 @@ class Cache:
         return Prepared(arrays, meta["facts"]) if _same(_meta(folder), meta) else None
 
     def _built(self, root: Path, name: str, key: dict[str, Any], build: Build) -> Prepared:
-        folder, temporary, old = root / name, root / f".{name}.tmp", root / f".{name}.old"
-        _remove(temporary, old)  # of a process that was killed
-        try:
-            temporary.mkdir()
-            store = _Files(temporary)
+        folder = root / name
+        with temporary_folder(root, f".{name}.tmp") as building:
+            new = building / name
+            new.mkdir()
+            store = _Files(new, root)
             facts = json.loads(json.dumps(build(store)))
             meta = {"key": key, "facts": facts, "files": store.files, "mfrl": mfrl.__version__}
-            write_json(temporary / "meta.json", meta, nan=True)  # a dataset's own description may hold it
-            _sync(temporary / "meta.json", temporary)
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(temporary, folder)
-            _sync(root)
-        finally:
-            _remove(temporary, old)
+            write_json(new / "meta.json", meta, nan=True)  # a dataset's own description may hold it
+            move_into_place((new, folder))
         for field, written in store.files.items():
             self.checksums.remember(folder / f"{field}.npy", written["sha256"])
         return Prepared({field: _map(folder / f"{field}.npy") for field in store.files}, facts)
@@ -214,19 +207,23 @@ class _Memory:
 
 
 class _Files:
-    """A store of ``.npy`` files, with their checksums."""
+    """A store of ``.npy`` files, with their checksums.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.files = folder, {}
+    Args:
+        folder: where they are written.
+        root: where they will lie, to be told.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root, self.files = folder, root, {}
 
     def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
         path, dtype = self.folder / f"{field}.npy", np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
-        free = shutil.disk_usage(self.folder).free
-        if size > free:  # told before hours of reading, not after
-            raise OSError(errno.ENOSPC, f"it takes {size / GIB:.1f} GiB more and {free / GIB:.1f} are free")
+        if lack := lack_of_room(self.root, size, f"field '{field}' takes"):
+            raise OSError(errno.ENOSPC, lack)
         if size > _WORTH_A_LINE:
-            print(f"Preparing {size / GIB:.1f} GiB in {self.folder.parent}, once", file=sys.stderr)
+            print(f"Preparing {size / GIB:.1f} GiB in {self.root}, once", file=sys.stderr)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -288,17 +285,3 @@ def _read(array: np.memmap) -> np.ndarray:
         copy[start : start + step] = array[start : start + step]
         pages.give_back()
     return copy
-
-
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)

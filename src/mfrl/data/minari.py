@@ -5,33 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mfrl.data import records
-from mfrl.data.assembly import (
-    Normalize,
-    absurd_features,
-    check_normalize,
-    keep_trajectories,
-    loaded,
-    normalize_,
-    statistics,
-    summarise,
-)
+from mfrl.data import assembly, records
 from mfrl.data.cache import Cache, Prepared, Store
+from mfrl.data.getting import how_to_get
 from mfrl.data.minari_files import (
     DEFAULT_ROOT,
-    OWN_NAMESPACE,
     checked_id,
     data_root,
     describe,
-    download,
     fingerprints,
     present,
 )
@@ -41,7 +29,6 @@ from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
 from mfrl.envs.spec import EnvError, EnvSpec
 from mfrl.errors import DataError, did_you_mean, require
-from mfrl.system.paths import CONFIG_DIR, pasted
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
@@ -86,7 +73,7 @@ class MinariData(OfflineData):
             ``padded``: with those of the buffer of zeros that the official code of MeanFlowQL puts them into.
         trust: packages whose environments may be built, besides those of ``mfrl.envs.minari.KNOWN_PACKAGES``.
         cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
-        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+        sampling: batch_size, chunk, seed, updates and marks, see :class:`OfflineData`.
 
     Raises:
         ConfigError: at once for a setting that cannot be used.
@@ -110,23 +97,19 @@ class MinariData(OfflineData):
         reference_returns: Sequence[float] | None = None,
         fraction: float = 1.0,
         val_fraction: float = 0.05,
-        normalize: Normalize = True,
+        normalize: assembly.Normalize = True,
         trust: Sequence[str] = (),
         cache: bool | str | None = None,
         memory_gib: float = 4.0,
-        batch_size: int = 256,
-        chunk: int = 8,
-        seed: int = 0,
-        updates: int = 1_000_000,
-        marks: tuple[int, ...] = (),
+        **sampling: Any,
     ) -> None:
-        super().__init__(batch_size, chunk, seed, updates, marks)
+        super().__init__(**sampling)
         self.dataset = checked_id(dataset)
         self.data_dir = data_root(data_dir)
         require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
         require("data.val_fraction", 0.0 <= val_fraction < 1.0, val_fraction, "in [0, 1)")
         require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
-        check_normalize(normalize)
+        assembly.check_normalize(normalize)
         require("data.reward_shift", math.isfinite(reward_shift), reward_shift, "finite")
         if rule is not None:
             from mfrl.envs import d4rl
@@ -142,7 +125,7 @@ class MinariData(OfflineData):
         self.fraction, self.val_fraction, self.normalize = fraction, val_fraction, normalize
         self.cache, self.memory_gib = cache, memory_gib
         self.gym_id, self.gym_kwargs, self.max_episode_steps = gym_id, gym_kwargs, max_episode_steps
-        self._fingerprint: Callable[[Path], dict[str, Any]] = records.fingerprint
+        self._fingerprint: records.Fingerprint = records.fingerprint
         self._wrappers = (
             [{"name": "AdroitLabels", "entry_point": ADROIT_LABELS, "kwargs": {"rule": rule}}] if rule else []
         )
@@ -174,23 +157,28 @@ class MinariData(OfflineData):
         if self.train is not None:
             return
         if not self.folder.is_dir():
-            raise DataError(self._how_to_get())
+            known = present(self.data_dir)
+            raise DataError(
+                f"Minari dataset {self.dataset} is not in {self.data_dir} (data_dir=, MINARI_DATASETS_PATH or the "
+                f"default {DEFAULT_ROOT}), which holds {', '.join(known) or 'none'}"
+                f"{did_you_mean(self.dataset, known)}; {how_to_get(self.dataset, self.data_dir, 'minari')}"
+            )
         cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         prepared = self._prepared(cache)
         description = Description(**prepared.facts["description"])
         self.env = self._environment(description)
         self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
-        (everything,) = loaded(cache, [prepared])
+        (everything,) = assembly.loaded(cache, [prepared])
         everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
-            train = replace(train, starts=keep_trajectories(train.starts, self.fraction, self.seed))
-        known = statistics(train.observations, train.starts, train.pages)
-        self.spec = summarise(train, self.normalize, known)
-        absurd = absurd_features(train, known, description.name_of)
+            train = replace(train, starts=assembly.keep_trajectories(train.starts, self.fraction, self.seed))
+        known = assembly.statistics(train.observations, train.starts, train.pages)
+        self.spec = assembly.summarise(train, self.normalize, known)
+        absurd = assembly.absurd_features(train, known, description.name_of)
         self.warnings += [f"{self.dataset}: {text}" for text in absurd]
-        normalize_(self.spec, train, *([] if val is None else [val]))  # which share their rows
+        assembly.normalize_states(self.spec, train, *([] if val is None else [val]))  # which share their rows
         self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
         if self.spec.reward_min == self.spec.reward_max:
             self.warnings.append(
@@ -283,23 +271,9 @@ class MinariData(OfflineData):
         """
         if settings:
             raise DataError(f"{', '.join(settings)}: Minari datasets come from one server, MINARI_REMOTE=hf://NAME")
-        download(self.data_dir, self.dataset)
+        from mfrl.data.minari_download import download
 
-    def _how_to_get(self) -> str:
-        known = present(self.data_dir)
-        name = re.sub(r"-v\d+$", "", self.dataset.lower()).removeprefix("d4rl/").removeprefix(f"{OWN_NAMESPACE}/")
-        own = self.dataset.startswith(f"{OWN_NAMESPACE}/")
-        name = f"{'minari' if own else 'd4rl'}/{name.replace('/', '-')}"
-        chosen = [f"env={name}"]
-        if not (CONFIG_DIR / "env" / f"{name}.yaml").is_file():
-            chosen = ["env=minari/dataset", f"env.dataset={self.dataset}"]
-        verb = "collect" if own else "download"
-        elsewhere = {"data_dir": self.data_dir} if self.data_dir != Path(DEFAULT_ROOT).expanduser() else {}
-        return (
-            f"Minari dataset {self.dataset} is not in {self.data_dir} (data_dir=, MINARI_DATASETS_PATH or the default "
-            f"{DEFAULT_ROOT}), which holds {', '.join(known) or 'none'}{did_you_mean(self.dataset, known)}; "
-            f"{verb} it:  {pasted('mfrl', verb, *chosen, **elsewhere)}"
-        )
+        download(self.data_dir, self.dataset)
 
 
 def two_numbers(name: str, value: Sequence[float] | None) -> tuple[float, float] | None:
@@ -319,7 +293,7 @@ def two_numbers(name: str, value: Sequence[float] | None) -> tuple[float, float]
 def split(everything: Transitions, val_fraction: float) -> tuple[Transitions, Transitions | None]:
     """Training and validation transitions over the same rows, whole episodes each; one alone is trained on."""
     starts = everything.starts
-    held = keep_trajectories(starts, val_fraction, _HELD_OUT_SEED) if val_fraction else starts[:0]
+    held = assembly.keep_trajectories(starts, val_fraction, _HELD_OUT_SEED) if val_fraction else starts[:0]
     kept = starts[~torch.isin(starts, held)]
     if len(held) == 0 or len(kept) == 0:
         return everything, None

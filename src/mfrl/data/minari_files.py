@@ -1,4 +1,4 @@
-"""Minari datasets as folders: their ids, which are there, where they came from, and Minari's own download.
+"""Minari datasets as folders: their ids, which of them are there, and where they came from.
 
 Importing it imports neither torch nor Minari.
 """
@@ -7,30 +7,26 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mfrl.data import records
 from mfrl.errors import DataError
+from mfrl.system.processes import environment
 
 #: Namespace of the sets collected here, never presented as anybody else's.
 OWN_NAMESPACE = "mfrl"
 DEFAULT_ROOT = "~/.minari/datasets"
 RECORD = "provenance.json"
+_ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+", re.ASCII)
-_CONNECT_SECONDS = 10.0
-
-Fingerprint = Callable[[Path], dict[str, Any]]
 
 
 def data_root(data_dir: str | Path | None) -> Path:
     """The folder of Minari datasets: ``data_dir``, or ``MINARI_DATASETS_PATH``, or Minari's default."""
-    return Path(data_dir or os.environ.get("MINARI_DATASETS_PATH") or DEFAULT_ROOT).expanduser()
+    return Path(data_dir or os.environ.get(_ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
 
 
 def checked_id(dataset: str) -> str:
@@ -57,71 +53,9 @@ def present(root: Path) -> list[str]:
     return sorted(found)
 
 
-def download(root: Path, dataset: str) -> None:
-    """Fetch a dataset into a temporary folder beside it, check it, write its record, and move it into place.
-
-    Raises:
-        DataError: in one sentence; ``root`` is left as it was.
-    """
-    target = root / checked_id(dataset)
-    if dataset.startswith(f"{OWN_NAMESPACE}/"):
-        raise DataError(f"{dataset} is offered by no server; it is collected in the simulator (mfrl collect)")
-    if target.exists():
-        raise DataError(f"{target} exists already; move it away to download {dataset} again")
-    remote = os.environ.get("MINARI_REMOTE", "")
-    _refuse_offline(dataset, remote)
-    import minari
-
-    from mfrl.data.minari_source import Source
-
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder, root_of_minari(folder):
-        try:
-            minari.download_dataset(dataset)
-        except (Exception, SystemExit) as error:  # of any of the servers' clients
-            raise DataError(f"{dataset} could not be downloaded: {_first_line(error)}") from error
-        new = Path(folder)
-        Source.open(new / dataset, dataset, None)
-        for part in present(new):  # a combination brings its parts along
-            write_record(new, part, "official", remote=remote or "the default of minari")
-            if not (root / part).exists():
-                (root / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(new / part, root / part)
-
-
-def _refuse_offline(dataset: str, remote: str) -> None:
-    """One short attempt, for the clients of the servers try for minutes."""
-    if remote.startswith("gcp://"):
-        return
-    try:
-        from huggingface_hub import HfApi, get_session
-    except ImportError as error:
-        raise DataError(f'downloading {dataset} needs huggingface_hub: pip install "minari[hf]"') from error
-    server = HfApi().endpoint
-    try:
-        get_session().head(server, timeout=_CONNECT_SECONDS)
-    except Exception as error:
-        raise DataError(
-            f"{dataset} could not be downloaded: {server} cannot be reached from here ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def root_of_minari(folder: str) -> Iterator[None]:
-    """Minari takes its root folder from an environment variable only."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
+def root_of_minari(folder: Path) -> AbstractContextManager[None]:
+    """Have Minari take a folder for its root, which it lets an environment variable say and nothing else."""
+    return environment({_ROOT_VARIABLE: str(folder)})
 
 
 def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
@@ -143,7 +77,7 @@ def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
     return path
 
 
-def describe(root: Path, dataset: str, fingerprint: Fingerprint = records.fingerprint) -> dict[str, Any]:
+def describe(root: Path, dataset: str, fingerprint: records.Fingerprint = records.fingerprint) -> dict[str, Any]:
     """The record of a dataset if it speaks of exactly these files, else the source ``unrecorded``.
 
     Args:
@@ -152,17 +86,10 @@ def describe(root: Path, dataset: str, fingerprint: Fingerprint = records.finger
     Raises:
         ProvenanceError: the record cannot be understood.
     """
-    path, files = root / dataset / RECORD, fingerprints(root / dataset, fingerprint)
-    try:
-        record = records.load(path)
-    except FileNotFoundError:
-        return records.unrecorded(dataset, files)
-    if not isinstance(record, dict) or record.get("dataset") != dataset or record.get("files") != files:
-        return records.unrecorded(dataset, files, RECORD)
-    return record
+    return records.describe(root / dataset / RECORD, dataset, fingerprints(root / dataset, fingerprint))
 
 
-def fingerprints(folder: Path, fingerprint: Fingerprint = records.fingerprint) -> dict[str, Any]:
+def fingerprints(folder: Path, fingerprint: records.Fingerprint = records.fingerprint) -> dict[str, Any]:
     """Checksum and size of every file of a dataset, by its name within the dataset's folder."""
     files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}

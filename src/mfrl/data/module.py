@@ -46,15 +46,17 @@ class OfflineData(L.LightningDataModule):
     action_bounds: tuple[list[float], list[float]] | None = None
     writes_apart: bool = False
 
-    def __init__(self, batch_size: int, chunk: int, seed: int, updates: int, marks: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        batch_size: int = 256,
+        chunk: int = 8,
+        seed: int = 0,
+        updates: int = 1_000_000,
+        marks: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
-        self.batch_size, self.chunk, self.seed, self.updates, self.marks = (
-            batch_size,
-            chunk,
-            seed,
-            updates,
-            tuple(marks),
-        )
+        self.batch_size, self.chunk, self.seed, self.updates = batch_size, chunk, seed, updates
+        self.marks = tuple(marks)
         self.train: Transitions | None = None
         self.val: Transitions | None = None
         self.warnings: list[str] = []

@@ -11,22 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.catalogue import DEFAULT_DATA_DIR, how_to_get, singletask_id
-from mfrl.data import records
-from mfrl.data.assembly import (
-    PADDED,
-    Normalize,
-    absurd_features,
-    check_normalize,
-    keep_trajectories,
-    loaded,
-    normalize_,
-    statistics,
-    summarise,
-)
+from mfrl.catalogue import DEFAULT_DATA_DIR, singletask_id
+from mfrl.data import assembly, ogbench_files, records
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Cache, Prepared, Store
+from mfrl.data.getting import how_to_get
 from mfrl.data.module import OfflineData
 from mfrl.data.npz import Npz
 from mfrl.data.storage import Pages, as_tensor
@@ -55,7 +45,7 @@ class OGBenchData(OfflineData):
         frames: of images, how many make an observation.
         crop_probability: of images, that a batch is shifted at random, see :class:`RandomCrop`.
         cache, memory_gib: where prepared data are kept, and how much of them in memory, see :class:`Cache`.
-        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+        sampling: batch_size, chunk, seed, updates and marks, see :class:`OfflineData`.
 
     Raises:
         ConfigError: for a ``normalize`` that is none of these.
@@ -69,18 +59,14 @@ class OGBenchData(OfflineData):
         data_dir: str | None = None,
         reward_scale: float = 1.0,
         fraction: float = 1.0,
-        normalize: Normalize = True,
+        normalize: assembly.Normalize = True,
         frames: int = 1,
         crop_probability: float = 0.0,
         cache: bool | str | None = None,
         memory_gib: float = 4.0,
-        batch_size: int = 256,
-        chunk: int = 8,
-        seed: int = 0,
-        updates: int = 1_000_000,
-        marks: tuple[int, ...] = (),
+        **sampling: Any,
     ) -> None:
-        super().__init__(batch_size, chunk, seed, updates, marks)
+        super().__init__(**sampling)
         self.dataset = dataset if dataset.endswith("-v0") else f"{dataset}-v0"
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.dataset):  # it becomes part of paths
             raise DataError(f"{dataset!r} is no name of an OGBench dataset, such as cube-single-play-v0")
@@ -94,10 +80,10 @@ class OGBenchData(OfflineData):
         env_id = singletask_id(usual, task)
         if not ogbench.observes_pixels(env_id) and (frames != 1 or crop_probability):
             raise DataError(f"{dataset} holds no images to stack or crop: env.frames is 1, env.crop_probability 0")
-        check_normalize(normalize)
-        if ogbench.observes_pixels(env_id) and normalize == PADDED:
+        assembly.check_normalize(normalize)
+        if ogbench.observes_pixels(env_id) and normalize == assembly.PADDED:
             raise DataError(
-                f"data.normalize={PADDED} is for states, and {dataset} holds images, which are not normalised: set "
+                f"data.normalize={normalize} is for states, and {dataset} holds images, which are not normalised: set "
                 "data.normalize=false"
             )
         if frames < 1:
@@ -108,20 +94,20 @@ class OGBenchData(OfflineData):
         self.fraction, self.normalize = fraction, normalize
         self.cache, self.memory_gib = cache, memory_gib
         if crop_probability:
-            self.augment = RandomCrop(crop_probability, seed)
-        self._fingerprint: Callable[[Path], dict[str, Any]] = records.fingerprint
+            self.augment = RandomCrop(crop_probability, self.seed)
+        self._fingerprint: records.Fingerprint = records.fingerprint
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        train, val = records.data_files(self.data_dir, self.dataset)
+        train, val = ogbench_files.data_files(self.data_dir, self.dataset)
         return (*train, *val)
 
     def provenance(self) -> dict[str, Any]:
         """Where the files come from, with checksums, and which part of them is used."""
-        return records.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
+        return ogbench_files.describe(self.data_dir, self.dataset, self._fingerprint) | {"fraction": self.fraction}
 
     def download(self, **settings: Any) -> None:
-        from mfrl.data.download import download
+        from mfrl.data.ogbench_download import download
 
         download(self.dataset, self.data_dir, **settings)
 
@@ -129,10 +115,12 @@ class OGBenchData(OfflineData):
         """Open the prepared data, or read, check and label the files first. Does nothing the second time."""
         if self.train is not None:
             return
-        train_paths, val_paths = records.data_files(self.data_dir, self.dataset)
+        train_paths, val_paths = ogbench_files.data_files(self.data_dir, self.dataset)
         for path in (*train_paths, *val_paths):
             if not path.is_file():
-                raise DataError(self._how_to_get(path))
+                name = self.dataset if self.in_many_files else path.name
+                ways = how_to_get(self.dataset, self.data_dir)
+                raise DataError(f"{name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {ways}")
         cache = Cache(self.data_dir, self.cache, self.memory_gib, self.writes_apart)
         self._fingerprint = cache.checksums.of
         simulator = Simulator(self.env.env_id)
@@ -141,16 +129,16 @@ class OGBenchData(OfflineData):
             val = self._prepared(cache, f"{self.dataset}-val", val_paths, simulator)
         finally:
             simulator.close()
-        self.train, self.val = loaded(cache, train, val, frames=self.env.frames)
+        self.train, self.val = assembly.loaded(cache, train, val, frames=self.env.frames)
         for part in (self.train, self.val):
             if self.reward_scale != 1.0:
                 part.rewards = part.rewards * self.reward_scale
         known = train[0].facts.get("statistics")
         if self.fraction < 1.0:
-            self.train.starts, known = keep_trajectories(self.train.starts, self.fraction, self.seed), None
-        self.spec = summarise(self.train, self.normalize, known)
-        self.warnings += [f"{self.dataset}: {text}" for text in absurd_features(self.train, known)]
-        normalize_(self.spec, self.train, self.val)
+            self.train.starts, known = assembly.keep_trajectories(self.train.starts, self.fraction, self.seed), None
+        self.spec = assembly.summarise(self.train, self.normalize, known)
+        self.warnings += [f"{self.dataset}: {text}" for text in assembly.absurd_features(self.train, known)]
+        assembly.normalize_states(self.spec, self.train, self.val)
         self.action_bounds = self.spec.action_dim * [-1.0], self.spec.action_dim * [1.0]  # of every OGBench environment
         self.warnings += cache.warnings
         if not bool((self.train.masks[self.train.starts] == 0).any()):
@@ -183,11 +171,6 @@ class OGBenchData(OfflineData):
             cache.prepared(name, key, rows),
             cache.prepared(f"{name}.{self.env.env_id}", key | _labelled_by(), labels),
         ]
-
-    def _how_to_get(self, path: Path) -> str:
-        ways = how_to_get(self.dataset, self.data_dir)
-        name = self.dataset if self.in_many_files else path.name
-        return f"{name} is not in {path.parent} (data_dir= or the default {DEFAULT_DATA_DIR}); {ways}"
 
 
 class Simulator:
@@ -271,7 +254,7 @@ def write_rows(store: Store, paths: Sequence[Path], simulator: Simulator) -> dic
     if pixels:
         return {}
     pages = Pages([observations]) if isinstance(observations, np.memmap) else None
-    return {"statistics": statistics(as_tensor(observations), as_tensor(starts), pages)}
+    return {"statistics": assembly.statistics(as_tensor(observations), as_tensor(starts), pages)}
 
 
 def write_labels(store: Store, paths: Sequence[Path], simulator: Simulator) -> None:

@@ -1,19 +1,22 @@
-"""Where a dataset came from: a JSON record beside its two files, with their checksums.
+"""Where a dataset came from: a JSON record beside its files, with their checksums.
 
 A record speaks only for the exact bytes it was written for. Files without one, or that differ from it, are
-"unrecorded": an official download or a user's own, we do not guess which.
+"unrecorded": an official download or a user's own, we do not guess which. Where a record lies, and which files it is
+about, :mod:`mfrl.data.ogbench_files` and :mod:`mfrl.data.minari_files` say.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 import platform
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import mfrl
 from mfrl.errors import MfrlError
 from mfrl.system.files import write_json
 
@@ -25,56 +28,6 @@ class ProvenanceError(MfrlError, RuntimeError):
     """A provenance record exists but cannot be understood."""
 
 
-def record_path(data_dir: str | Path, dataset: str) -> Path:
-    """`<data_dir>/<dataset>.provenance.json`."""
-    return Path(data_dir).expanduser() / f"{dataset}.provenance.json"
-
-
-def data_paths(data_dir: str | Path, dataset: str) -> tuple[Path, Path]:
-    """The training and the validation file of a dataset, as OGBench names them."""
-    folder = Path(data_dir).expanduser()
-    return folder / f"{dataset}.npz", folder / f"{dataset}-val.npz"
-
-
-def data_files(data_dir: str | Path, dataset: str) -> tuple[list[Path], list[Path]]:
-    """The files of a dataset that are read, for training and for validation.
-
-    They are those of :func:`data_paths`, or, of a dataset in many files, what the folder ``<data_dir>/<dataset>``
-    holds: OGBench's sets of 100 million transitions are numbered files ``cube-triple-play-v0-000.npz`` and
-    ``cube-triple-play-v0-000-val.npz`` (github.com/seohongpark/horizon-reduction, README.md), read in that order.
-
-    Raises:
-        ProvenanceError: that folder lacks one of the two, or a file in the middle of a series.
-    """
-    train, val = data_paths(data_dir, dataset)
-    folder = train.with_suffix("")
-    if train.exists() or not folder.is_dir():
-        return [train], [val]
-    paths = sorted(folder.glob("[!.]*.npz"))
-    held_out = [path for path in paths if path.stem.endswith("-val")]
-    if not held_out or len(held_out) == len(paths):
-        raise ProvenanceError(f"{folder} holds no {'X-val.npz' if paths else '.npz'} file: it is not all of {dataset}")
-    return _series([path for path in paths if path not in held_out]), _series(held_out)
-
-
-def _series(paths: list[Path]) -> list[Path]:
-    """Numbered files in the order of their numbers, of which none may be missing between the first and the last."""
-    numbered = {}
-    for path in paths:
-        match = re.fullmatch(r"(?P<head>.*?)(?P<number>\d+)(?P<tail>(-val)?\.npz)", path.name)
-        if match is None:
-            raise ProvenanceError(f"{path} has no number: a dataset in many files has names as X-v0-000.npz")
-        numbered[int(match["number"])] = match
-    for number, following in zip(sorted(numbered), sorted(numbered)[1:], strict=False):
-        if following != number + 1:
-            match = numbered[number]
-            name = f"{match['head']}{number + 1:0{len(match['number'])}}{match['tail']}"
-            raise ProvenanceError(f"{name} is missing in {paths[0].parent}, which holds the files before and after it")
-    if len(numbered) < len(paths):
-        raise ProvenanceError(f"{paths[0].parent} holds two files of the same number; a dataset in many files has one")
-    return [paths[0].with_name(numbered[number].string) for number in sorted(numbered)]
-
-
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
@@ -84,6 +37,9 @@ def sha256(path: str | Path) -> str:
 def fingerprint(path: str | Path) -> dict[str, Any]:
     """What a record keeps of a file: `sha256` and its size in `bytes`."""
     return {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
+
+
+Fingerprint = Callable[[Path], dict[str, Any]]  #: how a file's checksum and size are had, e.g. Checksums.of
 
 
 class Checksums:
@@ -147,11 +103,16 @@ def versions(packages: Sequence[str] = SIMULATION) -> dict[str, str | None]:
     return found
 
 
+def generator(function: str) -> dict[str, str]:
+    """What made the files, by its dotted name, as a record has it."""
+    return {"package": "mfrl", "version": mfrl.__version__, "function": function}
+
+
 def write(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record so that `path` always holds either the whole old or the whole new one.
 
     Args:
-        path: normally `record_path(data_dir, dataset)`.
+        path: of the file.
         record: JSON-serialisable; `format` is added. Needs at least `dataset`, `source` and `files`.
 
     Raises:
@@ -175,13 +136,12 @@ def load(path: Path) -> Any:
         raise ProvenanceError(f"{path} is not valid JSON: {error}") from error
 
 
-def read(data_dir: str | Path, dataset: str) -> dict[str, Any] | None:
+def read(path: Path, dataset: str) -> dict[str, Any] | None:
     """The record of a dataset, or None if there is none.
 
     Raises:
         ProvenanceError: the file is not JSON, or not a record of this dataset; the message names it.
     """
-    path = record_path(data_dir, dataset)
     try:
         record = load(path)
     except FileNotFoundError:
@@ -192,37 +152,54 @@ def read(data_dir: str | Path, dataset: str) -> dict[str, Any] | None:
     return record
 
 
-def describe(
-    data_dir: str | Path, dataset: str, fingerprint: Callable[[Path], dict[str, Any]] = fingerprint
-) -> dict[str, Any]:
-    """What can honestly be said of the data files: their record if it matches them, else "unrecorded".
+def describe(path: Path, dataset: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What can honestly be said of data files: their record if it speaks of exactly these, else "unrecorded".
 
     Args:
-        data_dir, dataset: as for :func:`data_files`.
-        fingerprint: how checksums are had; by default each file is read.
+        path: of the record.
+        files: their fingerprints, by the names they have in it.
 
     Returns:
         The record, or `{"dataset", "source": "unrecorded", "files": {name: {"sha256", "bytes"}}}`, with a
         `note` when there is a record that the files do not match.
 
     Raises:
-        FileNotFoundError: neither data file exists.
         ProvenanceError: the record cannot be read.
     """
-    paths = [path for part in data_files(data_dir, dataset) for path in part if path.exists()]
-    files = {path.name: fingerprint(path) for path in paths}
-    if not files:
-        raise FileNotFoundError(f"No data files of {dataset} in {Path(data_dir).expanduser()}")
-    record = read(data_dir, dataset)
-    if record is not None and record["files"] == files:
-        return record
-    return unrecorded(dataset, files, None if record is None else record_path(data_dir, dataset).name)
-
-
-def unrecorded(dataset: str, files: dict[str, Any], other: str | None = None) -> dict[str, Any]:
-    """What can be said of files that no record speaks of; ``other`` names one that is there but does not match."""
     described = {"dataset": dataset, "source": "unrecorded", "files": files}
-    return described if other is None else described | {"note": f"{other} does not match these files"}
+    try:
+        record = load(path)
+    except FileNotFoundError:
+        return described
+    if difference(record, dataset, files) is None:
+        return record
+    return described | {"note": f"{path.name} does not match these files"}
+
+
+def difference(record: Any, dataset: str, files: Mapping[str, Mapping[str, Any]], all_there: bool = True) -> str | None:
+    """Why a record does not speak of exactly these files; None where it does.
+
+    Args:
+        record: as :func:`load` gives it.
+        files: by name, what is to be compared of each: ``bytes``, or with ``sha256`` a whole fingerprint.
+        all_there: whether every file that the record speaks of must be among them.
+    """
+    recorded = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(recorded, dict) or not isinstance(record.get("source"), str):
+        return "it is no record: it has no source, or no files"
+    if record.get("dataset") != dataset:
+        return f"it speaks of {record.get('dataset')}"
+    for name in sorted(files.keys() | recorded.keys()):
+        if name not in recorded:
+            return f"it does not speak of {name}"
+        if name not in files:
+            if all_there:
+                return f"{name}, of which it speaks, is missing"
+            continue
+        for aspect, value in files[name].items():
+            if not isinstance(recorded[name], dict) or recorded[name].get(aspect) != value:
+                return f"{name} differs from it in {'checksum' if aspect == 'sha256' else 'size'}"
+    return None
 
 
 def _validate(record: Any, path: Path) -> None:

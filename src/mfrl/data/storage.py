@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.batch import Batch
+from mfrl.data.batch import Batch, normalize
 
 _MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
 
@@ -86,8 +86,7 @@ class Transitions:
     def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
         s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)
         if self.statistics is not None:
-            mean, std = self.statistics
-            s, next_s = (s - mean) / std, (next_s - mean) / std
+            s, next_s = normalize(s, *self.statistics), normalize(next_s, *self.statistics)
         return s, next_s
 
     def _images(self, row: Tensor) -> tuple[Tensor, Tensor]:

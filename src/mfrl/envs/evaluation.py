@@ -1,8 +1,11 @@
-"""Evaluation of a policy: fixed episodes, many environments at once, one batched action call a step.
+"""Evaluation of policies: fixed episodes, many environments at once, one batched action call a step.
 
 Episode i starts from a seed that depends on (evaluation seed, i) alone, and its policy noise at step s on
 (evaluation seed, i, s) alone. So runs are paired episode by episode, and how many environments run side by
 side changes nothing but floating-point rounding in the batched call.
+
+Several policies are evaluated side by side: each acts in environments of its own, as many as it would have alone, and
+one call steps all of them. Alone or not, a policy's numbers are the same to the last bit.
 
 An episode is a success if any of its steps reports one. In OGBench's single-task environments, which
 terminate at success, that is the ``info["success"]`` of the last step, which OGBench's own evaluation
@@ -15,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,10 +27,13 @@ import torch
 from torch import Tensor
 
 from mfrl.envs.spec import EnvError, EnvSpec
-from mfrl.envs.vector import VectorEnv
+from mfrl.envs.vector import Step, VectorEnv
 from mfrl.errors import DivergedError
 from mfrl.randomness import derived_seed
 from mfrl.system import signals
+
+#: So many environments at most are stepped side by side: each takes memory, and some a second to build.
+MOST_SIDE_BY_SIDE = 100
 
 _NOISE_BLOCK = 64  # steps of noise drawn at a time: long episodes need not hold all of theirs
 
@@ -108,17 +114,22 @@ class Evaluation:
 
 
 class Evaluator:
-    """Runs a policy in environments that stay alive between evaluations, since starting them takes seconds.
+    """Runs policies in environments that stay alive between evaluations, since starting them takes seconds.
 
     Args:
         spec: the environment.
-        num_envs: environments side by side, which is also the batch of every action call.
+        num_envs: environments of each policy, which is also the batch of every action call.
         workers: processes they run in; 0 steps them here, None takes one a core.
         seed: of the episodes; keep it fixed to compare runs episode by episode.
+        policies: how many are evaluated side by side. Where all of their environments were more than
+            ``MOST_SIDE_BY_SIDE``, fewer are: the others have their turn after them.
     """
 
-    def __init__(self, spec: EnvSpec, num_envs: int = 10, workers: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, spec: EnvSpec, num_envs: int = 10, workers: int | None = None, seed: int = 0, policies: int = 1
+    ) -> None:
         self.spec, self.num_envs, self.workers, self.seed = spec, num_envs, workers, seed
+        self._at_once = _turn(policies, max(1, MOST_SIDE_BY_SIDE // num_envs))
         self._env: VectorEnv | None = None
         self._renders = spec.observes_pixels
 
@@ -126,7 +137,7 @@ class Evaluator:
     def env(self) -> VectorEnv:
         """The environments, started when first asked for; its ``signature`` has the maze and the shapes."""
         if self._env is None:
-            self._env = VectorEnv(self.spec, self.num_envs, self.workers, render=self._renders)
+            self._env = VectorEnv(self.spec, self._at_once * self.num_envs, self.workers, render=self._renders)
         return self._env
 
     def check_filming(self) -> None:
@@ -145,31 +156,56 @@ class Evaluator:
             self.close()
             raise
 
-    # Not inference mode: what the policy caches here, training may later use in a graph.
-    @torch.no_grad()
-    def run(
-        self,
-        policy: Actor,
-        episodes: int,
-        *,
-        progress: Progress | None = None,
-        record_paths: int = 0,
-        video_episodes: int = 0,
-        max_frames: int = 200,
-    ) -> Evaluation:
-        """Run episodes 0 to ``episodes - 1``.
+    def run(self, policy: Actor, episodes: int, *, progress: Progress | None = None, **recording: int) -> Evaluation:
+        """Run episodes 0 to ``episodes - 1`` of one policy.
 
         Args:
             progress: called whenever episodes have finished with (finished, episodes, success rate so far or None).
-            record_paths: keep the positions of this many first episodes.
-            video_episodes: film this many first episodes, if need be in workers restarted for rendering.
-            max_frames: frames are taken every so many steps that a full-length episode has about this many.
+            recording: see :meth:`run_each`, as what may be raised besides.
 
         Raises:
             DivergedError: the policy gave an action that is not finite.
-            ValueError: the policy's actions have the wrong shape.
-            EnvError, WorkerError: from the environments, one that gives an observation or a reward that is not
-                finite among them.
+            EnvError: so did the environment with an observation or a reward.
+        """
+
+        def report(finished: int, rates: Sequence[float]) -> None:
+            if progress is not None:
+                progress(finished, episodes, rates[0] if rates else None)
+
+        (result,) = self.run_each([policy], episodes, progress=report, **recording)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    # Not inference mode: what the policy caches here, training may later use in a graph.
+    @torch.no_grad()
+    def run_each(
+        self,
+        policies: Sequence[Actor],
+        episodes: int,
+        *,
+        progress: Callable[[int, Sequence[float]], None] | None = None,
+        record_paths: int = 0,
+        video_episodes: int = 0,
+        max_frames: int = 200,
+    ) -> list[Evaluation | DivergedError | EnvError]:
+        """Run episodes 0 to ``episodes - 1`` of each policy, side by side.
+
+        Args:
+            progress: called whenever episodes have finished with the number of all that have, and the success rate so
+                far of each policy that has one.
+            record_paths: keep the positions of this many first episodes of each policy.
+            video_episodes: film this many first episodes of each, if need be in workers restarted for rendering. A film
+                takes 40 MB.
+            max_frames: frames are taken every so many steps that a full-length episode has about this many.
+
+        Returns:
+            of each policy what happened, or why it was not evaluated to the end: it gave an action, or its environment
+            an observation or a reward, that is not finite. The others go on.
+
+        Raises:
+            ValueError: a policy's actions have the wrong shape.
+            EnvError, WorkerError: from what all policies share.
             Interrupted: a signal has come, where signals are noted.
 
         Whatever the error, Ctrl-C included, the environments are closed and a later call starts them afresh.
@@ -179,95 +215,59 @@ class Evaluator:
         if video_episodes and not self._renders:
             self.close()
             self._renders = True
+        seeds = np.array([derived_seed(self.seed, "evaluation episode", i) % 2**31 for i in range(episodes)])
+        turn = _turn(len(policies), self._at_once)
         try:
-            return self._run(policy, episodes, progress, record_paths, video_episodes, max_frames)
+            plays = []
+            for number, policy in enumerate(policies):
+                first = number % turn * self.num_envs
+                recorder = _Recorder(self.env, first, record_paths, video_episodes, max_frames)
+                plays.append(_Play(policy, self.spec, slice(first, first + self.num_envs), seeds, self.seed, recorder))
+
+            def report() -> None:
+                if progress is not None:
+                    rates = [play.success_rate for play in plays]
+                    progress(
+                        sum(int(play.finished.sum()) for play in plays), [rate for rate in rates if rate is not None]
+                    )
+
+            for begin in range(0, len(plays), turn):
+                self._run(plays[begin : begin + turn], report)
         except BaseException:
             self.close()  # an interrupted step leaves answers in the pipes that nobody waits for
             raise
+        return [play.outcome() for play in plays]
 
-    def _run(
-        self,
-        policy: Actor,
-        episodes: int,
-        progress: Progress | None,
-        record_paths: int,
-        video_episodes: int,
-        max_frames: int,
-    ) -> Evaluation:
+    def _run(self, plays: Sequence[_Play], report: Callable[[], None]) -> None:
         env, started = self.env, time.perf_counter()
-        seeds = np.array([derived_seed(self.seed, "evaluation episode", i) % 2**31 for i in range(episodes)])
-        noise = _NoiseStreams(policy, env.num_envs, self.seed)
-        recorder = _Recorder(env, record_paths, video_episodes, max_frames)
-        returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
-        successes, told, finished = np.zeros((3, episodes), np.bool_)
-        waiting = deque(range(episodes))
-        playing = np.full(env.num_envs, -1)  # the episode in each slot; -1 in those that have run out of work
-
-        def start_episodes(slots: np.ndarray) -> np.ndarray:
-            slots = slots[: len(waiting)]
-            playing[slots] = [waiting.popleft() for _ in slots]
-            noise.restart(slots, playing[slots])
-            observations = env.reset(slots.tolist(), seeds[playing[slots]].tolist())
-            self._refuse_nonfinite(observations, slots, playing, lengths)
-            recorder.start(slots, playing[slots])
-            return observations
-
-        observations = start_episodes(np.arange(env.num_envs))
-        while (active := playing >= 0).any():
+        actions = np.zeros((env.num_envs, plays[0].policy.action_dim), np.float32)
+        self._start_episodes(plays)
+        while any(play.active.any() for play in plays):
             signals.leave_if_asked()
-            # Idle slots stay in the batch: with one shape, equal evaluations give equal numbers.
-            actions = policy.act(torch.from_numpy(observations), noise.next())
-            step = env.step(_checked(actions, policy.action_dim, active, playing, lengths), active)
-            now = playing[active]
-            returns[now] += step.rewards[active]
-            lengths[now] += 1
-            slots = np.flatnonzero(active)
-            self._refuse_nonfinite(step.observations, slots, playing, lengths, returns)
-            successes[now] |= step.success[active]
-            told[now] |= step.told[active]
-            done = active & (step.terminated | step.truncated)
-            recorder.add(playing, lengths, done)
-            observations = step.observations
-            if done.any():
-                finished[playing[done]] = True
-                playing[done] = -1
-                if progress is not None:
-                    success = float(successes[finished].mean()) if told.any() else None
-                    progress(int(finished.sum()), episodes, success)
-                if waiting:
-                    observations = start_episodes(np.flatnonzero(done))
-        return Evaluation(
-            seeds=seeds,
-            returns=returns,
-            successes=successes if told.any() else None,
-            lengths=lengths,
-            seconds=time.perf_counter() - started,
-            paths=[np.stack(path) for path in recorder.paths.values()],
-            frames=[np.stack(film) for film in recorder.films.values()],
-            frame_stride=recorder.stride,
-            reference_returns=self.spec.reference_returns,
-        )
+            active = np.zeros(env.num_envs, np.bool_)
+            for play in plays:
+                if play.active.any():
+                    actions[play.slots] = play.act()
+                    active[play.slots] = play.active  # after acting: it may have left
+            if not active.any():
+                break
+            step = env.step(actions, active)
+            ended = [play.take(step) for play in plays]
+            if any(ended):
+                report()
+                self._start_episodes(plays)
+        for play in plays:
+            play.seconds = (time.perf_counter() - started) / len(plays)
 
-    def _refuse_nonfinite(
-        self,
-        observations: np.ndarray,
-        slots: np.ndarray,
-        playing: np.ndarray,
-        lengths: np.ndarray,
-        returns: np.ndarray | None = None,
-    ) -> None:
-        """Say that it was the environment, before the policy is shown what no policy can act on."""
-        good = np.isfinite(observations[slots]).reshape(len(slots), -1).all(axis=1)
-        what = "an observation"
-        if good.all() and returns is not None:
-            good, what = np.isfinite(returns[playing[slots]]), "a reward"
-        if not good.all():
-            episode = playing[slots[good.argmin()]]
-            raise EnvError(
-                f"{self.spec.env_id} gave {what} that is not finite, in evaluation episode {episode} after "
-                f"{lengths[episode]} steps. The policy's actions were finite until then: look for the fault in the "
-                "environment, e.g. in a simulation that blew up"
-            )
+    def _start_episodes(self, plays: Sequence[_Play]) -> None:
+        """The next episodes in all slots that have none."""
+        seeds: dict[int, int] = {}
+        for play in plays:
+            seeds |= play.next_episodes()
+        if seeds:
+            observations = self.env.reset(list(seeds), list(seeds.values()))
+            for play in plays:
+                play.begin(observations)
 
     def close(self) -> None:
         """Stop the environments; a later ``run`` starts them again."""
@@ -280,6 +280,135 @@ class Evaluator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Play:
+    """The episodes of one policy, in slots of its own: which of them wait and play, and what has come of them.
+
+    Args:
+        slots: in the environments; here they are counted from 0.
+        seeds: of the episodes ``(episodes,)``.
+        seed: of the evaluation.
+
+    Attributes:
+        active: the slots with an episode, ``(num_envs,)`` bool.
+        seconds: its share of the time that those took which played side by side.
+    """
+
+    def __init__(
+        self, policy: Actor, spec: EnvSpec, slots: slice, seeds: np.ndarray, seed: int, recorder: _Recorder
+    ) -> None:
+        self.policy, self.slots, self.seconds = policy, slots, 0.0
+        self._spec, self._seeds, self._recorder = spec, seeds, recorder
+        episodes, num_envs = len(seeds), slots.stop - slots.start
+        self.returns, self.lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+        self.successes, self.told, self.finished = np.zeros((3, episodes), np.bool_)
+        self._waiting = deque(range(episodes))
+        self._playing = np.full(num_envs, -1)  # the episode in each slot; -1 in those that have run out of work
+        self._begun = np.zeros(0, np.int64)  # slots
+        self._noise = _NoiseStreams(policy, num_envs, seed)
+        self._observations = np.zeros(0)
+        self._error: DivergedError | EnvError | None = None
+
+    @property
+    def active(self) -> np.ndarray:
+        return self._playing >= 0
+
+    @property
+    def success_rate(self) -> float | None:
+        """Of the episodes that have finished; None where nothing is known."""
+        known = self._error is None and self.finished.any() and self.told.any()
+        return float(self.successes[self.finished].mean()) if known else None
+
+    def next_episodes(self) -> dict[int, int]:
+        """Put those that wait into the slots that have none; the environments to start, and their seeds."""
+        slots = np.flatnonzero(~self.active)[: len(self._waiting)]
+        self._playing[slots] = [self._waiting.popleft() for _ in slots]
+        self._noise.restart(slots, self._playing[slots])
+        self._begun = slots
+        seeds = self._seeds[self._playing[slots]]
+        return dict(zip((self.slots.start + slots).tolist(), seeds.tolist(), strict=True))
+
+    def begin(self, observations: np.ndarray) -> None:
+        """Take up the episodes that have been started; observations are those of all environments."""
+        slots = self._begun
+        self._observations = observations[self.slots]
+        if slots.size and self._finite(slots):
+            self._recorder.start(slots, self._playing[slots])
+
+    def act(self) -> np.ndarray:
+        """The next action of every slot, ``(num_envs, action_dim)`` in [-1, 1]; leaves where one is not finite."""
+        # Idle slots stay in the batch: with one shape, equal evaluations give equal numbers.
+        actions = self.policy.act(torch.from_numpy(self._observations), self._noise.next())
+        if actions.shape != (expected := (len(self._playing), self.policy.action_dim)):
+            raise ValueError(f"policy gave actions {tuple(actions.shape)}, expected {expected}")
+        on_cpu = actions.float().cpu().numpy()
+        bad = np.flatnonzero(self.active & ~np.isfinite(on_cpu).all(axis=1))
+        if bad.size:
+            episode = self._playing[bad[0]]
+            self._leave(
+                DivergedError(
+                    f"the policy's action in evaluation episode {episode}, step {self.lengths[episode]} is not finite: "
+                    f"{on_cpu[bad[0]].tolist()}"
+                )
+            )
+        return on_cpu.clip(-1.0, 1.0)
+
+    def take(self, step: Step) -> bool:
+        """What a step of all environments has brought; whether episodes have ended. Leaves where that is no number."""
+        active = self.active
+        if not active.any():
+            return False
+        own, now = Step(*(field[self.slots] for field in step)), self._playing[active]
+        self.returns[now] += own.rewards[active]
+        self.lengths[now] += 1
+        self._observations = own.observations
+        if not self._finite(np.flatnonzero(active)):
+            return False
+        self.successes[now] |= own.success[active]
+        self.told[now] |= own.told[active]
+        done = active & (own.terminated | own.truncated)
+        self._recorder.add(self._playing, self.lengths, done)
+        self.finished[self._playing[done]] = True
+        self._playing[done] = -1
+        return bool(done.any())
+
+    def outcome(self) -> Evaluation | DivergedError | EnvError:
+        """What happened, or why it came to no end."""
+        return self._error or Evaluation(
+            seeds=self._seeds,
+            returns=self.returns,
+            successes=self.successes if self.told.any() else None,
+            lengths=self.lengths,
+            seconds=self.seconds,
+            paths=[np.stack(path) for path in self._recorder.paths.values()],
+            frames=[np.stack(film) for film in self._recorder.films.values()],
+            frame_stride=self._recorder.stride,
+            reference_returns=self._spec.reference_returns,
+        )
+
+    def _finite(self, slots: np.ndarray) -> bool:
+        """Whether observations and returns are; else it was the environment, which no policy can act on."""
+        playing = self._playing[slots]
+        good = np.isfinite(self._observations[slots]).reshape(len(slots), -1).all(axis=1)
+        what = "an observation"
+        if good.all():
+            good, what = np.isfinite(self.returns[playing]), "a reward"
+        if not good.all():
+            episode = playing[good.argmin()]
+            self._leave(
+                EnvError(
+                    f"{self._spec.env_id} gave {what} that is not finite, in evaluation episode {episode} after "
+                    f"{self.lengths[episode]} steps. The policy's actions were finite until then: look for the fault "
+                    "in the environment, e.g. in a simulation that blew up"
+                )
+            )
+        return bool(good.all())
+
+    def _leave(self, error: DivergedError | EnvError) -> None:
+        self._error = error
+        self._playing[:] = -1
+        self._waiting.clear()
 
 
 class _NoiseStreams:
@@ -308,10 +437,14 @@ class _NoiseStreams:
 
 
 class _Recorder:
-    """Keeps the paths and the frames of the first episodes, by episode."""
+    """Keeps the paths and the frames of the first episodes, by episode.
 
-    def __init__(self, env: VectorEnv, record_paths: int, video_episodes: int, max_frames: int) -> None:
-        self._env = env
+    Args:
+        first: the slot of the environments that is counted as 0 here.
+    """
+
+    def __init__(self, env: VectorEnv, first: int, record_paths: int, video_episodes: int, max_frames: int) -> None:
+        self._env, self._first = env, first
         self._num_paths = record_paths if env.signature.has_position else 0
         self._num_films = video_episodes
         self.stride = max(1, math.ceil(env.signature.max_episode_steps / max_frames))
@@ -333,28 +466,17 @@ class _Recorder:
     def _note_positions(self, slots: np.ndarray, episodes: np.ndarray) -> None:
         kept = episodes < self._num_paths
         if kept.any():
-            for episode, xy in zip(episodes[kept], self._env.positions[slots[kept]], strict=True):
+            for episode, xy in zip(episodes[kept], self._env.positions[self._first + slots[kept]], strict=True):
                 self.paths[episode].append(xy)
 
     def _film(self, slots: np.ndarray, episodes: np.ndarray) -> None:
         kept = episodes < self._num_films
         if kept.any():
-            for episode, frame in zip(episodes[kept], self._env.render(slots[kept].tolist()), strict=True):
+            frames = self._env.render((self._first + slots[kept]).tolist())
+            for episode, frame in zip(episodes[kept], frames, strict=True):
                 self.films[episode].append(frame)
 
 
-def _checked(
-    actions: Tensor, action_dim: int, active: np.ndarray, playing: np.ndarray, lengths: np.ndarray
-) -> np.ndarray:
-    """Actions on the CPU, clipped to [-1, 1], or the reason why they cannot be taken."""
-    if actions.shape != (len(active), action_dim):
-        raise ValueError(f"policy gave actions {tuple(actions.shape)}, expected {(len(active), action_dim)}")
-    on_cpu = actions.float().cpu().numpy()
-    bad = np.flatnonzero(active & ~np.isfinite(on_cpu).all(axis=1))
-    if bad.size:
-        episode = playing[bad[0]]
-        raise DivergedError(
-            f"the policy's action in evaluation episode {episode}, step {lengths[episode]} is not finite: "
-            f"{on_cpu[bad[0]].tolist()}"
-        )
-    return on_cpu.clip(-1.0, 1.0)
+def _turn(policies: int, most: int) -> int:
+    """How many of so many policies to evaluate at once, at most ``most``, so that every turn has about as many."""
+    return math.ceil(policies / math.ceil(policies / most))

@@ -1,7 +1,9 @@
 """Environments that Minari datasets were recorded in: rebuilt from their description, checked before anything runs.
 
 A description is the JSON of a gymnasium ``EnvSpec``. It names classes (``entry_point``, ``additional_wrappers``), so
-one out of somebody's file could name any; only those of known packages are built.
+one out of somebody's file could name any; only those of known packages are built. Which classes a checkpoint's
+configuration may name is another question, see :mod:`mfrl.runs.saved`: those are mfrl's own and can be listed one by
+one, while environments are as many as there are in the packages of others, and are known by what they derive from.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from mfrl.errors import EnvError
+from mfrl.system.processes import environment
 
 _TRIAL = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 
@@ -44,7 +45,5 @@ def _has_gpu() -> bool:
 
 def _renders(backend: str) -> bool:
     # PyOpenGL has a switch of its own, which MuJoCo refuses when it disagrees.
-    environment = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
-    environment["MUJOCO_GL"] = backend
-    trial = subprocess.run([sys.executable, "-c", _TRIAL], env=environment, capture_output=True, check=False)
-    return trial.returncode == 0
+    with environment({"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": None}):
+        return subprocess.run([sys.executable, "-c", _TRIAL], capture_output=True, check=False).returncode == 0

@@ -36,12 +36,11 @@ from mfrl.envs.maze import MazeLayout, maze_layout
 from mfrl.envs.rendering import choose_backend
 from mfrl.errors import EnvError, MfrlError
 from mfrl.system import signals
+from mfrl.system.processes import SINGLE_THREADED, environment, usable_cores
 
 if TYPE_CHECKING:
     import gymnasium
 
-# Cores are shared out by process; threads inside them would only fight the policy's.
-_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _GOODBYE_SECONDS = 5.0
 # Steps take milliseconds, and building a scene on a busy machine a minute: who is silent so long has stopped.
 _PATIENCE_SECONDS = 600.0
@@ -304,9 +303,9 @@ class _Crew:
         # Also runs when the crew is collected or Python ends, should nobody have called close.
         self.close = weakref.finalize(self, _dismiss, self._processes, self._pipes, self._memory)
         # Without frames to render, OpenGL is not even looked for, which without a display would warn.
-        variables = _SINGLE_THREAD | ({} if render else {"MUJOCO_GL": "disabled"})
+        variables = SINGLE_THREADED | ({} if render else {"MUJOCO_GL": "disabled"})
         # A signal to the whole group is for the parent, which then closes the pipes.
-        with _environment(variables), signals.withheld():
+        with environment(variables), signals.withheld():
             for w in range(workers):
                 pipe, far_end = context.Pipe()
                 count = len(range(w, num_envs, workers))
@@ -485,22 +484,6 @@ def refuse_unguarded_script() -> None:
     """End a worker process that is about to do what its parent does, as it imports a script without the guard."""
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself finds it out, but before any work
         raise SystemExit(_GUARD)
-
-
-def usable_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager

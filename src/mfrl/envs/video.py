@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mfrl.system.files import replacing
+from mfrl.system.files import free_bytes, replacing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -84,7 +83,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
     with suppress(RuntimeError):
         if imageio_ffmpeg.count_frames_and_secs(str(path))[0] == len(frames):
             return
-    full = shutil.disk_usage(path.parent).free < frames.nbytes
+    full = free_bytes(path.parent) < frames.nbytes
     raise OSError(
         errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC) if full else "ffmpeg failed", str(path)
     )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from mfrl.errors import ConfigError
 
-Compile = bool | Literal["auto"]
+#: Whether an update is compiled; ``captured``: and on a GPU replayed as a CUDA graph, one launch in place of many. That
+#: has never run on a GPU: tests show without one that what it needs holds.
+Compiled = bool | Literal["captured"]
+Compile = Compiled | Literal["auto"]
 
 #: Runs of at least so many updates are compiled unless the user says otherwise. Starting takes about a minute the first
 #: time, some seconds once PyTorch has the code in its cache, and every update then half of the time.
@@ -14,21 +19,23 @@ WORTH_COMPILING = 5_000
 
 
 def check_compile(compile: Compile) -> None:
-    """Refuse what is no choice, and ``compile=true`` where PyTorch would look for a compiler in vain.
+    """Refuse what is no choice, and what is asked for where PyTorch would look for a compiler or a GPU in vain.
 
     Raises:
-        ConfigError: saying what to install.
+        ConfigError: saying what to install, or to choose.
     """
-    if compile not in ("auto", True, False) or type(compile) is int:
-        raise ConfigError(f"compile={compile} must be auto, true or false")
-    if compile is True and (missing := missing_compiler()):
+    if compile not in ("auto", "captured", True, False) or type(compile) is int:
+        raise ConfigError(f"compile={compile} must be auto, true, false or captured")
+    if compile == "captured" and not torch.cuda.is_available():
+        raise ConfigError("compile=captured needs a CUDA GPU, and PyTorch finds none: say compile=true")
+    if compile in (True, "captured") and (missing := missing_compiler()):
         raise ConfigError(
-            f"compile=true needs a C++ compiler, and {missing}: install one (Debian's package g++), "
+            f"compile={str(compile).lower()} needs a C++ compiler, and {missing}: install one (Debian's package g++), "
             "name it in the environment variable CXX, or say compile=false"
         )
 
 
-def choose(compile: Compile, updates: int) -> tuple[bool, str]:
+def choose(compile: Compile, updates: int) -> tuple[Compiled, str]:
     """Whether to compile, and why, in a few words.
 
     A run decides once, by nothing but its settings and whether there is a compiler: how fast the machine is does not

@@ -18,17 +18,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch
+from mfrl.learning.compiling import Compiled
 from mfrl.randomness import Streams, key_of
 from mfrl.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.base import Algorithm
+    from mfrl.algorithms.groups import Average, Group
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 DRAWN_TOGETHER = 8  #: updates
@@ -74,13 +77,14 @@ class Learner:
     Args:
         algorithms: the members, on the device to train on.
         batch_size: of each member's batches.
-        compiled: compile the whole update with torch.compile; its first call then takes a minute or so.
+        compiled: compile the whole update with torch.compile; its first call then takes a minute or so. "captured":
+            and have it replayed as a CUDA graph, which it then stays but for the arguments, that are copied into it.
 
     Attributes:
         k: how many updates have been made.
     """
 
-    def __init__(self, algorithms: Sequence[Algorithm], batch_size: int, compiled: bool = False) -> None:
+    def __init__(self, algorithms: Sequence[Algorithm], batch_size: int, compiled: Compiled = False) -> None:
         first = algorithms[0]
         self.algorithms, self.k = tuple(algorithms), first.k
         device = first.normalizer.mean.device
@@ -104,6 +108,7 @@ class Learner:
         self._streams = Streams(first.draws(batch_size), "update", device)
         self._skeleton = _without_parameters(first)
         self._drawn: list[dict[str, Tensor]] = []
+        self._captured = compiled == "captured"
         self._step = self._compiled() if compiled else self._update
 
     @torch.no_grad()
@@ -118,7 +123,11 @@ class Learner:
             waiting for the device.
         """
         trained = tuple(name for name, group in self._groups.items() if group.steps_at(self.k))
+        if self._captured:
+            torch.compiler.cudagraph_mark_step_begin()
         names, values = self._step(batch, self._numbers(), trained)
+        if self._captured:
+            values = values.clone()  # the graph's own are overwritten by the next update
         self.k += 1
         for algorithm in self.algorithms:
             algorithm.k = self.k
@@ -149,7 +158,11 @@ class Learner:
         # torch.compile keeps what it compiled with a function's code: with a copy of it, no learner meets another's.
         update = type(self)._update
         own = FunctionType(update.__code__.replace(), update.__globals__, update.__name__)
-        options = {"guard_filter_fn": _arguments_alone}
+        options: dict[str, Any] = {"guard_filter_fn": _arguments_alone}
+        if self._captured:
+            options["triton.cudagraphs"] = True
+            for tensor in self._state():  # else the graph is given up: it would change what is copied into it
+                torch._dynamo.mark_static_address(tensor)
         return partial(torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options), self)
 
     def _update(
@@ -248,6 +261,12 @@ class Learner:
             self._steps[name].fill_(saved["step"])
             for vector, key in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
                 self._of(member, vector).copy_(self._layouts[name].vector(saved[key]))
+
+    def _state(self) -> Iterator[Tensor]:
+        """Everything that an update changes in place."""
+        yield from (self._k, *self._steps.values(), *self._parameters.values(), *self._buffers.values())
+        for moments in self._moments.values():
+            yield from moments
 
     # ---- members
 

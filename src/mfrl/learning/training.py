@@ -6,20 +6,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mfrl.algorithms.base import Algorithm
-from mfrl.algorithms.policy import Policy
-from mfrl.data.batch import Batch, DataSpec
-from mfrl.data.sampling import Chunk
 from mfrl.errors import CheckpointError
+from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Learner
 from mfrl.randomness import Streams, key_of
 from mfrl.system import signals
+
+if TYPE_CHECKING:
+    from mfrl.algorithms.base import Algorithm
+    from mfrl.algorithms.policy import Policy
+    from mfrl.data.batch import Batch, DataSpec
+    from mfrl.data.sampling import Chunk
 
 
 @dataclass
@@ -95,7 +98,7 @@ class Training(Trained, L.LightningModule):
     """
 
     def __init__(
-        self, algorithm: Algorithm, batch_size: int, compiled: bool = False, beside: Sequence[Algorithm] = ()
+        self, algorithm: Algorithm, batch_size: int, compiled: Compiled = False, beside: Sequence[Algorithm] = ()
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -181,8 +184,6 @@ class Training(Trained, L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load(checkpoint)
-        # The data loader starts at `updates`; Lightning would otherwise skip as many chunks again.
-        checkpoint.pop("loops", None)
 
     def save(self, checkpoint: dict[str, Any], member: int = 0) -> None:
         """Put into a checkpoint what a member goes on from, besides its parameters."""
@@ -204,6 +205,21 @@ class Training(Trained, L.LightningModule):
         for part in checkpoint["window"]:
             window = self._window(tuple(part["names"]))
             window.sums[:, member], window.counts[member] = part["sums"], part["count"]
+
+
+def lightnings_part() -> dict[str, Any]:
+    """What Lightning wants of a checkpoint for itself; of a training that steps and counts by itself it says nothing.
+
+    The data loader starts at ``updates``: with a count of its own, Lightning would skip as many chunks again.
+    """
+    return {
+        "pytorch-lightning_version": L.__version__,
+        "epoch": 0,
+        "global_step": 0,
+        "loops": None,
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
 
 
 class Member(Trained):
@@ -241,14 +257,6 @@ class Member(Trained):
 
     def checkpoint(self) -> dict[str, Any]:
         """What Lightning writes of a run of its own, so that one goes on from it."""
-        checkpoint = {
-            "pytorch-lightning_version": L.__version__,
-            "epoch": 0,
-            "global_step": 0,
-            "state_dict": self.own_state(),
-            "optimizer_states": [],
-            "lr_schedulers": [],
-            "callbacks": {},
-        }
+        checkpoint = lightnings_part() | {"state_dict": self.own_state(), "callbacks": {}}
         self.training.save(checkpoint, self.index)
         return checkpoint

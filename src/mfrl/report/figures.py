@@ -1,4 +1,4 @@
-"""Figures of a report. Pure functions: groups in, a matplotlib Figure out, in Okabe and Ito's colours."""
+"""Figures of a report. Pure functions: groups in, a matplotlib Figure out; a method looks the same in all of them."""
 
 from __future__ import annotations
 
@@ -7,73 +7,130 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from mfrl.report.groups import Group, curve, labels, method_labels
-from mfrl.report.statistics import bootstrap_interval, interquartile_mean, task_mean
+from mfrl.report.groups import ABSENT, W2, Group, Method, Metric, curve, labels, method_labels
+from mfrl.report.statistics import bootstrap_interval, deviation, interquartile_mean, task_mean
 from mfrl.report.summary import Bootstrap, Row
+from mfrl.system.drawing import Look, look_of, new_figure
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+TOGETHER = 3  #: groups whose bands can be told apart in one panel; of more, each method gets a panel
+DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.4, 1, 1.4)), (0, (2.2, 1)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 _DPI = 130
+_LEGEND = {"frameon": False, "fontsize": 8, "title_fontsize": 8, "handlelength": 4.2}
+_BEHIND = {"color": "0.82", "linewidth": 1.0, "zorder": 1}
+
+
+def look(method: Method) -> Look:
+    """By variant or, where there is none, by algorithm."""
+    return look_of(_name(method))
 
 
 def learning_curves(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
-    """The metric against updates for the groups of one task: mean over seeds, with its bootstrap interval."""
-    counts = [f"{len(g.runs)} seed{'s' if len(g.runs) > 1 else ''}" for g in groups]
-    names = [f"{name} ({count})" for name, count in zip(labels(groups), counts, strict=True)]
-    columns = 2 if len(names) > 1 and max(map(len, names)) <= 40 else 1
-    names = [textwrap.fill(name, 84 // columns) for name in names]
-    lines = sum(name.count("\n") + 1 for name in names) / columns
-    figure = _new_figure(6.4, 4.0 + 0.19 * lines)
-    axes = figure.subplots()
-    for i, (group, name) in enumerate(zip(groups, names, strict=True)):
-        updates, values = curve(group)
-        color, style = COLORS[i % len(COLORS)], LINES[i // len(COLORS) % len(LINES)]
-        n = values.shape[1]
-        look = {"color": color, "linestyle": style, "marker": MARKERS[i % len(MARKERS)], "markersize": 4.5}
-        axes.plot(updates, values.mean(axis=1), linewidth=1.7, label=name, **look, zorder=3)
-        intervals = [bootstrap_interval(task_mean, [row], **bootstrap.settings()) for row in values]
-        if n > 1 and intervals:
-            low, high = np.array(intervals).T
-            axes.fill_between(updates, low, high, color=color, alpha=0.16, linewidth=0)
-    metric = groups[0].metric
-    axes.set(title=groups[0].task.name, xlabel="updates", ylabel=metric.label)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlim(left=0)
-    if metric.unit == "%":
-        axes.set_ylim(-3, 103)
-    _tidy(axes, "both")
-    note = f"mean over seeds; shaded: its {100 * bootstrap.confidence:g} % bootstrap interval"
-    if max(len(g.runs) for g in groups) == 1:
-        note = "single runs: no interval"
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8, title=note, title_fontsize=8)
+    """The metric against updates for the groups of one task: mean over seeds, with its bootstrap interval.
+
+    Up to three methods share a panel. Otherwise every method has a panel of its own with the others in grey behind it,
+    as bands that overlap cannot be told apart: where one method is all there is, every setting; where each has several
+    settings, dashes tell these, and there are no bands.
+    """
+    if len({look(group.method) for group in groups}) == len(groups) <= TOGETHER:
+        return _in_one_panel(groups, bootstrap)
+    named = list(zip(labels(groups), groups, strict=True))
+    methods = list(dict.fromkeys(_name(group.method) for group in groups))
+    if len(methods) > 1:
+        panels = [[(label, group) for label, group in named if _name(group.method) == name] for name in methods]
+    else:
+        panels = [[one] for one in named]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(0.6 + 2.9 * columns, 0.9 + 2.55 * rows, _DPI)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for group in groups:
+            updates, values = curve(group)
+            axes.plot(updates, values.mean(axis=1), **_BEHIND)
+        _scale(axes, groups[0].metric)
+        shown = [group for _, group in panel]
+        if len(panel) == 1:
+            ((label, group),) = panel
+            _draw(axes, group, DASHES[0], None)
+            _shade(axes, group, bootstrap)
+            axes.set_title(f"{label}\n{_mean_and_deviation(group)}", fontsize=9)
+            continue
+        for number, (group, setting) in enumerate(zip(shown, labels(shown), strict=True)):
+            _draw(axes, group, DASHES[number % len(DASHES)], f"{setting}: {_mean_and_deviation(group)}")
+        axes.set_title(_name(shown[0].method), fontsize=9)
+        axes.legend(**_LEGEND | {"fontsize": 7})
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for column in grid.T:  # the lowest panel may lie above an empty place
+        lowest = [axes for axes in column if axes.get_visible()][-1]
+        lowest.set_xlabel("updates")
+        lowest.tick_params(labelbottom=True)
+    figure.supylabel(axis_label(groups[0].metric), fontsize=9)
+    figure.suptitle(groups[0].task.name, fontsize=11)
+    shaded = any(len(panel) == 1 for panel in panels)
+    behind = Line2D([], [], label="the others", **_BEHIND)
+    figure.legend(handles=[behind], loc="outside lower center", title=_note(groups, bootstrap, shaded), **_LEGEND)
     return figure
 
 
+def _in_one_panel(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
+    alike = len({len(group.runs) for group in groups}) == 1
+    counts = ["" if alike else f" ({_seeds(len(group.runs))})" for group in groups]
+    scores = map(_mean_and_deviation, groups)
+    names = [f"{name}{n}: {score}" for name, n, score in zip(labels(groups), counts, scores, strict=True)]
+    columns = 2 if len(names) > 1 and max(map(len, names)) <= 36 else 1
+    names = [textwrap.fill(name, 80 // columns) for name in names]
+    lines = sum(name.count("\n") + 1 for name in names) / columns
+    figure = new_figure(6.4, 4.0 + 0.19 * lines, _DPI)
+    axes = figure.subplots()
+    for group, name in zip(groups, names, strict=True):
+        _draw(axes, group, DASHES[0], name)
+        _shade(axes, group, bootstrap)
+    axes.set(title=groups[0].task.name, xlabel="updates", ylabel=axis_label(groups[0].metric))
+    _scale(axes, groups[0].metric)
+    figure.legend(loc="outside lower center", ncols=columns, title=_note(groups, bootstrap), **_LEGEND)
+    return figure
+
+
+def _draw(axes: Axes, group: Group, dash: object, label: str | None) -> None:
+    """A group's mean over seeds."""
+    updates, values = curve(group)
+    color, marker = look(group.method).color, look(group.method).marker
+    style = {"linestyle": dash, "linewidth": 1.7, "marker": marker, "markersize": 4.5}
+    axes.plot(updates, values.mean(axis=1), color=color, label=label, zorder=3, **style)
+
+
+def _shade(axes: Axes, group: Group, bootstrap: Bootstrap) -> None:
+    """The interval of that mean, where there are several seeds."""
+    updates, values = curve(group)
+    if values.size and values.shape[1] > 1:
+        intervals = [bootstrap_interval(task_mean, [row], **bootstrap.settings()) for row in values]
+        axes.fill_between(updates, *np.array(intervals).T, color=look(group.method).color, alpha=0.16, linewidth=0)
+
+
 def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Figure:
-    """Mean and interquartile mean of every method over its tasks: a dot, a bar for the interval, the runs behind."""
+    """Mean and interquartile mean of every method over its tasks: a mark, a bar for the interval, the runs behind."""
     names = _row_names(rows, tasks)
     lines = max(name.count("\n") + 1 for name in names)
-    figure = _new_figure(9.0, 1.35 + len(rows) * max(0.42, 0.17 * lines + 0.08))
+    figure = new_figure(9.0, 1.35 + len(rows) * max(0.42, 0.17 * lines + 0.08), _DPI)
     grid = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, title, statistic in zip(
         grid, ("mean", "interquartile mean"), (task_mean, interquartile_mean), strict=True
     ):
         for i, row in enumerate(rows):
-            color = COLORS[i % len(COLORS)]
+            color, marker = look(row.method).color, look(row.method).marker
             scores = np.concatenate([g.values for g in row.groups])
             axes.scatter(scores, _spread(i, len(scores)), s=11, color="0.62", linewidth=0, zorder=2)
             value = float(statistic([g.values for g in row.groups]))
             interval = row.mean_interval if statistic is task_mean else row.iqm_interval
             if interval is not None:
-                axes.plot(interval, (i, i), color=color, linewidth=9, alpha=0.5, solid_capstyle="butt", zorder=3)
-            axes.plot(value, i, marker="o", markersize=5, color=color, markeredgewidth=0, zorder=4)
-        axes.set(title=title, xlabel=rows[0].metric.label)
+                axes.plot(interval, (i, i), color=color, linewidth=9, alpha=0.4, solid_capstyle="butt", zorder=3)
+            axes.plot(value, i, marker=marker, markersize=6, color=color, markeredgewidth=0, zorder=4)
+        axes.set(title=title, xlabel=axis_label(rows[0].metric))
         _tidy(axes, "x")
     grid[0].set_yticks(range(len(rows)), names, fontsize=8.5)
     grid[0].set_ylim(len(rows) - 0.4, -0.6)
@@ -82,7 +139,7 @@ def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Fi
     run = {"marker": "o", "linestyle": "none", "color": "0.62", "markersize": 4}
     figure.legend(
         handles=[
-            Line2D([], [], **run, label="single runs"),
+            Line2D([], [], **run, label=f"single runs{_shared_count(rows)}"),
             Line2D([], [], color="0.4", linewidth=9, alpha=0.5, label=f"{100 * bootstrap.confidence:g} % interval"),
         ],
         loc="outside lower center",
@@ -93,17 +150,60 @@ def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Fi
     return figure
 
 
+def axis_label(metric: Metric) -> str:
+    """What an axis shows and, where that is no matter of course, which way is better."""
+    label = {W2.name: "$W_2$ to the data", "eval/mmd": "MMD to the data"}.get(metric.name, metric.label)
+    return f"{label}, lower is better" if metric.lower_is_better else label
+
+
 def _row_names(rows: Sequence[Row], tasks: int) -> list[str]:
-    """What each row is, in lines short enough for the margin."""
-    over_tasks = any(len(row.groups) > 1 for row in rows)
-    if over_tasks:
+    """What each row is, in lines short enough for the margin; how many seeds, where rows differ in it."""
+    if any(len(row.groups) > 1 for row in rows):
         names = method_labels([row.method for row in rows])
         counts = [f"{len(row.groups)} of {tasks} tasks, n={row.runs}" for row in rows]
     else:
         groups = [row.groups[0] for row in rows]
         names = labels(groups)
-        counts = [(f"{g.task.name}, " if tasks > 1 else "") + f"n={len(g.runs)}" for g in groups]
-    return ["\n".join([*textwrap.wrap(name, 44), count]) for name, count in zip(names, counts, strict=True)]
+        seeds = ["" if _shared_count(rows) else f"n={len(g.runs)}" for g in groups]
+        counts = [", ".join(filter(None, (g.task.name * (tasks > 1), n))) for g, n in zip(groups, seeds, strict=True)]
+    return ["\n".join([*textwrap.wrap(name, 44), *filter(None, [n])]) for name, n in zip(names, counts, strict=True)]
+
+
+def _shared_count(rows: Sequence[Row]) -> str:
+    """How many seeds stand behind every row, where it is one number and each row is of one task."""
+    counts = {len(row.groups[0].runs) if len(row.groups) == 1 else 0 for row in rows}
+    return f" ({_seeds(counts.pop())} each)" if len(counts) == 1 and 0 not in counts else ""
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _name(method: Method) -> str:
+    return method.algo if method.variant == ABSENT else method.variant
+
+
+def _mean_and_deviation(group: Group) -> str:
+    """The score that a table gives, over seeds."""
+    mean, std = group.metric.format(float(group.values.mean())), deviation(group.values)
+    return mean if std is None else f"{mean} ± {group.metric.format(std)}"
+
+
+def _note(groups: Sequence[Group], bootstrap: Bootstrap, shaded: bool = True) -> str:
+    counts = sorted({len(group.runs) for group in groups})
+    if counts[-1] == 1:
+        return "single runs: no interval; numbers: score"
+    many = _seeds(counts[0]) if len(counts) == 1 else f"{counts[0]} to {_seeds(counts[-1])}"
+    interval = f"; shaded: its {100 * bootstrap.confidence:g} % bootstrap interval" if shaded else ""
+    return f"mean over {many}{interval}; numbers: score, mean ± deviation"
+
+
+def _scale(axes: Axes, metric: Metric) -> None:
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
+    if metric.unit == "%":
+        axes.set_ylim(-3, 103)
+    _tidy(axes, "both")
 
 
 def _spread(row: int, count: int) -> np.ndarray:
@@ -115,9 +215,3 @@ def _tidy(axes: Axes, grid: str) -> None:
     axes.grid(axis=grid, color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from mfrl.catalogue import task_number
 from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
+from mfrl.runs.scores import PREFERRED, averaged
 
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
 # it changes roundings, which makes a run like one of another seed.
@@ -69,7 +71,6 @@ _KNOWN = {
         Metric("eval/length", lower_is_better=True),
     )
 }
-_PREFERRED = (NORMALIZED.name, SUCCESS.name, W2.name, "eval/return")
 _OUT_OF_A_HUNDRED = (NORMALIZED.name, SUCCESS.name)
 
 SCORES = {"final": 1, "last3": 3}  # evaluations averaged
@@ -114,8 +115,7 @@ class Task:
 
     @property
     def number(self) -> int | None:
-        match = re.search(r"-task(\d+)(-v\d+)?$", self.env_id)
-        return int(match[1]) if match else None
+        return task_number(self.env_id)
 
     @property
     def slug(self) -> str:
@@ -294,10 +294,8 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
 
 def _recent(run: Run, score: str | None) -> list[dict[str, Any]]:
     """The evaluations that a score is made of."""
-    if score is None:
-        pixels = run.result["dataset"].startswith("visual-")
-        score = "last3" if run.suite == "ogbench" and not pixels else "final"
-    return run.evaluations[-SCORES[score] :]
+    over = averaged(run.suite, run.result["dataset"]) if score is None else SCORES[score]
+    return run.evaluations[-over:]
 
 
 def _default_metric(runs: Sequence[Run], score: str | None) -> str:
@@ -305,9 +303,9 @@ def _default_metric(runs: Sequence[Run], score: str | None) -> str:
 
     One for all: an environment may tell of a success only where there is one, and others may be known by returns alone.
     """
-    known = [set.intersection(*map(set, _recent(run, score))) & set(_PREFERRED) for run in runs]
+    known = [set.intersection(*map(set, _recent(run, score))) & set(PREFERRED) for run in runs]
     shared = set.intersection(*([names for names in known if names] or [set()]))
-    return next((name for name in _PREFERRED if name in shared), SUCCESS.name)
+    return next((name for name in PREFERRED if name in shared), SUCCESS.name)
 
 
 def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
@@ -336,10 +334,15 @@ def method_labels(methods: Sequence[Method]) -> list[str]:
 def _tell_apart(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
     varying = [key for key in (named[0][2] if named else ()) if len({settings[key] for _, _, settings in named}) > 1]
     short = short_names(varying)
-    several = [len(set(column)) > 1 for column in zip(*((algo, variant) for algo, variant, _ in named), strict=True)]
+    algos, variants = defaultdict(set), {variant for _, variant, _ in named}
+    for algo, variant, _ in named:
+        algos[variant].add(algo)
+    several_algos = len(set().union(*algos.values())) > 1
     names = []
     for algo, variant, settings in named:
-        parts = [name for name, told in zip((algo, variant), several, strict=True) if told and name != ABSENT]
+        # The variant tells which algorithm it is, unless several have it.
+        parts = [algo] if several_algos and (variant == ABSENT or len(algos[variant]) > 1) else []
+        parts += [variant] if len(variants) > 1 and variant != ABSENT else []
         parts += [f"{short[key]}={text(settings[key])}" for key in varying if settings[key] != ABSENT]
         names.append(" ".join(parts) or " ".join(name for name in (algo, variant) if name != ABSENT))
     return names

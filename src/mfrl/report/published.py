@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from mfrl.catalogue import plain_name
 from mfrl.report.groups import NORMALIZED, SUCCESS, Group, Metric, Task
 
 COLLECTED_REMARK = "our data was collected locally and is not the official data the published score was reached on"
@@ -79,7 +79,7 @@ def beside(groups: Collection[Group]) -> list[Published]:
         groups: one for a score of one task; one for each task for a mean over tasks.
     """
     first = next(iter(groups))
-    if len({_plain(g.task.dataset) for g in groups}) > 1 or len({g.metric for g in groups}) > 1:
+    if len({plain_name(g.task.dataset) for g in groups}) > 1 or len({g.metric for g in groups}) > 1:
         return []
     online = {run.online for g in groups for run in g.runs}
     if len(online) > 1:
@@ -88,7 +88,7 @@ def beside(groups: Collection[Group]) -> list[Published]:
     return [
         known
         for known in published_scores()
-        if _plain(known.dataset) == _plain(first.task.dataset)
+        if plain_name(known.dataset) == plain_name(first.task.dataset)
         and known.phase == phase
         and _same_scale(known, first.metric)
         and len(groups) == max(1, len(known.tasks))
@@ -112,12 +112,6 @@ def _same_scale(known: Published, metric: Metric) -> bool:
     if known.unit == "normalized score":
         return metric == NORMALIZED
     return metric in (SUCCESS, NORMALIZED)  # D4RL's normalised score of an antmaze is its success in percent
-
-
-def _plain(dataset: str) -> str:
-    """``D4RL/antmaze/umaze-v1`` and ``antmaze-umaze-v2`` are the same dataset; so are names without a version."""
-    name = re.sub(r"-v\d+$", "", dataset.lower().removeprefix("d4rl/"))
-    return name.replace("/", "-")
 
 
 def _numbers(task: str) -> frozenset[int]:

@@ -75,6 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if "learner" in checkpoint:
         holds["learner"] = isinstance(checkpoint["learner"], dict)
         holds["window"] = _is_window(checkpoint.get("window"))
+        holds["callbacks"] = isinstance(checkpoint.get("callbacks"), dict)
     if holds["mfrl.provenance"]:
         holds["mfrl.provenance.dataset"] = isinstance(record["provenance"].get("dataset"), str)
         holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.data import records
 from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
 from mfrl.runs.checkpoint import refuse_dangling
-from mfrl.runs.read import ERROR_FILE
+from mfrl.runs.read import ERROR_FILE, evaluations_in, overrides_in
 from mfrl.system.files import Locked, one_at_a_time, remove_abandoned, write_json, write_text
 from mfrl.system.paths import run_folder
 
@@ -98,7 +96,7 @@ class RunFolder:
         path = self.path / "overrides.yaml"
         now = [override for override in overrides if not override.startswith("resume=")]
         # With `resume=` only what is new was given; otherwise everything.
-        earlier = _read_overrides(path) if path.exists() and len(now) < len(overrides) else []
+        earlier = _overrides(path) if len(now) < len(overrides) else []
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
         write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
 
@@ -128,19 +126,11 @@ class RunFolder:
         self.error.unlink(missing_ok=True)
 
 
-def _read_overrides(path: Path) -> list[str]:
-    """What the user gave earlier.
-
-    Raises:
-        MfrlError: the file is damaged.
-    """
+def _overrides(path: Path) -> list[str]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not (isinstance(found, list) and all(isinstance(override, str) for override in found)):
-            raise ValueError("it is no list of overrides")
-    except (ValueError, yaml.YAMLError) as error:
+        return overrides_in(path)
+    except ValueError as error:
         raise MfrlError(f"{_damaged(path, error)}: move it away to go on; config.yaml has the settings too") from error
-    return found
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -170,18 +160,7 @@ def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
         MfrlError: something else is wrong with a line.
     """
     path = run.path / "eval.jsonl"
-    evaluations: list[dict[str, Any]] = []
-    if not path.exists():
-        return evaluations
     try:
-        text = path.read_bytes().decode()
-        for line in text.splitlines(keepends=True):
-            if not line.endswith("\n") and line.startswith("{"):  # what is whole ends its line
-                break
-            evaluation = json.loads(line)
-            if not (isinstance(evaluation, dict) and type(evaluation.get("updates")) is int):
-                raise ValueError(f"line {len(evaluations) + 1} is no evaluation with its 'updates'")
-            evaluations.append(evaluation)
+        return evaluations_in(path)[0]
     except ValueError as error:
         raise MfrlError(f"{_damaged(path, error)}: move it away to go on without the evaluations in it") from error
-    return evaluations

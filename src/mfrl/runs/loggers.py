@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName, Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from mfrl.errors import MfrlError
+from mfrl.runs.folder import RunFolder, read_evaluations
+from mfrl.runs.read import flatten
+from mfrl.runs.scores import score_curve
+from mfrl.runs.targets import settings_of
 from mfrl.system.files import write_text
 
-# Columns of the HParams tab, where a run has them: what comparisons are about. Overridden settings are added.
-COMPARED = (
-    "env.name",
-    "env.task",
-    "data.dataset",
-    "data.fraction",
-    "algo_name",
-    "variant.name",
-    "seed",
-    "updates",
-    "batch_size",
-    "algo.alpha",
-    "algo.alpha_schedule",
-    "algo.num_candidates",
-    "algo.time_steps",
-    "algo.discount",
-    "algo.q_aggregation",
-    "algo.normalize_q",
-    "algo.actor_lr",
-    "algo.critic_lr",
-)
-_NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
+Layout = dict[str, dict[str, list[Any]]]
+
+# Numbers that users know by name keep it in TensorBoard too: what to look at first. The other columns of metrics.csv
+# that begin with train/ are grouped there by whose they are.
+_STABLE = ("train/critic_loss", "train/flow_loss", "train/q", "train/alpha")
+_OF_CRITIC = ("q_min", "q_max", "target", "policy_q")
+
+
+def tag(column: str) -> str:
+    """What a column of ``metrics.csv`` is called in TensorBoard: the one place where the two differ.
+
+    ``train/critic_lr`` is ``critic/lr`` there, ``train/q_max`` is ``critic/q_max``, and ``train/actor_grad_norm`` is
+    ``actor/grad_norm``.
+    """
+    section, _, name = column.partition("/")
+    if section != "train" or column in _STABLE:
+        return column
+    if name in _OF_CRITIC or name.startswith("critic_"):
+        return f"critic/{name.removeprefix('critic_')}"
+    return f"actor/{name.removeprefix('actor_')}"
+
+
+_TYPES = {kind: DataType.Value("DATA_TYPE_FLOAT64") for kind in (int, float)} | {
+    str: DataType.Value("DATA_TYPE_STRING")
+}
 
 
 class MetricsCSV(Logger):
@@ -114,45 +127,109 @@ class MetricsCSV(Logger):
         return text.getvalue()
 
 
-def compared(cfg: DictConfig, overrides: list[str]) -> dict[str, bool | int | float | str]:
-    """The settings that tell one run from another: a fixed choice, and whatever single value was overridden."""
+@dataclass(frozen=True)
+class Setting:
+    """A column of the HParams tab.
+
+    Attributes:
+        first: among the columns that are shown before one asks for more.
+    """
+
+    name: str
+    value: float | str
+    first: bool = False
+
+
+# TensorBoard sorts columns by name, blanks before letters, and shows five; nobody sees a blank in front.
+_VARIANT, _SEED, _ENV, _ALPHA = "    variant", "   seed", "  env", " algo.alpha"
+_SAID_ALREADY = ("algo.alpha", "algo.encoder", "algo.seed", "algo.updates", "algo.variant", "env.task", "variant.name")
+_NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
+
+
+def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
+    """The settings that tell one run from another.
+
+    Every run of an algorithm has the same columns, its defaults too: a run that lacks one is not drawn among the
+    Parallel Coordinates. First come what every comparison is about, and what was overridden. Where runs of several
+    algorithms lie together, TensorBoard shows the columns of the first run.
+    """
+    task = f" task {cfg.env.task}" if cfg.env.get("task") is not None else ""
+    front = {_VARIANT: cfg.variant.name, _SEED: cfg.seed, _ENV: f"{cfg.env.name}{task}"}
+    if "alpha" in cfg.algo:
+        front[_ALPHA] = cfg.algo.alpha
     changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    names = dict.fromkeys([*COMPARED, *(key for key in changed if "." in key and not key.startswith(_NOT_COMPARED))])
-    values = {name: OmegaConf.select(cfg, name) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+    keys = ["algo_name", "updates", "batch_size", "data.dataset", "data.fraction"]
+    keys += [f"algo.{key}" for key in cfg.algo if not key.startswith("_")]
+    keys += [key for key in flatten(OmegaConf.to_container(cfg.network), "network.") if "._" not in key]
+    keys += [key for key in changed if "." in key and not key.startswith(_NOT_COMPARED)]
+    values = {key: OmegaConf.select(cfg, key) for key in dict.fromkeys(keys) if key not in _SAID_ALREADY}
+    optional = {f"algo.{key}" for key, annotation in (settings_of(cfg.algo) or {}).items() if "None" in annotation}
+    first = {"algo_name" if key == "algo" else key for key in changed}
+    return [
+        *(Setting(name, value, True) for name, value in front.items()),
+        *(
+            Setting(key, _shown(value, key in optional), key in first)
+            for key, value in values.items()
+            if not isinstance(value, DictConfig) and (value is not None or key in optional)
+        ),
+    ]
 
 
-def log_outcome(run_dir: Path, settings: dict[str, Any], metrics: dict[str, float], updates: int) -> None:
+def _shown(value: Any, optional: bool) -> float | str:
+    """A number as it is; anything else, and a number that may be missing in another run, as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and not optional:
+        return value
+    if isinstance(value, ListConfig):
+        value = list(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def log_outcome(run: RunFolder, settings: Sequence[Setting], over: int) -> None:
     """A finished run's line in TensorBoard's HParams tab: in an event file of its own, replaced if the run goes on.
 
+    Its ``score`` is that of the suite's protocol; the curve says what it would have been at earlier evaluations.
     TensorBoard believes the first such line it finds in a run, so a second one in another file would be ignored.
 
     Args:
+        run: its ``eval.jsonl`` has the scores.
         settings: columns to compare by.
-        metrics: columns to be compared; also scalars at ``updates``.
+        over: how many evaluations a score is the mean of.
     """
-    for earlier in run_dir.glob("events.out.tfevents.*.hparams"):
+    for earlier in run.path.glob("events.out.tfevents.*.hparams"):
         earlier.unlink()
-    with SummaryWriter(str(run_dir), filename_suffix=".hparams") as writer:
-        for summary in hparams(settings, metrics):
-            writer.file_writer.add_summary(summary)
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, updates)
+    evaluations = read_evaluations(run)
+    columns = [HParamInfo(name=s.name, differs=s.first, type=_TYPES[type(s.value)]) for s in settings]
+    metrics = ["score", *(key for key in evaluations[-1] if key.startswith("eval/"))]
+    experiment = Experiment(hparam_infos=columns, metric_infos=[MetricInfo(name=MetricName(tag=m)) for m in metrics])
+    start = SessionStartInfo()
+    for setting in settings:
+        field = "string_value" if isinstance(setting.value, str) else "number_value"
+        setattr(start.hparams[setting.name], field, setting.value)
+    end = SessionEndInfo(status=Status.Value("STATUS_SUCCESS"))
+    with SummaryWriter(str(run.path), filename_suffix=".hparams") as writer:
+        for name, content in (
+            (metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment)),
+            (metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)),
+            (metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)),
+        ):
+            value = Summary.Value(tag=name, metadata=metadata.create_summary_metadata(content))
+            writer.file_writer.add_summary(Summary(value=[value]))
+        for updates, score in score_curve(evaluations, over).items():
+            writer.add_scalar("score", score, updates)
 
 
 class RunEvents(TensorBoardLogger):
     """TensorBoard's events in the run folder, whatever its name, with a Custom Scalars tab.
 
-    The tab is laid out at the first evaluation, which shows what scores there are.
-
-    Args:
-        critic: the algorithm has one.
+    Tags are grouped (see :func:`tag`), and the tab is laid out anew where an evaluation finds tags without a place.
     """
 
-    def __init__(self, run_dir: Path, critic: bool, purge_step: int | None = None) -> None:
+    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
         _let_a_second_pass(run_dir)
-        self.run_dir, self._critic, self._laid_out = run_dir, critic, False
+        self.run_dir = run_dir
+        self._tags: set[str] = set()
+        self._layout: Layout = {}
 
     @property
     def log_dir(self) -> str:
@@ -160,10 +237,12 @@ class RunEvents(TensorBoardLogger):
         return str(self.run_dir)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
-        if not self._laid_out and any(name.startswith("eval/") for name in metrics):
-            self.experiment.add_custom_scalars(layout(metrics, self._critic))
-            self._laid_out = True
+        tagged = {tag(name): value for name, value in metrics.items()}
+        super().log_metrics(tagged, step)
+        self._tags |= tagged.keys()
+        if (found := layout(self._tags)) != self._layout:  # TensorBoard shows the last one
+            self._layout = found
+            self.experiment.add_custom_scalars(found)
 
 
 def _let_a_second_pass(run_dir: Path) -> None:
@@ -178,50 +257,62 @@ def _let_a_second_pass(run_dir: Path) -> None:
         time.sleep(left)
 
 
-def layout(scores: Collection[str], critic: bool) -> dict[str, dict[str, list[Any]]]:
-    """The Custom Scalars tab: the curves that a run is judged by, grouped. Tags are regular expressions.
+def layout(tags: Collection[str]) -> Layout:
+    """The Custom Scalars tab: the curves that a run is judged by, grouped; no chart without a curve.
+
+    A chart draws all curves of a run in one colour. So one that is held out has a chart of its own, and only what
+    belongs together by its height shares one.
 
     Args:
-        scores: names of what an evaluation measured; others get no chart.
-        critic: the algorithm has one.
+        tags: of the run's scalars.
     """
-
-    def chart(*tags: str) -> list[Any]:
-        return ["Multiline", [f"^{tag}$" for tag in tags]]
-
-    of_scores = {
-        "success": ("eval/success",),
-        "return": ("eval/return",),
-        "episode length": ("eval/length",),
-        "normalized score": ("eval/normalized_score",),
-        "Wasserstein distance": ("eval/w2", "eval/w2_floor"),
-        "maximum mean discrepancy": ("eval/mmd",),
-        "mode coverage": ("eval/mode_coverage",),
-    }
-    known = {name: chart(*tags) for name, tags in of_scores.items() if tags[0] in scores}
-    of_critic = {
-        "Q statistics": {
-            "Q of the data and target": chart("train/q", "train/target"),
-            "Q of the policy": chart("train/policy_q"),
-            "smallest and largest Q": chart("train/q_min", "train/q_max"),
-            "alpha": chart("train/alpha"),
-        }
-    }
-    return {
-        **({"scores": known} if known else {}),
-        "losses": {
-            "flow": chart("(train|val)/flow_loss"),
-            "flow error": chart("(train|val)/flow_error"),
-            "imitation": chart("(train|val)/(distillation|nll)_loss"),
-            "Q of the policy": chart("(train|val)/q_loss"),
-            "critic": chart("(train|val)/critic_loss"),
-            "gradient norms": chart("train/(.*_)?grad_norm"),
+    charts = {
+        "evaluation": {
+            "success": ["eval/success"],
+            "return": ["eval/return"],
+            "normalized score": ["eval/normalized_score"],
+            "episode length": ["eval/length"],
+            "Wasserstein distance to the data, and its floor": ["eval/w2", "eval/w2_floor"],
+            "maximum mean discrepancy": ["eval/mmd"],
+            "mode coverage": ["eval/mode_coverage"],
+            "actions off every mode": ["eval/off_mode"],
+            "actions out of bounds": ["eval/out_of_bounds"],
         },
-        **(of_critic if critic else {}),
-        "policy and bounds": {
-            "share out of bounds": chart("(train|eval)/out_of_bounds"),
-            "bound loss": chart("(train|val)/bound_loss"),
-            "distance to the data": chart("train/distance_to_data"),
+        "actor": {
+            "flow loss": ["train/flow_loss"],
+            "flow error": ["actor/flow_error"],
+            "distillation loss": ["actor/distillation_loss"],
+            "negative log-likelihood": ["actor/nll_loss"],
+            "alpha": ["train/alpha"],
+            "bound loss": ["actor/bound_loss"],
+            "actions out of bounds": ["actor/out_of_bounds"],
+            "distance to the data": ["actor/distance_to_data"],
+            "gradient norm": ["actor/(.+_)?grad_norm"],
         },
-        "speed": {"updates per second": chart("perf/updates_per_second"), "loop share": chart("perf/loop_share")},
+        "critic": {
+            "critic loss": ["train/critic_loss"],
+            "Q of the data, from the smallest to the largest": ("train/q", "critic/q_min", "critic/q_max"),
+            "Bellman target": ["critic/target"],
+            "Q of the policy": ["critic/policy_q"],
+            "gradient norm": ["critic/(.+_)?grad_norm"],
+        },
+        "held out": {
+            "flow loss": ["val/flow_loss"],
+            "distillation loss": ["val/distillation_loss"],
+            "negative log-likelihood": ["val/nll_loss"],
+            "bound loss": ["val/bound_loss"],
+            "critic loss": ["val/critic_loss"],
+        },
+        "speed": {
+            "updates per second": ["perf/updates_per_second"],
+            "share of the time outside updates": ["perf/loop_share"],
+        },
     }
+    found: Layout = {}
+    for category, of_category in charts.items():
+        for title, patterns in of_category.items():
+            if any(re.fullmatch(pattern, tag) for pattern in patterns for tag in tags):
+                band = isinstance(patterns, tuple)  # of a value, its lower and its upper bound
+                chart = ["Margin", list(patterns)] if band else ["Multiline", [f"^{pattern}$" for pattern in patterns]]
+                found.setdefault(category, {})[title] = chart
+    return found

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from mfrl.errors import MfrlError
@@ -120,8 +121,14 @@ def read_run(path: Path) -> Run:
         if (path / ERROR_FILE).exists() and not (path / "config.yaml").exists():
             raise _Damaged(_failure(path / ERROR_FILE))  # refused before it left anything else
         known["config"] = config = _read_config(path / "config.yaml")
-        known["overrides"] = _read_overrides(path / "overrides.yaml")
-        evaluations, torn = _read_evaluations(path / "eval.jsonl")
+        try:
+            known["overrides"] = overrides_in(path / "overrides.yaml")
+        except (ValueError, OSError) as error:
+            raise _Damaged(f"overrides.yaml cannot be read: {_first_line(error)}") from error
+        try:
+            evaluations, torn = evaluations_in(path / "eval.jsonl")
+        except (ValueError, OSError) as error:
+            raise _Damaged(f"eval.jsonl cannot be read: {_first_line(error)}") from error
         known["evaluations"] = evaluations
         result_path = path / "result.json"
         if (path / ERROR_FILE).exists():
@@ -137,7 +144,7 @@ def read_run(path: Path) -> Run:
         known["provenance"] = provenance = _read_json(path / "provenance.json")
         _require(provenance, "provenance.json", {"dataset": str, "source": str})
         if torn:
-            raise _Damaged(torn)
+            raise _Damaged(f"eval.jsonl cannot be read: {torn}")
         _check_agreement(config, result, provenance, evaluations)
     except _Damaged as damage:
         return Run(path, FAILED, str(damage), **known)
@@ -182,15 +189,6 @@ def _failure(path: Path) -> str:
     return lines[-1] if lines else f"{path.name} is empty"
 
 
-def _read_overrides(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    try:
-        return [str(override) for override in OmegaConf.to_container(OmegaConf.load(path), resolve=False)]
-    except Exception as error:
-        raise _Damaged(f"overrides.yaml cannot be read: {_first_line(error)}") from error
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -203,29 +201,43 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_evaluations(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The evaluations, and what is wrong with the last line: a killed run may have left half of one.
+def overrides_in(path: Path) -> list[str]:
+    """The lines of an overrides.yaml: what the user gave; nothing where there is no file.
 
     Raises:
-        _Damaged: an earlier line cannot be read.
+        ValueError: it is no list of overrides.
+        OSError: it cannot be read.
     """
     if not path.exists():
-        return [], ""
+        return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (ValueError, OSError) as error:
-        raise _Damaged(f"eval.jsonl cannot be read: {_first_line(error)}") from error
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not (isinstance(found, list) and all(isinstance(override, str) for override in found)):
+        raise ValueError("it is no list of overrides")
+    return found
+
+
+def evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The lines of an eval.jsonl, and what is wrong with the last one where a crash cut it off: it is left out.
+
+    Raises:
+        ValueError: something else is wrong with a line; the message says which.
+        OSError: the file, which need not be there, cannot be read.
+    """
     evaluations: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
+    if not path.exists():
+        return evaluations, ""
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         try:
-            evaluation = json.loads(line)
-            if not isinstance(evaluation, dict) or not isinstance(evaluation.get("updates"), int):
+            evaluation = json.loads(line.decode())
+            if not isinstance(evaluation, dict) or type(evaluation.get("updates")) is not int:
                 raise ValueError("no evaluation with its 'updates'")
         except ValueError as error:
-            problem = f"eval.jsonl cannot be read at line {number}: {_first_line(error)}"
-            if number < len(lines):
-                raise _Damaged(problem) from error
-            return evaluations, problem
+            if line.startswith(b"{") and not line.endswith(b"\n"):  # the last one: what is whole ends its line
+                return evaluations, f"line {number}: {_first_line(error)}"
+            raise ValueError(f"line {number}: {_first_line(error)}") from error
         evaluations.append(evaluation)
     return evaluations, ""
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mfrl.reformulation import Reformulation
 from mfrl.study.exact import LineMixture
-from mfrl.system.drawing import ACTION_LIMIT, BLUE, OF_OBSERVATION, ORANGE, frame_actions, new_figure
+from mfrl.system.drawing import ACTION_LIMIT, BLACK, BLUE, OF_OBSERVATION, ORANGE, frame_actions, look_of, new_figure
 
 TIMES = (0.001, 0.25, 0.5, 0.75, 1.0)
 _TAIL = 0.002  # of the distribution of a_t on either side is left out
@@ -62,7 +62,8 @@ def settled_actions(mixture: LineMixture) -> Figure:
     e = np.linspace(-3.2, 3.2, 801)
     figure = new_figure(8.6, 3.2)
     mapping, density = figure.subplots(1, 2)
-    maps = {"exact": (mixture.flow(e, 1.0), BLUE), "noise_residual, settled": (mixture.settled_action(e), ORANGE)}
+    settled = look_of("noise_residual").color
+    maps = {"exact": (mixture.flow(e, 1.0), BLACK), "noise_residual, settled": (mixture.settled_action(e), settled)}
     for name, (a, color) in maps.items():
         mapping.plot(e, a, color=color, linewidth=1.6, label=name)
         density.plot(a, mixture.density(e, 1.0) / np.gradient(a, e), color=color, linewidth=1.6, label=name)
@@ -77,16 +78,20 @@ def settled_actions(mixture: LineMixture) -> Figure:
     return figure
 
 
-def sample_clouds(clouds: Mapping[str, np.ndarray], title: str = "", columns: int = 5) -> Figure:
+def sample_clouds(
+    clouds: Mapping[str, np.ndarray], title: str = "", columns: int = 5, colors: Sequence[str] = ()
+) -> Figure:
     """Clouds of actions in the plane side by side, a panel for each name, the colour saying the observation.
 
     Args:
         clouds: name -> ``(observations, samples, 2)``, before clipping or after; points beyond the panel are counted
             in its corner.
+        colors: one for each cloud, where there is one observation and colour is free to say whose actions these are.
     """
     figure, panels = _new_panels(list(clouds), columns, title)
-    for axes, (name, cloud) in zip(panels, clouds.items(), strict=True):
-        for points, color in zip(cloud, OF_OBSERVATION, strict=False):
+    for number, (axes, (name, cloud)) in enumerate(zip(panels, clouds.items(), strict=True)):
+        of_cloud = colors[number : number + 1] if len(cloud) == 1 and colors else OF_OBSERVATION
+        for points, color in zip(cloud, of_cloud, strict=False):
             axes.scatter(*points.T, s=max(1.0, min(6.0, 6000 / len(points) / len(cloud))), color=color, alpha=0.5,
                          linewidth=0)  # fmt: skip
         frame_actions(axes, name)
@@ -130,5 +135,5 @@ def _new_panels(names: Sequence[str], columns: int, title: str) -> tuple[Figure,
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, fontsize=9)
     return figure, panels[: len(names)]

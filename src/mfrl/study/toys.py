@@ -162,7 +162,7 @@ class ToyData(OfflineData):
         dataset: name of the toy, e.g. ``grid`` or ``two_moons_conditional``.
         size, val_size: transitions to draw for training and for validation.
         data_seed: of the data.
-        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+        sampling: batch_size, chunk, seed, updates and marks, see :class:`OfflineData`.
 
     Raises:
         DataError: for a toy that does not exist, or no data at all.
@@ -177,13 +177,9 @@ class ToyData(OfflineData):
         size: int = 100_000,
         val_size: int = 10_000,
         data_seed: int = 0,
-        batch_size: int = 256,
-        chunk: int = 8,
-        seed: int = 0,
-        updates: int = 1_000_000,
-        marks: tuple[int, ...] = (),
+        **sampling: Any,
     ) -> None:
-        super().__init__(batch_size, chunk, seed, updates, marks)
+        super().__init__(**sampling)
         self.toy = find_toy(dataset)
         if size < 1 or val_size < 1:
             raise DataError(f"data.size={size} and data.val_size={val_size} must be at least 1")

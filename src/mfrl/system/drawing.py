@@ -1,25 +1,66 @@
-"""How every figure looks: palette, paper and frames.
+"""How every figure looks: palette, the look of each method, paper and frames.
 
-Nothing here touches pyplot, so there is no display and nothing to close. Colours are Okabe and Ito's, which the
-colour-blind can tell apart.
+Nothing here touches pyplot, so there is no display and nothing to close.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from zlib import crc32
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+# Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, YELLOW = "#0072B2", "#D55E00", "#F0E442"
 GREEN, PURPLE, SKY = "#009E73", "#CC79A7", "#56B4E9"
+AMBER, BLACK = "#E69F00", "#000000"
+# Four of Paul Tol's, where those are not enough.
+INDIGO, WINE, OLIVE, TEAL = "#332288", "#882255", "#999933", "#44AA99"
 OF_OBSERVATION = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 _DPI = 110
 
 
-def new_figure(width: float, height: float) -> Figure:
+@dataclass(frozen=True)
+class Look:
+    """What a method is known by in every figure.
+
+    Attributes:
+        color: of its lines and points.
+        marker: of matplotlib.
+    """
+
+    color: str
+    marker: str
+
+
+#: By the name of the variant or, of an algorithm that has none, of the algorithm.
+LOOKS = {
+    "residual": Look(BLUE, "o"),
+    "velocity": Look(ORANGE, "s"),
+    "noise_residual": Look(GREEN, "^"),
+    "time_residual": Look(PURPLE, "D"),
+    "endpoint": Look(AMBER, "v"),
+    "two_time_residual": Look(SKY, "P"),
+    "flow_bc": Look(BLACK, "X"),
+    "flow_distilled": Look(WINE, "<"),
+    "gaussian_bc": Look(OLIVE, ">"),
+    "fql": Look(INDIGO, "p"),
+}
+_OTHERS = [Look(*pair) for pair in product((TEAL, "#CC6677", "#6699CC", "#661100"), ("h", "*", "d", "8"))]
+
+
+def look_of(name: str) -> Look:
+    """The look of a variant or algorithm; of one that is not in the table, what its name alone determines."""
+    return LOOKS.get(name) or _OTHERS[crc32(name.encode()) % len(_OTHERS)]
+
+
+def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
     """An empty figure of so many inches, drawn without a display."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -1,4 +1,8 @@
-"""Files that are whole or not there, written under a temporary name and then renamed; and one writer at a time."""
+"""Files and folders that are whole or not there, one writer at a time, and room on the disk.
+
+What is written appears under its name when it is complete: a file by :func:`replacing`, several files or folders, made
+in a :func:`temporary_folder`, by :func:`move_into_place`. Nothing else here renames, locks or asks how much is free.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,61 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move_into_place(*moves: tuple[Path, Path]) -> None:
+    """Give finished files and folders their names; when that fails, or is interrupted, everything is as it was.
+
+    What had such a name is moved away before, that of the last move first, and is gone in the end. The new ones get
+    their names in the order of the moves: if the machine stops in between, the last is what is missing.
+
+    Args:
+        moves: where each lies, in a folder that is temporary, and its name, on the same file system. Folders that are
+            missing above a name are made.
+    """
+    with ExitStack() as undo:
+        replaced = []
+        for new, path in reversed(moves):
+            if path.exists():
+                replaced.append(new.with_name(f".{secrets.token_hex(8)}.replaced"))
+                os.replace(path, replaced[-1])
+                undo.callback(os.replace, replaced[-1], path)
+        for new, path in moves:
+            for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+                folder.mkdir()
+                undo.callback(folder.rmdir)
+            _sync(new)
+            os.replace(new, path)
+            undo.callback(os.replace, path, new)
+        undo.pop_all()
+    for folder in {path.parent for _, path in moves}:
+        with suppress(OSError):  # as in `replacing`
+            _sync(folder)
+    for old in replaced:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def lack_of_room(folder: Path, needed: float, what: str) -> str | None:
+    """That so many bytes do not fit, to be told before hours of work and not after; None where they fit.
+
+    Args:
+        folder: where they shall lie.
+        what: takes them, with its verb, e.g. ``this may take``.
+
+    Returns:
+        a clause with both sizes, e.g. ``/data has 12 MB free; this may take 1.3 GB``.
+    """
+    free = free_bytes(folder)
+    return None if needed <= free else f"{folder} has {_size(free)} free; {what} {_size(needed)}"
+
+
+def free_bytes(folder: Path) -> int:
+    """How much can be written to the disk that a folder lies on."""
+    return shutil.disk_usage(folder).free
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def remove_abandoned(folder: Path, stems: str) -> None:

@@ -47,6 +47,17 @@ def leave_if_asked() -> None:
         raise Interrupted
 
 
+def obey() -> None:
+    """Stop now if a signal has come: what its handler raised may be lost, as an import swallows what is raised in it.
+
+    Raises:
+        KeyboardInterrupt: it has, and is handled here.
+    """
+    by_default = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+    if _received is not None and signal.getsignal(_received) not in by_default:  # else it stopped an earlier run
+        raise KeyboardInterrupt
+
+
 def note(number: int, frame: FrameType | None = None) -> None:
     """Handler: remember the signal."""
     global _received, _received_at

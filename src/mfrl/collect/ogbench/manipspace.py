@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mfrl.catalogue import Settings
+from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import Episode, Rows, environment_seed, pack
 
 # Noise of `noisy` per action dimension (x, y, z, yaw, gripper), relative to the episode's noise level.
@@ -26,7 +26,7 @@ class ManipspaceCollector:
         settings: a cube, scene or puzzle dataset's settings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GenerationSettings) -> None:
         import gymnasium
 
         with warnings.catch_warnings():
@@ -113,12 +113,12 @@ def cube_stays_visible(qpos: np.ndarray) -> bool:
     return not (too_far_right | too_far_left).any()
 
 
-def _simulator(settings: Settings) -> str:
+def _simulator(settings: GenerationSettings) -> str:
     """`cube`, `scene` or `puzzle`."""
     return settings.env_id.removeprefix("visual-").split("-")[0]
 
 
-def _oracles(settings: Settings, env: Any) -> dict[str, Any]:
+def _oracles(settings: GenerationSettings, env: Any) -> dict[str, Any]:
     """The package's oracles, by the name of the target task each one solves."""
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle

@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from mfrl.catalogue import Settings
+from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import Episode, Rows, environment_seed, pack
 from mfrl.envs.ogbench import remove_description
 
@@ -30,7 +30,7 @@ class MazeCollector:
         settings: a maze dataset's settings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GenerationSettings) -> None:
         import gymnasium
         import ogbench  # noqa: F401 - registers the environments
 

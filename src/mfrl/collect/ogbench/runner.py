@@ -1,7 +1,8 @@
 """Collecting a dataset: episodes from the simulators into arrays, arrays into files with a record."""
 
+from __future__ import annotations
+
 import dataclasses
-import shutil
 import sys
 import time
 from contextlib import closing
@@ -10,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mfrl.catalogue import CollectError, Settings, default_val_episodes, plan
+from mfrl.catalogue import GenerationSettings, default_val_episodes, generation_settings
+from mfrl.collect.ogbench import files
 from mfrl.collect.ogbench.episode import SPLITS, Episode
 from mfrl.collect.ogbench.workers import run_episodes
-from mfrl.envs.vector import usable_cores
+from mfrl.collect.writing import friendly_os_errors, progress_bar, unfinished
+from mfrl.data.getting import why_not_collected
+from mfrl.errors import CollectError
+from mfrl.system import signals
+from mfrl.system.files import lack_of_room
+from mfrl.system.processes import usable_cores
 
 Arrays = dict[str, np.ndarray]
 """The fields of one `.npz`; every array is `(episodes * episode_steps, ...)`."""
@@ -64,7 +69,7 @@ def collect(
         episodes: training episodes. This and the next three default to the published settings.
         val_episodes: validation episodes; a tenth of `episodes` by default, at least one.
         episode_steps: rows per episode, one more than its transitions.
-        noise: action noise (see `Settings.noise`).
+        noise: action noise (see `GenerationSettings.noise`).
         seed: non-negative.
         workers: processes; 1 runs in this one, unless it renders. All usable cores by default.
         overwrite: replace files that we collected earlier. Files without our record are never replaced.
@@ -74,8 +79,6 @@ def collect(
         CollectError: unknown or uncollectable dataset, invalid settings, files in the way, no room or no
             permission to write, or a failed worker. No file is left behind.
     """
-    from mfrl.collect.ogbench import files  # Not at the top: `mfrl.data` loads torch, which no worker process needs.
-
     started = time.perf_counter()
     settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
     workers = usable_cores() if workers is None else workers
@@ -85,9 +88,10 @@ def collect(
     folder = Path(data_dir).expanduser()
     files.check_free_to_write(folder, settings.dataset, overwrite)
 
-    with files.temporary(folder, settings.dataset) as paths:
+    with unfinished(folder) as building:
+        paths = files.split_paths(building, settings.dataset)
         arrays = _simulate(settings, seed, workers, folder, progress)
-        with files.friendly_os_errors(folder):
+        with friendly_os_errors(folder):
             for split, path in paths.items():
                 with open(path, "wb") as file:
                     # Compressed, as OGBench's own files are; zlib takes little of the time simulation takes.
@@ -97,8 +101,8 @@ def collect(
             record = files.make_record(settings, seed, paths, transitions, seconds)
             # Again: another process may have finished the same dataset in the meantime.
             files.check_free_to_write(folder, settings.dataset, overwrite)
-            train_path, val_path = files.publish(folder, settings.dataset, paths, record)
-
+            files.publish(building, folder, settings.dataset, record)
+    train_path, val_path = files.split_paths(folder, settings.dataset).values()
     if progress:
         rate = f"{transitions} transitions in {seconds:.1f} s, {transitions / seconds:,.0f}/s"
         print(f"Collected {settings.dataset}: {rate} -> {train_path}", file=sys.stderr)
@@ -112,9 +116,12 @@ def _settings(
     val_episodes: int | None,
     episode_steps: int | None,
     noise: float | None,
-) -> Settings:
+) -> GenerationSettings:
     """The published settings with what the user changed."""
-    published = plan(dataset, data_dir)
+    try:
+        published = generation_settings(dataset)
+    except CollectError:
+        raise CollectError(why_not_collected(dataset, data_dir)) from None
     if val_episodes is None and type(episodes) is int:
         val_episodes = default_val_episodes(episodes)
     overrides = {
@@ -134,7 +141,7 @@ def _settings(
     return settings
 
 
-def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progress: bool) -> dict[str, Arrays]:
+def _simulate(settings: GenerationSettings, seed: int, workers: int, folder: Path, progress: bool) -> dict[str, Arrays]:
     """Run all episodes; returns the arrays of each split's file."""
     steps = settings.episode_steps
     counts = dict(zip(SPLITS, (settings.episodes, settings.val_episodes), strict=True))
@@ -145,8 +152,11 @@ def _simulate(settings: Settings, seed: int, workers: int, folder: Path, progres
         task = bar.add_task(settings.dataset.removesuffix("-v0"), total=len(jobs), rate="")
         started = time.perf_counter()
         for done, ((split, index), episode) in enumerate(finished, start=1):
+            signals.obey()
             if not arrays:
-                _check_room(folder, sum(values.nbytes for values in episode.values()) * len(jobs))
+                needed = sum(values.nbytes for values in episode.values()) * len(jobs)  # uncompressed
+                if lack := lack_of_room(folder, needed, "this may take"):
+                    raise CollectError(lack)
                 arrays = {name: _allocate(episode, count) for name, count in counts.items()}
             for field, values in episode.items():
                 arrays[split][field][index * steps : (index + 1) * steps] = values
@@ -160,25 +170,3 @@ def _allocate(episode: Episode, count: int) -> Arrays:
     return {
         field: np.empty((count * len(values), *values.shape[1:]), values.dtype) for field, values in episode.items()
     }
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    """Fail before hours of simulation, not after; `needed` is the uncompressed size in bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise CollectError(f"{folder} has {free / 1e9:.1f} GB free; this may take {needed / 1e9:.1f} GB.")
-
-
-def progress_bar(show: bool, unit: str = "ep") -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),  # All columns fit in 80 characters; rich would cut off the numbers.
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (show and console.is_terminal),
-    )

@@ -7,18 +7,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 
-import numpy as np
-
-from mfrl.catalogue import CollectError, Settings
+from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import Episode, episode_rng
 from mfrl.collect.ogbench.manipspace import ManipspaceCollector
 from mfrl.collect.ogbench.maze import MazeCollector
 from mfrl.envs.rendering import choose_backend
+from mfrl.envs.vector import global_state_kept
+from mfrl.errors import CollectError
+from mfrl.system.processes import SINGLE_THREADED, environment
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Enough queued episodes that no worker waits for us, few enough that finished ones do not fill the memory.
 _QUEUED_PER_WORKER = 4
 
@@ -26,7 +25,9 @@ Job = tuple[str, int]
 """A split and the index of an episode in it."""
 
 
-def run_episodes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
+def run_episodes(
+    settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
+) -> Iterator[tuple[Job, Episode]]:
     """Run every job's episode and yield each as it finishes, in any order.
 
     Images are rendered in worker processes, be it one: MuJoCo takes the back end in force when it is imported.
@@ -44,25 +45,25 @@ def run_episodes(settings: Settings, seed: int, jobs: list[Job], workers: int) -
     yield from _run_in_processes(settings, seed, jobs, workers)
 
 
-def _run_here(settings: Settings, seed: int, jobs: list[Job]) -> Iterator[tuple[Job, Episode]]:
+def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Iterator[tuple[Job, Episode]]:
     collector = _make_collector(settings)
-    state = np.random.get_state()  # noqa: NPY002 - the caller's own draws go on as if we had not been here
-    try:
+    with global_state_kept():
         for job in jobs:
             try:
                 episode = collector.episode(episode_rng(seed, *job))
             except Exception as error:
                 raise _episode_failed(job, error) from error
             yield job, episode
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
-def _run_in_processes(settings: Settings, seed: int, jobs: list[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
+def _run_in_processes(
+    settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
+) -> Iterator[tuple[Job, Episode]]:
     # Spawn: forking a process that has loaded torch, or started threads, is not safe.
     context = multiprocessing.get_context("spawn")
     start = (_start_worker, (settings,))
-    with _single_threaded_children(), ProcessPoolExecutor(workers, context, *start) as pool:
+    # One thread each: there is a process for every core already.
+    with environment(SINGLE_THREADED), ProcessPoolExecutor(workers, context, *start) as pool:
         remaining = iter(jobs)
         pending: dict[Future[Episode], Job] = {}
         try:
@@ -92,7 +93,7 @@ def _episode_failed(job: Job, error: Exception) -> CollectError:
     return CollectError(f"Episode {index} of the {split} split failed: {type(error).__name__}: {error}")
 
 
-def _make_collector(settings: Settings) -> MazeCollector | ManipspaceCollector:
+def _make_collector(settings: GenerationSettings) -> MazeCollector | ManipspaceCollector:
     return MazeCollector(settings) if settings.is_maze else ManipspaceCollector(settings)
 
 
@@ -100,7 +101,7 @@ _collector: MazeCollector | ManipspaceCollector
 """The simulator of a worker process, built once."""
 
 
-def _start_worker(settings: Settings) -> None:
+def _start_worker(settings: GenerationSettings) -> None:
     global _collector
     # Ctrl-C reaches the whole process group: workers end at once, in silence; the parent cleans up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -116,18 +117,3 @@ def _exit_with_parent() -> None:
 
 def _episode_in_worker(seed: int, job: Job) -> Episode:
     return _collector.episode(episode_rng(seed, *job))
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """One BLAS thread per worker process: there is a process for every core already."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

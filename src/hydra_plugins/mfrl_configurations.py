@@ -1,0 +1,126 @@
+"""Configurations that are no files: Hydra looks for them here, beside the files of conf/ and of the user's folders."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from mfrl.app import presets
+from mfrl.catalogue import environments
+from mfrl.errors import ConfigError
+from mfrl.system.paths import CONFIG_DIR
+
+
+class Composed(ConfigSource):
+    """Groups of configurations, each of which is made when it is asked for."""
+
+    package: str  # where the configurations go, as `# @package` says it in a file
+
+    @abstractmethod
+    def groups(self) -> list[str]:
+        """Those with configurations, e.g. ``env/ogbench``."""
+
+    @abstractmethod
+    def names(self, group: str) -> list[str]:
+        """The configurations in one of the groups."""
+
+    @abstractmethod
+    def made(self, group: str, name: str) -> DictConfig:
+        """One of the configurations."""
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return any(f"{group}/".startswith(f"{config_path}/" if config_path else "") for group in self.groups())
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.removesuffix(".yaml").rpartition("/")
+        return group in self.groups() and name in self.names(group)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        prefix = f"{config_path}/" if config_path else ""
+        found = set()
+        if results_filter != ObjectType.CONFIG:
+            below = [group.removeprefix(prefix) for group in self.groups() if group.startswith(prefix)]
+            found |= {group.partition("/")[0] for group in below}
+        if results_filter != ObjectType.GROUP and config_path in self.groups():
+            found |= {*self.names(config_path)}
+        return sorted(found)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        if not self.is_config(config_path):
+            raise ConfigLoadError(f"Config not found : {config_path}")
+        group, _, name = config_path.removesuffix(".yaml").rpartition("/")
+        return ConfigResult(self.provider, self.full_path(), self.made(group, name), {"package": self.package})
+
+
+class Environments(Composed):
+    """``env=ogbench/NAME`` and ``env=d4rl/NAME``: what a dataset shares with others is in conf/env, its name in the
+    catalogue."""
+
+    package = "env"
+
+    @staticmethod
+    def scheme() -> str:
+        return "catalogue"
+
+    def groups(self) -> list[str]:
+        return ["env/ogbench", "env/d4rl"]
+
+    def names(self, group: str) -> list[str]:
+        suite = f"{group.removeprefix('env/')}/"
+        return [env.removeprefix(suite) for env in environments() if env.startswith(suite)]
+
+    def made(self, group: str, name: str) -> DictConfig:
+        suite = group.removeprefix("env/")
+        words = name.split("-")
+        if suite == "ogbench":
+            shared = "_visual" if words[0] == "visual" else "_base"
+        else:  # the maze, as of antmaze-large-play, or the object, as of pen-human
+            shared = "_" + "_".join(words[:2] if words[0] == "antmaze" else words[:1])
+        dataset = environments()[f"{suite}/{name}"]
+        return OmegaConf.create({"defaults": [f"{suite}/{shared}"], "name": name, "dataset": dataset})
+
+
+class Presets(Composed):
+    """``experiment=METHOD/TASK``, out of the tables in a folder of configurations."""
+
+    package = "_global_"
+
+    @staticmethod
+    def scheme() -> str:
+        return "presets"
+
+    def _tables(self) -> dict[str, Path]:
+        return {f"experiment/{method}": table for method, table in presets.tables(Path(self.path)).items()}
+
+    def groups(self) -> list[str]:
+        return [*self._tables()]
+
+    def names(self, group: str) -> list[str]:
+        return [*presets.read(self._tables()[group])]
+
+    def made(self, group: str, name: str) -> DictConfig:
+        return presets.composed(self._tables()[group], name)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        try:
+            return super().list(config_path, results_filter)
+        except ConfigError:  # of a table that cannot be used; whoever chooses one of its rows is told
+            return []
+
+
+class Beside(SearchPathPlugin):
+    """Where Hydra looks for the files of conf/, it looks here too; other applications of Hydra's are left alone."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if any(element.provider == "main" and element.path == str(CONFIG_DIR) for element in search_path.get_path()):
+            search_path.append("mfrl", f"{Environments.scheme()}://")
+            search_path.append("mfrl", f"{Presets.scheme()}://{CONFIG_DIR}")

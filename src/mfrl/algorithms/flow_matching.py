@@ -1,0 +1,88 @@
+r"""Flow matching (arXiv 2210.02747) on straight paths, and its one-step student: what three algorithms are made of.
+
+a_t = (1 - t) a + t e                       t = 0 is data, t = 1 is noise
+L = E || v(s, a_t, t) - (e - a) ||^2        minimised by the marginal velocity E[e - a | s, a_t]
+a_{t - h} = a_t - h v(s, a_t, t)            from a_1 = e in steps of h = 1 / K down to t = 0
+mu(s, e)                                    the student: the same end in one step
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mfrl.algorithms.groups import ActorAdam
+from mfrl.algorithms.policy import Normalizer, Policy
+from mfrl.meanflow import Network, Time, end_time, interpolate
+from mfrl.networks.encoder import Sees
+
+
+def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, time: Time) -> Tensor:
+    """Mean squared distance of v(s, a_t, t) from the velocity e - a of the path from a to e."""
+    a_t, v = interpolate(a, e, time.t)
+    return (flow(observations, a_t, time) - v).square().mean()
+
+
+def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
+    """From noise e at t = 1 against the velocity to t = 0: actions before clipping, shaped like e.
+
+    Args:
+        e: ``(..., batch, action_dim)``; leading axes (candidates) share the observations.
+    """
+    a = e
+    for k in range(steps, 0, -1):
+        a = a - flow(observations, a, Time(e.new_full((1, 1), k / steps))) / steps
+    return a
+
+
+class FlowPolicy(Policy):
+    """Noise to action in ``steps`` forward passes of the flow."""
+
+    def __init__(self, flow: Sees, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
+        super().__init__(normalizer, action_dim, sigma)
+        self.flow, self.steps = flow, steps
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return euler(self.flow, self.flow.see(observations), noise, self.steps)
+
+
+def student_action(student: Network, observations: Tensor, e: Tensor) -> Tensor:
+    """mu(s, e): the student's output at t = 1, ``(..., batch, action_dim)`` like the noise e."""
+    return student(observations, e, end_time(e, two_times=False))
+
+
+class StudentPolicy(Policy):
+    """Noise to action in one forward pass of the student."""
+
+    def __init__(
+        self,
+        student: Sees,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float,
+        critic: Sees | None = None,
+    ) -> None:
+        super().__init__(normalizer, action_dim, sigma, critic)
+        self.student = student
+
+    def folded(self) -> StudentPolicy:
+        return self._with("student", self.student.folded(end_time(self.normalizer.mean, two_times=False)))
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return student_action(self.student, self.student.see(observations), noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSettings(ActorAdam):
+    """Of flow matching.
+
+    Attributes:
+        flow_steps: Euler steps of an action.
+        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
+        sigma: standard deviation of the noise.
+    """
+
+    flow_steps: int = 10
+    time_steps: int | None = None
+    sigma: float = 1.0

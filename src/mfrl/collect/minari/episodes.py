@@ -1,0 +1,126 @@
+"""Episodes of a Minari dataset: run one after another, checked number by number, and recorded."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import mfrl
+from mfrl.collect.minari.files import check_room
+from mfrl.collect.minari.plan import Plan, build
+from mfrl.collect.minari.policies import Behaviour, Uniform, Waypoints
+from mfrl.collect.writing import progress_bar
+from mfrl.envs import outcome
+from mfrl.envs.vector import global_state_kept
+from mfrl.errors import CollectError
+from mfrl.randomness import derived_seed
+from mfrl.system import signals
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+def record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
+    """Run every episode and write the dataset into the current Minari root; returns the episodes' lengths."""
+    from mfrl.collect.minari.recorder import Recorder
+
+    lengths: list[int] = []
+    recorder = Recorder(plan.env)
+    total = plan.episodes or plan.steps
+    unit = "episodes" if plan.steps is None else "steps"
+    with closing(recorder), progress_bar(progress, unit) as bar, global_state_kept():
+        task = bar.add_task(dataset, total=total, rate="")
+        started = time.perf_counter()
+        for episode in count():
+            signals.obey()
+            done = len(lengths) if plan.steps is None else sum(lengths)
+            rate = sum(lengths) / (time.perf_counter() - started)
+            bar.update(task, completed=done, rate=f"{rate:,.0f} transitions/s")
+            if done >= total:
+                break
+            check_room(Path(recorder.datasets_path), done / total)
+            room = sys.maxsize if plan.steps is None else plan.steps - done
+            lengths.append(len(run_episode(recorder, plan.behaviour, seed, episode, room)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # there is no e-mail address to give
+            made = recorder.create_dataset(
+                dataset,
+                eval_env=_gym_spec(plan.eval_spec),
+                algorithm_name=plan.algorithm,
+                author="mfrl",
+                code_permalink=f"mfrl {mfrl.__version__}, mfrl.collect.minari.runner",
+                description=plan.description,
+            )
+        if plan.reference_episodes:
+            made.storage.update_metadata(reference_scores(plan.eval_spec, plan.reference_episodes, seed))
+    return lengths
+
+
+def run_episode(
+    env: gymnasium.Env, behaviour: Behaviour, seed: int, episode: int, room: int = sys.maxsize
+) -> list[float]:
+    """One episode, of at most ``room`` steps; its rewards. Its random numbers come from (seed, episode) alone.
+
+    Raises:
+        CollectError: an action, an observation or a reward is not finite.
+        EnvError: a reward is not one number, or a flag no truth value.
+    """
+    name = outcome.name_of(env)
+    own = derived_seed(seed, "collection episode", episode) % 2**31
+    np.random.seed(own)  # noqa: NPY002 - OGBench draws from the global generator
+    env.action_space.seed(own)
+    behaviour.begin(episode)
+    observation, _ = env.reset(seed=own)
+    rewards: list[float] = []
+
+    def check(what: str, value: Any) -> None:
+        if not _is_finite(value):
+            where = f"in episode {episode} after {len(rewards)} steps"
+            raise CollectError(f"{name} gave {what} that is not finite, {where}")
+
+    check("an observation", observation)
+    while len(rewards) < room:
+        action = behaviour.action(observation).astype(env.action_space.dtype)
+        if not np.isfinite(action).all():
+            raise CollectError(f"The action of episode {episode}, step {len(rewards)} is not finite: {action}")
+        observation, reward, terminated, truncated, _ = env.step(action)
+        rewards.append(outcome.number(reward, f"the reward of {name}"))
+        check("an observation", observation)
+        check("a reward", rewards[-1])
+        flags = {"terminated": terminated, "truncated": truncated}
+        if any(outcome.truth(value, f"{flag!r} of {name}") for flag, value in flags.items()):
+            break
+    return rewards
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether every number of an observation, a dictionary perhaps, is finite."""
+    if isinstance(tree, dict | tuple):
+        return all(map(_is_finite, tree.values() if isinstance(tree, dict) else tree))
+    return bool(np.isfinite(tree).all())
+
+
+def reference_scores(eval_spec: str, episodes: int, seed: int) -> dict[str, Any]:
+    """Mean returns of random actions and of the controller without noise, by Minari's names for them."""
+    with closing(build(eval_spec)) as env:
+        means = {
+            name: float(np.mean([sum(run_episode(env, who, seed, k)) for k in range(episodes)]))
+            for name, who in (
+                ("ref_min_score", Uniform(env.action_space, seed)),
+                ("ref_max_score", Waypoints(env, 0.0, seed)),
+            )
+        }
+    return means | {"num_episodes_average_score": episodes}
+
+
+def _gym_spec(gym_spec: str) -> Any:
+    from gymnasium.envs.registration import EnvSpec as GymSpec
+
+    return GymSpec.from_json(gym_spec)

@@ -1,0 +1,84 @@
+"""Which datasets are on this machine, and whether they are what their records say. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mfrl.catalogue import DEFAULT_DATA_DIR
+from mfrl.data import minari_files, ogbench_files, records
+from mfrl.data.getting import commands
+
+
+@dataclass(frozen=True)
+class Data:
+    """The files of a dataset on this machine.
+
+    Attributes:
+        state: ``nothing``, ``incomplete``, or where a record says they come from: ``official``, ``mirror``,
+            ``collected``; ``unrecorded`` where none speaks of them.
+        checked: ``sizes`` or ``checksums`` agree with the record; None without one.
+        folder: where they lie or should lie.
+        bytes: of all files.
+        problem: what is wrong, if something is.
+        get: commands that make the files, by what they do; empty when they are there.
+    """
+
+    state: str
+    checked: str | None
+    folder: str
+    bytes: int
+    problem: str | None
+    get: dict[str, str]
+
+
+def find(dataset: str, suite: str, data_dir: str | None = None, verify: bool = False) -> Data:
+    """What of a dataset is on this machine.
+
+    Args:
+        dataset: its name or Minari id.
+        suite: ``ogbench``, else of Minari.
+        data_dir: as for training; None: OGBench's or Minari's own default.
+        verify: compare the checksums of the files with the record, which reads them; else their sizes.
+    """
+    problem = None
+    if suite == "ogbench":
+        folder = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+        record_path = ogbench_files.record_path(folder, dataset)
+        try:
+            wanted = [path for part in ogbench_files.data_files(folder, dataset) for path in part]
+        except records.ProvenanceError as error:
+            wanted, problem = list((folder / dataset).glob("*.npz")), str(error)
+        files = {path.name: path for path in wanted}
+        get = commands(dataset, folder, suite)
+    else:
+        root = minari_files.data_root(data_dir)
+        folder, record_path = root / dataset, root / dataset / minari_files.RECORD
+        wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
+        files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}
+        get = commands(dataset, root, suite)
+    there = {name: path for name, path in files.items() if path.is_file()}
+    size = sum(path.stat().st_size for path in there.values())
+    if not there:
+        return Data("nothing", None, str(folder), 0, None, get)
+    if problem or len(there) < len(files):
+        missing = ", ".join(name for name in files if name not in there)
+        return Data("incomplete", None, str(folder), size, problem or f"{missing} missing", get)
+    state, checked, problem = _compare(there, record_path, dataset, verify)
+    return Data(state, checked, str(folder), size, problem, {})
+
+
+def _compare(
+    files: dict[str, Path], record_path: Path, dataset: str, verify: bool
+) -> tuple[str, str | None, str | None]:
+    """What a record says of files that are there: state, what was compared, what is wrong."""
+    try:
+        record = records.load(record_path)
+    except FileNotFoundError:
+        return "unrecorded", None, None
+    except (OSError, records.ProvenanceError) as error:
+        return "unrecorded", None, str(error)
+    look = records.fingerprint if verify else lambda path: {"bytes": path.stat().st_size}
+    if different := records.difference(record, dataset, {name: look(path) for name, path in files.items()}):
+        return "unrecorded", None, f"{record_path.name}: {different}"
+    return record["source"], "checksums" if verify else "sizes", None
