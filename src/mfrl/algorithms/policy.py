@@ -109,6 +109,7 @@ class Policy(nn.Module):
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
+        assert self.critic is not None
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))

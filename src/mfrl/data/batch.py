@@ -27,8 +27,12 @@ class Batch(NamedTuple):
     discounts: Tensor  #: (batch,) of the value of the next observation: discount * mask
     next_actions: Tensor | None = None  #: like actions: the data's in the next observation, where they were asked for
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With every field changed that is there."""
+        return Batch(*(field if field is None else change(field) for field in self))  # type: ignore[arg-type]  # None stays
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(field if field is None else field.to(device) for field in self))
+        return self.each(lambda field: field.to(device))
 
 
 Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on

@@ -151,6 +151,7 @@ class FoldedDiT(nn.Module):
         c = silu(dit.time(time))
         maps: list[tuple[Tensor, Tensor]] = []
         for block in dit.blocks:
+            assert isinstance(block, Block)
             shift1, scale1, gate1, shift2, scale2, gate2 = (m.value[0].double() for m in block.modulation(c, time))
             weight, bias = (x.double() for x in (block.attention_value.weight, block.attention_value.bias))
             out, out_bias = (x.double() for x in (block.attention_out.weight, block.attention_out.bias))
