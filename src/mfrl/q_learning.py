@@ -11,26 +11,35 @@ from torch import Tensor
 
 from mfrl.settings import Settings
 
-#: What becomes of the ensemble's values ``(ensemble, ...)`` in the Bellman target.
+#: What becomes of the ensemble's values ``(ensemble, ...)``, e.g. in the Bellman target.
 Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 #: Of the gradients that :func:`unit_pull` scales, none counts as longer than this many times the median.
 LONGEST_PULL = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD(Settings):
-    """Of Q-learning.
+class Values(Settings):
+    """Of whatever learns values.
 
     Attributes:
         discount, tau: of the Bellman target and of the target critic's average.
+    """
+
+    discount: float = 0.99
+    tau: float = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD(Values):
+    """Of Q-learning.
+
+    Attributes:
         q_aggregation: of the ensemble in the Bellman target: "mean" or "min".
         clip_targets: keep Bellman targets within what the data's rewards can add up to.
         normalize_q: makes alpha independent of the reward scale: "value" divides L_q by mean |Q|, "gradient" gives
             the critic's pull on the actions a mean length of 1, "none" leaves it.
     """
 
-    discount: float = 0.99
-    tau: float = 0.005
     q_aggregation: str = "mean"
     clip_targets: bool = False
     normalize_q: str = "none"
@@ -66,8 +75,19 @@ def td_loss(critic: Critic, observations: Tensor, actions: Tensor, y: Tensor) ->
     return loss, {"critic_loss": loss, "q": q.mean(), "q_min": q.amin(), "q_max": q.amax(), "target": y.mean()}
 
 
-def q_loss(critic: Critic, observations: Tensor, a: Tensor, normalize: str = "none") -> tuple[Tensor, Tensor]:
-    """-mean Q(s, clip(a)), Q the ensemble's mean: the critic is differentiated, not trained.
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """mean |expectile - 1(difference < 0)| difference^2 (arXiv 2110.06169, Eq. 5).
+
+    Minimised over v, with difference = q - v, where v is the expectile of q: 0.5 is the mean, near 1 the maximum.
+    """
+    weight = (expectile - (difference < 0.0).to(difference.dtype)).abs()
+    return (weight * difference.square()).mean()
+
+
+def q_loss(
+    critic: Critic, observations: Tensor, a: Tensor, normalize: str = "none", q_aggregation: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """-mean Q(s, clip(a)), Q the ensemble's mean or minimum: the critic is differentiated, not trained.
 
     Its gradient with respect to a, the critic's pull, is worked out first and then handed on to what made a.
 
@@ -76,13 +96,14 @@ def q_loss(critic: Critic, observations: Tensor, a: Tensor, normalize: str = "no
         a: ``(batch, action_dim)`` before clipping; what is clipped is not pulled.
         normalize: "value" divides the loss by mean |Q|; "gradient" gives the critic's pull on the actions a mean length
             of 1, see :func:`unit_pull`; "none" leaves it.
+        q_aggregation: of the ensemble.
 
     Returns:
         the loss and the mean Q.
     """
 
     def negative_q(a: Tensor) -> tuple[Tensor, Tensor]:
-        q = critic(observations.detach(), a.clamp(-1.0, 1.0)).mean(0)
+        q = Q_AGGREGATION[q_aggregation](critic(observations.detach(), a.clamp(-1.0, 1.0)))
         return -q.mean(), q
 
     with torch.no_grad():
@@ -118,20 +139,25 @@ Critic = Callable[[Tensor, Tensor], Tensor]
 
 
 def best_of_n(
-    critic: Critic, observations: Tensor, candidates: Tensor, ceiling: float = math.inf
+    critic: Critic,
+    observations: Tensor,
+    candidates: Tensor,
+    ceiling: float = math.inf,
+    q_aggregation: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """The candidate with the largest mean Q of the ensemble, for each observation.
+    """The candidate with the largest Q, the ensemble's mean or minimum, for each observation.
 
     Args:
         critic: (observations, actions) -> ``(ensemble, candidate, batch)``.
         candidates: ``(candidate, batch, action_dim)``.
         ceiling: no candidate counts for more. Of several that reach it the first is taken, which is to draw one.
+        q_aggregation: of the ensemble.
 
     Returns:
         actions ``(batch, action_dim)`` and the ensemble's values of every candidate's best: ``(ensemble, batch)``,
         read off the values just computed.
     """
     q = critic(observations, candidates)
-    best = q.mean(0).clamp(max=ceiling).argmax(0)
+    best = Q_AGGREGATION[q_aggregation](q).clamp(max=ceiling).argmax(0)
     batch = torch.arange(candidates.shape[1], device=candidates.device)
     return candidates[best, batch], q[:, best, batch]

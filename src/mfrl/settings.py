@@ -41,6 +41,11 @@ RANGES = {
     "target_candidates": _COUNT_OR_NULL,
     "time_steps": _COUNT_OR_NULL,
     "flow_steps": _COUNT,
+    "expectile": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
+    "alpha_critic": _NOT_NEGATIVE,
+    "actor_noise": _NOT_NEGATIVE,
+    "actor_noise_clip": _POSITIVE,
+    "actor_every": _COUNT,
     "flow_share": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
     "actor_lr": _POSITIVE,
     "critic_lr": _POSITIVE,
@@ -53,6 +58,7 @@ RANGES = {
 CHOICES = {
     "q_aggregation": ("mean", "min"),
     "normalize_q": ("none", "value", "gradient"),
+    "extraction": ("awr", "ddpgbc"),
     "alpha_schedule": ("fixed", "cosine", "dynamic"),
 }
 

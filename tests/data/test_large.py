@@ -44,7 +44,7 @@ def everything(part: Transitions) -> Batch:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x.nan_to_num(9.0), y.nan_to_num(9.0)) for x, y in zip(a, b, strict=True))
 
 
 def fields(path: Path) -> dict[str, np.ndarray]:

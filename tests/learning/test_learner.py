@@ -16,25 +16,35 @@ from torch._dynamo.testing import CompileCounter
 from torch._guards import TracingContext
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
+from mfrl.algorithms.bc import BC
+from mfrl.algorithms.fbrac import FBRAC
 from mfrl.algorithms.flow_bc import FlowBC
 from mfrl.algorithms.flow_distilled import FlowDistilled
 from mfrl.algorithms.fql import FQL
 from mfrl.algorithms.gaussian_bc import GaussianBC
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.ifql import IFQL
+from mfrl.algorithms.iql import IQL
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
+from mfrl.algorithms.meanflow_distill import MeanFlowDistill
 from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.algorithms.rebrac import ReBRAC
 from mfrl.data.batch import Batch
 from mfrl.errors import CheckpointError
 from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Layout, Learner, adam_
 from mfrl.learning.training import Training
+from mfrl.networks.critic import StateValue
 from mfrl.networks.gaussian import GaussianMLP
+from mfrl.networks.mean import MeanMLP
 from mfrl.networks.vector_field import VectorField
 from mfrl.reformulation import Reformulation
 from mfrl.settings import Settings
 
 SIZE = 12
 tiny_field = partial(VectorField, hidden=[16, 16])
+tiny_mean = partial(MeanMLP, hidden=[16, 16], squash=True)
+tiny_value = partial(StateValue, hidden=[16, 16])
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "meanflowql": partial(MeanFlowQL, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
@@ -62,6 +72,13 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "meanflow_bc": partial(MeanFlowBC, actor=tiny_dit, reformulation=Reformulation(1.0, [0.0, -1.0])),
     "flow_bc": partial(FlowBC, actor=tiny_field, flow_steps=3),
     "flow_distilled": partial(FlowDistilled, actor=tiny_field, flow_steps=3),
+    "bc": partial(BC, actor=tiny_mean),
+    "iql": partial(IQL, actor=tiny_mean, critic=tiny_critic, value=tiny_value),
+    "iql, ddpgbc": partial(IQL, actor=tiny_mean, critic=tiny_critic, value=tiny_value, extraction="ddpgbc"),
+    "ifql": partial(IFQL, actor=tiny_field, critic=tiny_critic, value=tiny_value, flow_steps=3),
+    "rebrac": partial(ReBRAC, actor=tiny_mean, critic=tiny_critic, alpha_critic=0.1),
+    "fbrac": partial(FBRAC, actor=tiny_field, critic=tiny_critic, flow_steps=3),
+    "meanflow_distill": partial(MeanFlowDistill, actor=tiny_mlp, critic=tiny_critic, reformulation=RESIDUAL),
     "gaussian_bc": partial(GaussianBC, actor=partial(GaussianMLP, hidden=[16])),
 }
 
@@ -72,7 +89,10 @@ def make(name: str, seed: int = 0, updates: int = 8, **settings: Any) -> Algorit
 
 
 def batches(count: int, first: int = 0) -> list[Batch]:
-    return [batch(SIZE, seed=100 + first + k, dtype=torch.float32) for k in range(count)]
+    drawn = [batch(SIZE, seed=100 + first + k, dtype=torch.float32) for k in range(count)]
+    # In every third transition the trajectory ends, and the data have no next action.
+    ends = torch.arange(SIZE)[:, None] % 3 == 0
+    return [one._replace(next_actions=torch.where(ends, torch.nan, one.actions.flip(0))) for one in drawn]
 
 
 def parameters(algorithm: Algorithm) -> dict[str, Tensor]:
@@ -112,7 +132,7 @@ def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int)
     learner._step = learner._compiled(counter)
     for one in batches(8):  # rates and alpha change from update to update
         learner.update(one if members == 1 else stacked([one] * members))
-    stages = 2 if name == "flow_distilled" else 1
+    stages = 2 if name in ("flow_distilled", "rebrac") else 1  # rebrac: with a step of the policy, and without
     assert counter.frame_count == stages
 
 
@@ -120,7 +140,7 @@ def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int)
 def test_an_update_asks_no_tensor_for_its_value_and_makes_none_elsewhere(name: str):
     # On the meta device there are no values to ask for, and what lies on another device cannot take part.
     learner = Learner([make(name).to("meta")], SIZE)
-    names, values = learner.update(batch(SIZE, dtype=torch.float32).to(torch.device("meta")))
+    names, values = learner.update(batches(1)[0].to(torch.device("meta")))
     assert values.device.type == "meta"
     assert values.shape == (len(names),)
 
@@ -196,7 +216,7 @@ def test_two_learners_of_one_process_do_not_take_each_other_s_graph():
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_members_are_their_solo_runs_to_rounding(name: str):
     seeds, alphas = (3, 4, 5), (1.0, 10.0, 300.0)
-    with_alpha = "ql" in name
+    with_alpha = hasattr(make(name).settings, "alpha")
     settings = [{"alpha": alpha} if with_alpha else {} for alpha in alphas]
     together = Learner([make(name, s, 20, **own) for s, own in zip(seeds, settings, strict=True)], SIZE)
     solo = [Learner([make(name, s, 20, **own)], SIZE) for s, own in zip(seeds, settings, strict=True)]

@@ -14,7 +14,7 @@ from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError
 from mfrl.networks.encoder import Sees
-from mfrl.q_learning import TD
+from mfrl.q_learning import Values
 from mfrl.randomness import Draw
 from mfrl.settings import Settings, check
 
@@ -47,6 +47,7 @@ class Algorithm(nn.Module):
     Settings: ClassVar[type[Settings]]
     groups: tuple[Group, ...]
     averages: tuple[Average, ...] = ()
+    next_actions: ClassVar[bool] = False  #: whether batches hold the data's next actions
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Algorithm(nn.Module):
     @property
     def discount(self) -> float:
         """What values are discounted by; 1 where none is learned."""
-        return self.settings.discount if isinstance(self.settings, TD) else 1.0
+        return self.settings.discount if isinstance(self.settings, Values) else 1.0
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ mu(s, e)                                    the student: the same end in one ste
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -37,10 +38,12 @@ def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
 
 
 class FlowPolicy(Policy):
-    """Noise to action in ``steps`` forward passes of the flow."""
+    """Noise to action in ``steps`` forward passes of the flow; ``choice`` are further arguments of :class:`Policy`."""
 
-    def __init__(self, flow: Sees, normalizer: Normalizer, action_dim: int, sigma: float, steps: int) -> None:
-        super().__init__(normalizer, action_dim, sigma)
+    def __init__(
+        self, flow: Sees, normalizer: Normalizer, action_dim: int, sigma: float, steps: int, **choice: Any
+    ) -> None:
+        super().__init__(normalizer, action_dim, sigma, **choice)
         self.flow, self.steps = flow, steps
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:

@@ -38,12 +38,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Average:
-    """target <- target + rate (source - target), parameter by parameter, once an update.
+    """target <- target + rate (source - target), parameter by parameter.
 
     Attributes:
         target, source: names of the algorithm's modules.
         rate: in (0, 1].
         before: the source is taken as it was before the update's step.
+        every: once in so many updates, in those that step a :class:`Group` of the same ``every`` and ``begin``.
         from_start: until 1 / rate updates have passed, the target is the mean of the source's weights after each, so
             that it does not lag behind the start; the initial weights are left out altogether.
     """
@@ -53,6 +54,12 @@ class Average:
     rate: float
     before: bool = False
     from_start: bool = False
+    every: int = 1
+    begin: int = 0
+
+    def follows_at(self, k: int) -> bool:
+        """Whether update k moves the target."""
+        return self.begin <= k and (k - self.begin) % self.every == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class Policy(nn.Module):
         sigma: standard deviation of the noise.
         critic: picks among candidates; None where nothing but the data is imitated.
         num_candidates: N actions are drawn and the best by the critic is taken; 1 needs no critic.
-        ceiling: no candidate counts for more than this value, see :func:`best_of_n`.
+        ceiling, q_aggregation: how candidates count, see :func:`best_of_n`.
     """
 
     def __init__(
@@ -57,10 +57,12 @@ class Policy(nn.Module):
         critic: Sees | None = None,
         num_candidates: int = 1,
         ceiling: float = math.inf,
+        q_aggregation: str = "mean",
     ) -> None:
         super().__init__()
         self.normalizer, self.critic = normalizer, critic
         self.action_dim, self.sigma, self.num_candidates, self.ceiling = action_dim, sigma, num_candidates, ceiling
+        self.q_aggregation = q_aggregation
 
     def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """e ~ N(0, sigma^2 I) on the generator's device."""
@@ -105,7 +107,7 @@ class Policy(nn.Module):
             return candidates[0]
         if self.critic is None:
             raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[0]
+        return self._best(observations, candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
@@ -113,7 +115,11 @@ class Policy(nn.Module):
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
-        return best_of_n(self.critic, self.critic.see(observations), candidates, self.ceiling)[1].mean(0)
+        return self._best(observations, candidates)[1].mean(0)
+
+    def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.critic.see(observations)
+        return best_of_n(self.critic, seen, candidates, self.ceiling, self.q_aggregation)
 
 
 class OneStepPolicy(Policy):

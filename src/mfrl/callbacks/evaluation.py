@@ -226,7 +226,8 @@ def held_out(data: L.LightningDataModule, pl_module: Training) -> dict[str, floa
     """Losses on a fixed sample of the validation split, smaller where observations are images."""
     size = 4096 if pl_module.spec.image_shape is None else 256
     index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
-    batch = data.val.gather(index, pl_module.algorithm.discount).to(pl_module.device)
+    algorithm = pl_module.algorithm
+    batch = data.val.gather(index, algorithm.discount, algorithm.next_actions).to(pl_module.device)
     return {name: float(value) for name, value in pl_module.held_out(batch).items()}
 
 

@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     masks: Tensor  #: (batch,) 0 where the task is complete: no bootstrap
     next_observations: Tensor  #: like observations
     discounts: Tensor  #: (batch,) of the value of the next observation: discount * mask
-    next_actions: Tensor | None = None  #: like actions: the data's in the next observation, where they were asked for
+    #: like actions: the data's in the next observation, where they were asked for; NaN where the trajectory ends there
+    next_actions: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """With every field changed that is there."""

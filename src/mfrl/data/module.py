@@ -95,4 +95,5 @@ class OfflineData(L.LightningDataModule):
             self.marks,
             training.algorithm.discount,
             augment if alone or augment is None else [augment.of(seed) for seed in seeds],
+            training.algorithm.next_actions,
         )

@@ -61,8 +61,8 @@ class Transitions:
 
         Args:
             discount: of the value of the next observation, where the task is not complete.
-            next_actions: whether to gather the data's action in the next observation too. The last transition of a
-                trajectory has none, and its own action stands there.
+            next_actions: whether to gather the data's action in the next observation too; NaN where the last transition
+                of a trajectory leads.
         """
         if self.pages is not None:
             self.pages.give_back()
@@ -76,13 +76,14 @@ class Transitions:
             masks,
             next_observations,
             discounts=discount * masks,
-            next_actions=self._take(self.actions, self._following(index)) if next_actions else None,
+            next_actions=self._next_actions(index) if next_actions else None,
         )
 
-    def _following(self, index: Tensor) -> Tensor:
-        """The row a transition leads to, or its own where no transition starts from that one."""
-        row, after = self.starts[index], self.starts[(index + 1).clamp(max=len(self.starts) - 1)]
-        return torch.where(after == row + 1, after, row)
+    def _next_actions(self, index: Tensor) -> Tensor:
+        row, following = self.starts[index], self.starts[(index + 1).clamp(max=len(self.starts) - 1)]
+        actions = self._take(self.actions, following)
+        known = (following == row + 1).to(actions.device, non_blocking=True)
+        return torch.where(known.view(-1, *[1] * (actions.ndim - 1)), actions, torch.nan)
 
     def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
         s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)

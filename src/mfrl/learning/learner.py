@@ -129,9 +129,10 @@ class Learner:
             waiting for the device.
         """
         trained = tuple(name for name, group in self._groups.items() if group.steps_at(self.k))
+        moved = tuple(average.target for average in self._averages if average.follows_at(self.k))
         if self._captured:
             torch.compiler.cudagraph_mark_step_begin()
-        names, values = self._step(batch, self._numbers(), trained)
+        names, values = self._step(batch, self._numbers(), trained, moved)
         if self._captured:
             values = values.clone()  # the graph's own are overwritten by the next update
         self.k += 1
@@ -172,11 +173,11 @@ class Learner:
         return partial(torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options), self)
 
     def _update(
-        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
+        self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...], moved: tuple[str, ...]
     ) -> tuple[tuple[str, ...], Tensor]:
         gradients, metrics = self._gradients(batch, numbers, trained)
         for average in self._averages:
-            if average.before:
+            if average.before and average.target in moved:
                 self._follow(average)
         for name in trained:
             group, g = self._groups[name], gradients[name]
@@ -187,7 +188,7 @@ class Learner:
             self._steps[name].add_(1.0)
             adam_(self._parameters[name], g, *self._moments[name], self._steps[name], _rate(group, self._k))
         for average in self._averages:
-            if not average.before:
+            if not average.before and average.target in moved:
                 self._follow(average)
         values = torch.stack(list(metrics.values()))  # before what follows: alpha among them is the buffer itself
         for name, value in self._after(metrics).items():
@@ -306,7 +307,7 @@ def _arguments_alone(guards: Sequence[Any]) -> list[bool]:
     Nothing that it looks up in the learner while tracing ever changes, but for values in tensors; checking all of it
     anew takes half a millisecond a call.
     """
-    arguments = ("batch", "numbers", "trained")
+    arguments = ("batch", "numbers", "trained", "moved")
     names = [guard.name.removeprefix("L['") for guard in guards]  # locals bear that in some versions
     return [not name or name.startswith(arguments) for name in names]
 

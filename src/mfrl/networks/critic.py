@@ -1,4 +1,4 @@
-"""The Q ensemble."""
+"""The Q ensemble, and the value of a state."""
 
 from __future__ import annotations
 
@@ -60,6 +60,32 @@ class QEnsemble(nn.Module):
             x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
         q = batched_affine(x, self.head_weight, self.head_bias)
         return q.view(-1, *lead)
+
+
+class StateValue(nn.Module):
+    """V(s): (linear, GELU, LayerNorm) x depth -> linear 1, as one member of a :class:`QEnsemble` without its action.
+
+    Args:
+        observation_dim: size of the flat input.
+        action_dim: of no use; every network is built with both sizes.
+        hidden: width of each hidden layer; published: 4 x 512.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int] = (512, 512, 512, 512)) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise((observation_dim, *hidden)))
+        self.norms = nn.ModuleList(nn.LayerNorm(o, eps=1e-6) for o in hidden)
+        self.head = nn.Linear(hidden[-1], 1)
+        for layer in (*self.layers, self.head):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """``(batch, observation_dim)`` -> ``(batch,)``."""
+        x = observations
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(gelu(layer(x)))
+        return self.head(x)[..., 0]
 
 
 def _xavier(ensemble: int, fan_in: int, fan_out: int) -> Tensor:

@@ -32,12 +32,18 @@ from mfrl.runs.targets import arguments_of
 #: What a part of the configuration may be, by its name in conf/.
 WHOLE = {
     "algo": (
+        "mfrl.algorithms.bc.BC",
+        "mfrl.algorithms.fbrac.FBRAC",
         "mfrl.algorithms.fql.FQL",
         "mfrl.algorithms.flow_bc.FlowBC",
         "mfrl.algorithms.flow_distilled.FlowDistilled",
         "mfrl.algorithms.gaussian_bc.GaussianBC",
+        "mfrl.algorithms.ifql.IFQL",
+        "mfrl.algorithms.iql.IQL",
         "mfrl.algorithms.meanflow_bc.MeanFlowBC",
+        "mfrl.algorithms.meanflow_distill.MeanFlowDistill",
         "mfrl.algorithms.meanflowql.MeanFlowQL",
+        "mfrl.algorithms.rebrac.ReBRAC",
     ),
     "data": (
         "mfrl.data.minari.MinariData",
@@ -56,7 +62,9 @@ INSIDE = {
         "mfrl.networks.dit.DiT",
         "mfrl.networks.gaussian.GaussianMLP",
         "mfrl.networks.encoder.ImpalaEncoder",
+        "mfrl.networks.mean.MeanMLP",
         "mfrl.networks.mlp.MLP",
+        "mfrl.networks.critic.StateValue",
         "mfrl.networks.critic.QEnsemble",
         "mfrl.networks.vector_field.VectorField",
         "mfrl.reformulation.Reformulation",

@@ -1,0 +1,146 @@
+r"""MeanFlow behaviour, distilled: the road with two networks that MeanFlowQL's residual network avoids.
+
+    L = L_critic + L_flow + alpha L_distillation + L_q                                  one stage
+
+    L_flow          the MeanFlow loss of g (arXiv 2505.13447), in whichever reformulation
+    L_distillation  E || mu(s, e) - clip(a_g(s, e)) ||^2      a_g the one-step action of g, fixed; same e
+    L_q             - E mean_i Q_i(s, clip(mu(s, e)))         Q fixed, same e
+    L_critic        E (Q_i(s, a) - y)^2,  y = r + discount mask agg_i Q_target,i(s', clip(mu(s', e')))
+
+FQL (arXiv 2502.02538) with a MeanFlow in the place of its flow: what is distilled costs one forward pass and no Euler
+steps, but the policy that Q-learning moves is still another network than the one that knows the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.algorithms.base import Algorithm, frozen_copy
+from mfrl.algorithms.flow_matching import StudentPolicy, student_action
+from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.policy import one_step
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.meanflow import FlowLoss, flow_loss, path_draws
+from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
+from mfrl.randomness import Draw, Normal
+from mfrl.reformulation import Reformulation
+from mfrl.schedules import FixedAlpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanFlowDistillSettings(FlowLoss, TD):
+    """Those of the flow loss (MeanFlowQL's) and of FQL.
+
+    Attributes:
+        alpha: weight of the distillation loss.
+        actor_lr, critic_lr: of Adam; both actors', and the critic's.
+    """
+
+    alpha: float = 10.0
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+
+
+class MeanFlowDistill(Algorithm):
+    """A MeanFlow of the data and a one-step policy distilled from it under Q.
+
+    Args:
+        spec: sizes and statistics of the data.
+        actor: constructor taking (observation_dim, action_dim), of the MeanFlow and of the policy; the MeanFlow's also
+            takes two_times=True for a reformulation with a second time. The policy's time stays at 1.
+        critic: constructor taking (observation_dim, action_dim).
+        reformulation: what the MeanFlow's output stands for.
+        updates: number of offline updates.
+        others: seed and encoder, see :class:`Algorithm`, and the settings of :class:`MeanFlowDistillSettings`.
+    """
+
+    Settings = MeanFlowDistillSettings
+    settings: MeanFlowDistillSettings
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        actor: Callable[..., nn.Module],
+        critic: Callable[[int, int], nn.Module],
+        reformulation: Reformulation,
+        updates: int,
+        **others: Any,
+    ) -> None:
+        super().__init__(spec, updates, **others)
+        c = self.settings
+        self.reformulation = reformulation
+        self.flow = self.network(actor, **({"two_times": True} if reformulation.two_times else {}))
+        self.actor = self.network(actor)
+        self.critic = self.network(critic)
+        self.target_critic = frozen_copy(self.critic)
+        self.alpha = FixedAlpha(c.alpha, updates)
+        self.value_range = spec.value_range(c.discount) if c.clip_targets else None
+        self.groups = (
+            Group("flow", c.actor_lr, updates),
+            Group("actor", c.actor_lr, updates),
+            Group("critic", c.critic_lr, updates),
+        )
+        self.averages = (Average("target_critic", "critic", c.tau, before=True),)
+
+    def policy(self) -> StudentPolicy:
+        sigma = self.settings.sigma
+        return StudentPolicy(self.actor, self.normalizer, self.spec.action_dim, sigma, self.target_critic)
+
+    def draws(self, batch_size: int) -> dict[str, Draw]:
+        c, shape = self.settings, (batch_size, self.spec.action_dim)
+        path = path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps, self.reformulation.instant_share)
+        return path | {
+            "policy": Normal(shape, c.sigma),  # for both terms of the policy loss
+            "target": Normal(shape, c.sigma),  # for the Bellman target
+        }
+
+    def critic_loss(
+        self, batch: Batch, e: Tensor, s: Mapping[str, Tensor], next_s: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD to y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
+        with torch.no_grad():
+            next_actions = student_action(self.actor, next_s["actor"], e).clamp(-1.0, 1.0)
+        y = bellman_target(
+            self.target_critic,
+            next_s["target_critic"],
+            next_actions[None],
+            batch.rewards,
+            batch.discounts,
+            self.settings.q_aggregation,
+            self.value_range,
+        )
+        return td_loss(self.critic, s["critic"], batch.actions, y)
+
+    def policy_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """alpha L_distillation + L_q at the same noise; MeanFlow and critic are used, not trained."""
+        with torch.no_grad():
+            target = one_step(self.flow, self.reformulation, s["flow"], e).clamp(-1.0, 1.0)
+        mu = student_action(self.actor, s["actor"], e)
+        distillation_loss = (mu - target).square().mean()
+        loss, q = q_loss(self.critic, s["critic"], mu, self.settings.normalize_q)
+        return self.alpha.alpha * distillation_loss + loss, {
+            "distillation_loss": distillation_loss,
+            "q_loss": loss,
+            "policy_q": q,
+            "out_of_bounds": (mu.detach().abs() > 1.0).float().mean(),
+            "distance_to_data": (mu.detach() - batch.actions).square().mean(),
+        }
+
+    def loss(
+        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The single-stage objective and its parts."""
+        s = self.see(batch.observations, "flow", "actor", "critic")
+        with torch.no_grad():
+            next_s = self.see(batch.next_observations, "actor", "target_critic")
+        critic_loss, of_critic = self.critic_loss(batch, noise["target"], s, next_s)
+        e, time = noise["flow"], noise["time"]
+        loss, error = flow_loss(self.flow, self.reformulation, s["flow"], batch.actions, e, time, self.settings)
+        policy_loss, of_policy = self.policy_loss(batch, noise["policy"], s)
+        scalars = of_critic | {"flow_loss": loss, "flow_error": error} | of_policy | {"alpha": self.alpha.alpha}
+        return critic_loss + loss + policy_loss, scalars

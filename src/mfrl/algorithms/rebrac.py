@@ -1,0 +1,135 @@
+r"""ReBRAC (arXiv 2305.09836): TD3 with a penalty on the distance from the data, in the policy and in the target.
+
+    L_critic  E (Q_i(s, a) - y)^2
+              y = r + discount mask (min_i Q_target,i(s', a') - alpha_critic | a' - a'_data |^2)
+              a' = clip(mu_target(s') + clip(noise e, -c, c))
+    L_policy  - E Q(s, mu(s)) / mean |Q| + alpha E | mu(s) - a |^2,   Q = min_i Q_i
+
+mu is a tanh of its network. It takes a step in every second update, and only then do the targets of both networks
+follow, as they were before the step. Where a trajectory ends without its task being complete, the data have no next
+action, and the target no penalty; FQL's code (agents/rebrac.py), whose settings these are, takes the next row's action
+there, which belongs to another trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfrl.algorithms.base import Algorithm, frozen_copy
+from mfrl.algorithms.bc import MeanPolicy
+from mfrl.algorithms.groups import Average, Group
+from mfrl.data.batch import Batch, DataSpec
+from mfrl.q_learning import Q_AGGREGATION, TD, q_loss, td_loss
+from mfrl.randomness import Draw, Normal
+from mfrl.schedules import FixedAlpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReBRACSettings(TD):
+    """Defaults are those of FQL's code (agents/rebrac.py), which sets the alphas for each task.
+
+    Attributes:
+        alpha, alpha_critic: weights of the penalty in the policy (its alpha_actor) and in the target.
+        actor_every: a step of the policy in every so many updates.
+        actor_noise, actor_noise_clip: noise on the target's action, and its bound.
+        actor_lr, critic_lr: of Adam.
+    """
+
+    q_aggregation: str = "min"
+    normalize_q: str = "value"
+    alpha: float = 0.1
+    alpha_critic: float = 0.0
+    actor_every: int = 2
+    actor_noise: float = 0.2
+    actor_noise_clip: float = 0.5
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+
+
+class ReBRAC(Algorithm):
+    """ReBRAC.
+
+    Args:
+        spec: sizes and statistics of the data.
+        actor: constructor taking (observation_dim, action_dim) of a network that gives an action for a state.
+        critic: constructor taking (observation_dim, action_dim).
+        updates: number of offline updates.
+        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`ReBRACSettings`.
+    """
+
+    Settings = ReBRACSettings
+    settings: ReBRACSettings
+    next_actions = True
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        actor: Callable[[int, int], nn.Module],
+        critic: Callable[[int, int], nn.Module],
+        updates: int,
+        **others: Any,
+    ) -> None:
+        super().__init__(spec, updates, **others)
+        c = self.settings
+        self.actor = self.network(actor)
+        self.critic = self.network(critic)
+        self.target_actor, self.target_critic = frozen_copy(self.actor), frozen_copy(self.critic)
+        self.alpha = FixedAlpha(c.alpha, updates)
+        self.value_range = spec.value_range(c.discount) if c.clip_targets else None
+        now = {"every": c.actor_every, "begin": c.actor_every - 1}  # the first step is the actor_every-th update's
+        self.groups = Group("critic", c.critic_lr, updates), Group("actor", c.actor_lr, updates, **now)
+        self.averages = (
+            Average("target_critic", "critic", c.tau, before=True, **now),
+            Average("target_actor", "actor", c.tau, before=True, **now),
+        )
+
+    def policy(self) -> MeanPolicy:
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
+
+    def draws(self, batch_size: int) -> dict[str, Draw]:
+        return {"target": Normal((batch_size, self.spec.action_dim), self.settings.actor_noise)}
+
+    def critic_loss(self, batch: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """TD to the penalised value of the target policy's action."""
+        c = self.settings
+        with torch.no_grad():
+            mu = self.target_actor(self.target_actor.see(batch.next_observations))
+            a = (mu + e.clamp(-c.actor_noise_clip, c.actor_noise_clip)).clamp(-1.0, 1.0)
+            q = self.target_critic(self.target_critic.see(batch.next_observations), a)
+            distance = (a - batch.next_actions).square().sum(-1)
+            penalty = torch.where(batch.next_actions.isnan().any(-1), 0.0, distance)
+            y = batch.rewards + batch.discounts * (Q_AGGREGATION[c.q_aggregation](q) - c.alpha_critic * penalty)
+            if self.value_range is not None:
+                y = y.clamp(*self.value_range)
+        loss, scalars = td_loss(self.critic, self.critic.see(batch.observations), batch.actions, y)
+        return loss, scalars | {"next_distance_to_data": penalty.mean()}
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_q + alpha L_bc; the critic is differentiated, not trained."""
+        c = self.settings
+        mu = self.actor(self.actor.see(batch.observations))
+        bc_loss = (mu - batch.actions).square().sum(-1).mean()
+        with torch.no_grad():
+            s = self.critic.see(batch.observations)
+        loss, q = q_loss(self.critic, s, mu, c.normalize_q, c.q_aggregation)
+        return loss + self.alpha.alpha * bc_loss, {
+            "q_loss": loss,
+            "policy_q": q,
+            "bc_loss": bc_loss,
+            "alpha": self.alpha.alpha,
+        }
+
+    def loss(
+        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critic's loss, and in every second update the policy's."""
+        loss, scalars = self.critic_loss(batch, noise["target"])
+        if "actor" in trained:
+            policy_loss, of_policy = self.policy_loss(batch)
+            loss, scalars = loss + policy_loss, scalars | of_policy
+        return loss, scalars
