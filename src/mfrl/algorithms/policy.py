@@ -111,13 +111,13 @@ class Policy(nn.Module):
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
-        assert self.critic is not None
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
         return self._best(observations, candidates)[1].mean(0)
 
     def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.critic is not None
         seen = self.critic.see(observations)
         return best_of_n(self.critic, seen, candidates, self.ceiling, self.q_aggregation)
 
