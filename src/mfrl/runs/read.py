@@ -59,6 +59,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
+        """Of a finished run never None."""
         return self.config.get("seed")
 
     @property
