@@ -27,8 +27,8 @@ from mfrl.data.minari_source import Description, Episode, Source, write_rows
 from mfrl.data.module import OfflineData
 from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
-from mfrl.envs.spec import EnvError, EnvSpec
-from mfrl.errors import DataError, did_you_mean, require
+from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError, EnvError, did_you_mean, require
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
