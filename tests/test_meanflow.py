@@ -10,16 +10,16 @@ from tiny import ACTION_DIM, OBSERVATION_DIM, RESIDUAL, randn, randomise_, times
 from torch import Tensor, nn
 
 from mfrl.meanflow import (
-    FlowLoss,
-    Time,
+    MeanFlowSettings,
+    TimeDraw,
     Times,
     adaptive_loss,
     bound_loss,
     end_time,
-    flow_loss,
     flow_target,
     grid_times,
     interpolate,
+    meanflow_loss,
     path_derivative,
 )
 from mfrl.randomness import Streams, key_of
@@ -40,7 +40,7 @@ class PlainNetwork(nn.Module):
             nn.Linear(16, ACTION_DIM),
         )
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor, time: Times) -> Tensor:
         return self.layers(torch.cat([observations, actions, time.t.expand(len(actions), 1)], -1))
 
 
@@ -101,19 +101,19 @@ def test_grid_times_end_at_noise_and_leave_out_data():
 
 def test_spread_gives_every_sample_the_row_of_its_index():
     rows, x = torch.tensor([[0.25], [0.5], [1.0]]), torch.arange(12.0).view(3, 4)
-    time = Time(rows, torch.tensor([2, 0, 0, 1, 2]))
+    time = Times(rows, torch.tensor([2, 0, 0, 1, 2]))
     assert time.t.tolist() == [[1.0], [0.25], [0.25], [0.5], [1.0]]
     assert torch.equal(time.spread(x), x[[2, 0, 0, 1, 2]])
-    assert Time(rows).spread(x) is x
+    assert Times(rows).spread(x) is x
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows_shared_by_samples_change_nothing(name: str):
     network, (s, x, v) = build(name), path_point()
     shared = times(4, BATCH)
-    one_by_one = torch.cat([network(s[[i]], x[[i]], Time(shared.t[[i]])) for i in range(BATCH)])
+    one_by_one = torch.cat([network(s[[i]], x[[i]], Times(shared.t[[i]])) for i in range(BATCH)])
     torch.testing.assert_close(network(s, x, shared), one_by_one, rtol=0, atol=1e-12)
-    each = [path_derivative(network, s[[i]], x[[i]], Time(shared.t[[i]]), v[[i]])[1] for i in range(BATCH)]
+    each = [path_derivative(network, s[[i]], x[[i]], Times(shared.t[[i]]), v[[i]])[1] for i in range(BATCH)]
     torch.testing.assert_close(path_derivative(network, s, x, shared, v)[1], torch.cat(each), rtol=0, atol=1e-12)
     if name in BACKBONES:
         torch.testing.assert_close(network.jvp(s, x, shared, v)[1], torch.cat(each), rtol=0, atol=1e-12)
@@ -125,9 +125,9 @@ def test_the_path_derivative_is_what_finite_differences_along_the_path_give(name
     network, (s, x, v), time = build(name), path_point(), TIMES[when]()
     h = 1e-5
     with torch.no_grad():
-        ahead = network(s, x + h * v, Time(time.rows + h, time.index))
-        behind = network(s, x - h * v, Time(time.rows - h, time.index))
-        at_rest = network(s, x, Time(time.rows + h, time.index)) - network(s, x, Time(time.rows - h, time.index))
+        ahead = network(s, x + h * v, Times(time.rows + h, time.index))
+        behind = network(s, x - h * v, Times(time.rows - h, time.index))
+        at_rest = network(s, x, Times(time.rows + h, time.index)) - network(s, x, Times(time.rows - h, time.index))
     difference = (ahead - behind) / (2 * h)
     # Both parts of the tangent matter here, or a derivative without one of them would pass.
     assert (at_rest / (2 * h)).abs().mean() > 1e-3
@@ -199,17 +199,17 @@ def test_the_flow_target_is_that_of_the_interval_s_start():
     t = times(BATCH).t
     for b in (0.25 * t, t):
         wanted = x - v + (t - b) * (v - dgdt)
-        torch.testing.assert_close(flow_target(RESIDUAL, g, dgdt, v, x, e, Time(t, start=b), clip=1e9), wanted)
+        torch.testing.assert_close(flow_target(RESIDUAL, g, dgdt, v, x, e, Times(t, start=b), clip=1e9), wanted)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_endpoint_s_loss_is_residual_s_with_errors_scaled_by_t(name: str):
     # Pinned, g = (1 - t) a_t + t F with F = a_t - u: the same network learns the same thing.
     network, (s, a, e), time = build(name), path_point(), times(BATCH)
-    plain = FlowLoss(target_clip=1e9, gamma_adaptive=1.0)  # unweighted, so that errors can be compared
+    plain = MeanFlowSettings(target_clip=1e9, gamma_adaptive=1.0)  # unweighted, so that errors can be compared
     endpoint, residual = Reformulation(1.0, [0.0, -1.0]), RESIDUAL
     per_sample = [
-        tuple(flow_loss(network, r, s[[i]], a[[i]], e[[i]], Time(time.rows[[i]]), plain)[0] for i in range(BATCH))
+        tuple(meanflow_loss(network, r, s[[i]], a[[i]], e[[i]], Times(time.rows[[i]]), plain)[0] for i in range(BATCH))
         for r in (endpoint, residual)
     ]
     errors = [torch.stack(values) for values in per_sample]
@@ -219,7 +219,7 @@ def test_endpoint_s_loss_is_residual_s_with_errors_scaled_by_t(name: str):
 def test_a_pinned_variant_learns_from_a_zero_initialised_head():
     torch.manual_seed(0)
     network, (s, a, e) = BACKBONES["mlp"]().double(), path_point()
-    loss, _ = flow_loss(network, Reformulation(1.0, [0.0, -1.0]), s, a, e, times(BATCH), FlowLoss())
+    loss, _ = meanflow_loss(network, Reformulation(1.0, [0.0, -1.0]), s, a, e, times(BATCH), MeanFlowSettings())
     loss.backward()
     assert network.head.weight.grad.abs().max() > 0
 
@@ -233,20 +233,20 @@ def test_a_network_of_two_times_depends_on_both_and_its_derivative_keeps_the_sta
     b, h = 0.4 * t, 1e-5
 
     def at(start: Tensor, dt: float = 0.0) -> Tensor:
-        return network(s, x + dt * v, Time(t + dt, start=start))
+        return network(s, x + dt * v, Times(t + dt, start=start))
 
     assert (at(b) - at(0.5 * b)).abs().min() > 1e-3
     difference = (at(b, h) - at(b, -h)) / (2 * h)
-    time = Time(t, start=b)
+    time = Times(t, start=b)
     for g, dgdt in (network.jvp(s, x, time, v), path_derivative(network, s, x, time, v)):
         torch.testing.assert_close(g, at(b), rtol=0, atol=1e-12)
         torch.testing.assert_close(dgdt, difference, rtol=1e-6, atol=1e-8)
     with pytest.raises(AssertionError, match="where the interval starts"):
-        network(s, x, Time(t))
+        network(s, x, Times(t))
 
 
-def draw_time(n: int, num_steps: int | None, share: float | None, seed: int = 0) -> Time:
-    streams = Streams({"time": Times(n, num_steps, share)}, "update")
+def draw_time(n: int, num_steps: int | None, share: float | None, seed: int = 0) -> Times:
+    streams = Streams({"time": TimeDraw(n, num_steps, share)}, "update")
     return streams.values({name: x[0] for name, x in streams.numbers(key_of(seed), torch.tensor([0])).items()})["time"]
 
 
@@ -281,7 +281,7 @@ def test_without_a_share_every_interval_starts_at_the_data():
 
 def test_acting_starts_at_time_one_and_ends_at_zero():
     e = randn(3, 2)
-    assert end_time(e, two_times=False) == Time(torch.ones(1, 1, dtype=torch.float64))
+    assert end_time(e, two_times=False) == Times(torch.ones(1, 1, dtype=torch.float64))
     time = end_time(e, two_times=True)
     assert (time.t.item(), time.b.item()) == (1.0, 0.0)
 

@@ -41,7 +41,8 @@ from mfrl.envs.vector import VectorEnv
 from mfrl.errors import CollectError, ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.networks.encoder import ImpalaEncoder, Sees, max_pool
+from mfrl.meanflow import meanflow_loss
+from mfrl.networks.encoder import EncodedNetwork, ImpalaEncoder, max_pool
 from mfrl.networks.gaussian import GaussianMLP
 from mfrl.runs.load import load_algorithm
 
@@ -177,7 +178,7 @@ def test_the_encoder_is_the_published_function_of_stacked_frames():
 
 def test_a_network_without_an_encoder_takes_observations_as_they_are():
     states = torch.randn(4, 3)
-    assert Sees(nn.Linear(3, 2)).see(states) is states
+    assert EncodedNetwork(nn.Linear(3, 2)).encode(states) is states
 
 
 # ---- who encodes what how often, and who learns from it
@@ -232,11 +233,19 @@ def test_images_are_not_normalised():
 def parts(module: MeanFlowQL, b: Batch, n: dict[str, Any]) -> dict[str, Tensor]:
     """Of the loss, each from images encoded for itself alone."""
     with torch.no_grad():
-        next_s = module.see(b.next_observations, "actor", "target_critic")
+        next_s = module.encode(b.next_observations, "actor", "target_critic")
     return {
-        "critic": module.critic_loss(b, n["target"], module.see(b.observations, "critic"), next_s)[0],
-        "policy": module.policy_loss(b, n["policy"], module.see(b.observations, "actor", "critic"))[0],
-        "flow": module.flow_loss(b, n["flow"], n["time"], module.see(b.observations, "actor"))[0],
+        "critic": module.critic_loss(b, n["target"], module.encode(b.observations, "critic"), next_s)[0],
+        "policy": module.policy_loss(b, n["policy"], module.encode(b.observations, "actor", "critic"))[0],
+        "flow": meanflow_loss(
+            module.actor,
+            module.reformulation,
+            module.actor.encode(b.observations),
+            b.actions,
+            n["flow"],
+            n["time"],
+            module.settings,
+        )[0],
     }
 
 
@@ -272,14 +281,14 @@ def test_an_encoder_learns_from_the_losses_of_its_own_network_alone(normalize_q)
 
 def test_what_is_seen_after_a_step_keeps_no_graph():
     module, b, seen = algorithm(), batch(), {}
-    whole = module.see
+    whole = module.encode
 
-    def see(observations: Tensor, *networks: str) -> dict[str, Tensor]:
+    def encode(observations: Tensor, *networks: str) -> dict[str, Tensor]:
         found = whole(observations, *networks)
         seen["after" if observations is b.next_observations else "before"] = found
         return found
 
-    module.see = see
+    module.encode = encode
     module.loss(b, noise_of(module, 0, SIZE), module.trained)
     assert all(features.requires_grad for features in seen["before"].values())
     assert set(seen["after"]) == {"actor", "target_critic"}

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -17,14 +13,14 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from minari.data_collector import EpisodeBuffer
+from pages import DOCS, run_page
 
 from mfrl.app.train import train
 from mfrl.errors import MfrlError
 from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
 
-PAGE = (Path(__file__).parents[1] / "docs" / "your_data.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+PAGE = (DOCS / "your_data.md").read_text(encoding="utf-8")
 SMALLER = {
     "EPISODES = 60": "EPISODES = 3",
     "updates=3000 eval.every=1000": "updates=2 eval.every=2",
@@ -34,32 +30,14 @@ SMALLER = {
 }
 
 
-def run_page(folder: Path, text: Callable[[str], str]) -> list[dict]:
-    """Run every block in one shell, in order; the results of its two runs."""
-    script = ["set -e"]
-    for number, (language, block) in enumerate(BLOCKS):
-        if language == "python":
-            (folder / f"block{number}.py").write_text(text(block))
-            script.append(f"{sys.executable} -W ignore block{number}.py")
-        else:
-            script.append(text(block))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def results(folder: Path) -> list[dict]:
+    """Of the two runs of the page."""
     return [json.loads((folder / "runs" / name / "result.json").read_text()) for name in ("pendulum", "robot")]
 
 
 def test_the_page_runs_at_a_small_size(tmp_path: Path) -> None:
-    def smaller(block: str) -> str:
-        for old, new in SMALLER.items():
-            block = block.replace(old, new)
-        return block
-
-    assert all(old in PAGE for old in SMALLER)
-    pendulum, robot = run_page(tmp_path, smaller)
+    run_page("your_data.md", tmp_path, SMALLER)
+    pendulum, robot = results(tmp_path)
     assert pendulum["dataset"] == "my/pendulum-v0"
     assert {"eval/return", "eval/normalized_score"} <= pendulum["final"].keys()
     assert robot["dataset"] == "my/robot-v0"
@@ -68,7 +46,8 @@ def test_the_page_runs_at_a_small_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_as_it_stands_learns_to_swing_the_pendulum_up(tmp_path: Path) -> None:
-    pendulum, _ = run_page(tmp_path, lambda block: block)
+    run_page("your_data.md", tmp_path)
+    pendulum, _ = results(tmp_path)
     assert pendulum["final"]["eval/return"] > -700, "the logged episodes return -960 on average"
 
 

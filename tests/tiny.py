@@ -22,7 +22,7 @@ from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.storage import Transitions
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks.critic import QEnsemble
 from mfrl.networks.dit import DiT
 from mfrl.networks.mlp import MLP
@@ -100,11 +100,11 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def times(rows: int, batch: int | None = None, seed: int = 0) -> Time:
+def times(rows: int, batch: int | None = None, seed: int = 0) -> Times:
     """Distinct times in (0, 1]; with ``batch``, a row for each sample, some of them shared."""
     generator = torch.Generator().manual_seed(seed)
     t = 1.0 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-    return Time(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
+    return Times(t, None if batch is None else torch.randint(rows, (batch,), generator=generator))
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Double:
 
     def value(self, numbers: Tensor) -> Any:
         value = self.draw.value(numbers)
-        if isinstance(value, Time):
-            return Time(value.rows.double(), value.index, None if value.start is None else value.start.double())
+        if isinstance(value, Times):
+            return Times(value.rows.double(), value.index, None if value.start is None else value.start.double())
         return value.double()
 
 

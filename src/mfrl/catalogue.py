@@ -1,9 +1,10 @@
-"""OGBench's published generation settings, as data.
+"""What there is to train on: names, sizes and published settings of datasets and tasks. Facts: nothing is read or run.
 
-The numbers come from OGBench's `data_gen_scripts/commands.sh` and from the defaults of the two scripts it
-calls. What OGBench distributes but no script can regenerate (by policies trained with RL) is listed too,
-so that asking for it gets an answer instead of a failure.
+In order: how OGBench's datasets are generated, and which can only be downloaded; how OGBench names environments; the
+tasks of the benchmark (arXiv 2511.13035) and every other; the point mazes that are collected as Minari datasets.
 """
+
+from __future__ import annotations
 
 import difflib
 import re
@@ -20,7 +21,9 @@ DEFAULT_DATA_DIR = "~/.ogbench/data"
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How one dataset is generated.
+    """How one of OGBench's datasets is generated, as it is published.
+
+    The numbers come from OGBench's `data_gen_scripts/commands.sh` and from the defaults of the two scripts it calls.
 
     Args:
         dataset: OGBench dataset name, e.g. `cube-single-play-v0`.
@@ -149,6 +152,7 @@ _MAZE_TASKS = [
     *(f"antmaze-{m}-explore" for m in ("medium", "large", "teleport")),
     *(f"humanoidmaze-{m}-{p}" for m, p in product(("medium", "large", "giant"), ("navigate", "stitch"))),
 ]
+# By policies trained with RL: no script regenerates them. Listed so that asking for one gets an answer.
 TRAINED_POLICY = frozenset(
     f"{name}-v0"
     for name in (
@@ -196,17 +200,21 @@ def downloadable(dataset: str) -> bool:
     return dataset in PUBLISHED.keys() | TRAINED_POLICY | LARGE and not explore
 
 
+def in_many_files(dataset: str) -> bool:
+    """Whether OGBench publishes it as a folder of files: its sets of 100 million transitions."""
+    return re.search(r"-100m-v\d+$", dataset) is not None
+
+
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
-
-
-NUM_TASKS = 5
+NUM_TASKS = 5  #: of every OGBench environment
 
 
 def singletask_id(dataset: str, task: int | None = None) -> str:
     """The environment whose task a dataset is relabelled for.
 
     Args:
-        dataset: for example ``pointmaze-medium-navigate-v0``; the version may be left out.
+        dataset: for example ``pointmaze-medium-navigate-v0``; the version may be left out. One of 100 million
+            transitions is a larger one of the same environment.
         task: 1 to 5, or None for the task OGBench holds to be the environment's default.
 
     Returns:
@@ -239,6 +247,7 @@ def plain_name(dataset: str) -> str:
     return re.sub(r"-v\d+$", "", dataset.lower().removeprefix("d4rl/")).replace("/", "-")
 
 
+#: The benchmark's datasets: of OGBench with states and with images, of D4RL.
 STATES = (
     "antmaze-large-navigate",
     "antmaze-giant-navigate",
@@ -251,8 +260,6 @@ STATES = (
     "puzzle-3x3-play",
     "puzzle-4x4-play",
 )
-
-
 IMAGES = (
     "visual-cube-single-play",
     "visual-cube-double-play",
@@ -260,8 +267,6 @@ IMAGES = (
     "visual-puzzle-3x3-play",
     "visual-puzzle-4x4-play",
 )
-
-
 ANTMAZE = (
     "antmaze-umaze",
     "antmaze-umaze-diverse",
@@ -270,15 +275,12 @@ ANTMAZE = (
     "antmaze-large-play",
     "antmaze-large-diverse",
 )
-
-
 ADROIT = tuple(
     "-".join(names) for names in product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert"))
 )
 
-
-UPDATES = {"states": 1_000_000, "images": 500_000, "d4rl": 500_000}  # arXiv 2511.13035, protocol
-
+#: Published training lengths (arXiv 2511.13035, protocol).
+UPDATES = {"states": 1_000_000, "images": 500_000, "d4rl": 500_000}
 
 #: Numbers in an observation of states and in an action, by how the environment's name begins.
 SIZES = {
@@ -301,13 +303,8 @@ SIZES = {
     "hammer": (46, 26),
     "relocate": (39, 30),
 }
-
-
-MINARI_POINTMAZE = (6, 2)  # position, velocity and goal
-
-
-IMAGE = (64, 64, 3)
-
+MINARI_POINTMAZE = (6, 2)  #: position, velocity and goal; force
+IMAGE = (64, 64, 3)  #: height, width and channels of an observation
 
 #: The task that an OGBench environment has without a number; 1 where none stands here (OGBench's README.md).
 DEFAULT_TASK = {

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from mfrl.settings import Settings
 
-#: What becomes of the ensemble's values ``(ensemble, ...)``, e.g. in the Bellman target.
+#: How the ensemble's values ``(ensemble, ...)`` are aggregated, e.g. in the Bellman target.
 Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
-#: Of the gradients that :func:`unit_pull` scales, none counts as longer than this many times the median.
+#: :func:`unit_pull` shortens gradients that are longer than this many times the median length.
 LONGEST_PULL = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Values(Settings):
-    """Of whatever learns values.
+    """Settings of every algorithm that learns values.
 
     Attributes:
-        discount, tau: of the Bellman target and of the target critic's average.
+        discount: of the Bellman target.
+        tau: rate of the target critic's average.
     """
 
     discount: float = 0.99
@@ -31,13 +32,13 @@ class Values(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TD(Values):
-    """Of Q-learning.
+    """Settings of Q-learning.
 
     Attributes:
-        q_aggregation: of the ensemble in the Bellman target: "mean" or "min".
-        clip_targets: keep Bellman targets within what the data's rewards can add up to.
-        normalize_q: makes alpha independent of the reward scale: "value" divides L_q by mean |Q|, "gradient" gives
-            the critic's pull on the actions a mean length of 1, "none" leaves it.
+        q_aggregation: how the Bellman target aggregates the ensemble: "mean" or "min".
+        clip_targets: clips Bellman targets to the range of discounted sums of the data's rewards.
+        normalize_q: makes alpha independent of the scale of the rewards. "value" divides L_q by mean |Q|; "gradient"
+            scales the gradients dQ/da of a batch to a mean length of 1; "none" does neither.
     """
 
     q_aggregation: str = "mean"
@@ -57,10 +58,10 @@ def bellman_target(
     """y = r + discounts * agg_i Q_target,i(s', a'), a' the best of the candidates: ``(batch,)``, without gradient.
 
     Args:
-        next_observations: as the target critic takes them.
+        next_observations: what the target critic takes as observations.
         candidates: ``(candidate, batch, action_dim)`` in [-1, 1].
-        rewards, discounts: ``(batch,)``; discounts are 0 where the task is complete.
-        value_range: keeps y within it; None does not.
+        rewards, discounts: ``(batch,)``; discounts are 0 where the episode terminated.
+        value_range: y is clipped to this range; None clips nothing.
     """
     with torch.no_grad():
         _, next_q = best_of_n(target_critic, next_observations, candidates)
@@ -69,7 +70,7 @@ def bellman_target(
 
 
 def td_loss(critic: Critic, observations: Tensor, actions: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared distance of every Q_i(s, a) from the Bellman target y ``(batch,)``, and the scalars to log."""
+    """The mean over i and the batch of (Q_i(s, a) - y)^2, y the Bellman target ``(batch,)``; and scalars to log."""
     q = critic(observations, actions)
     loss = (q - y).square().mean()
     return loss, {"critic_loss": loss, "q": q.mean(), "q_min": q.amin(), "q_max": q.amax(), "target": y.mean()}
@@ -78,7 +79,8 @@ def td_loss(critic: Critic, observations: Tensor, actions: Tensor, y: Tensor) ->
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     """mean |expectile - 1(difference < 0)| difference^2 (arXiv 2110.06169, Eq. 5).
 
-    Minimised over v, with difference = q - v, where v is the expectile of q: 0.5 is the mean, near 1 the maximum.
+    With difference = q - v, the v that minimises it is the expectile of q: 0.5 gives the mean, a number near 1 almost
+    the maximum.
     """
     weight = (expectile - (difference < 0.0).to(difference.dtype)).abs()
     return (weight * difference.square()).mean()
@@ -87,16 +89,17 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 def q_loss(
     critic: Critic, observations: Tensor, a: Tensor, normalize: str = "none", q_aggregation: str = "mean"
 ) -> tuple[Tensor, Tensor]:
-    """-mean Q(s, clip(a)), Q the ensemble's mean or minimum: the critic is differentiated, not trained.
+    """L_q = -mean Q(s, clip(a)), with Q the ensemble's mean or minimum. The critic's parameters receive no gradient.
 
-    Its gradient with respect to a, the critic's pull, is worked out first and then handed on to what made a.
+    The function first computes the gradient of L_q with respect to a, minus the critic's *pull* dQ/da on the
+    actions, and may scale it. The backward pass of the returned loss hands it to the network that made a.
 
     Args:
-        observations: as the critic takes them; without gradient.
-        a: ``(batch, action_dim)`` before clipping; what is clipped is not pulled.
-        normalize: "value" divides the loss by mean |Q|; "gradient" gives the critic's pull on the actions a mean length
-            of 1, see :func:`unit_pull`; "none" leaves it.
-        q_aggregation: of the ensemble.
+        observations: what the critic takes as observations; they receive no gradient.
+        a: ``(batch, action_dim)`` before clipping; components outside [-1, 1] have a gradient of zero.
+        normalize: "value" divides the loss by mean |Q|; "gradient" scales the gradients with :func:`unit_pull`;
+            "none" does neither.
+        q_aggregation: "mean" or "min" of the ensemble.
 
     Returns:
         the loss and the mean Q.
@@ -119,15 +122,16 @@ def q_loss(
 
 
 def unit_pull(gradient: Tensor) -> Tensor:
-    """The gradients of a batch of actions ``(batch, action_dim)``, scaled to mean length 1 / batch.
+    """Gradients of a batch of actions ``(batch, action_dim)``, scaled to the mean length 1 / batch.
 
-    Of -mean Q(s, a): the pull dQ/da of the critic on the actions then has mean length 1, whatever the scale of the
-    rewards. Before that, no gradient counts as longer than ``LONGEST_PULL`` times the median of those that are not
-    zero, so that one action at a cliff of the critic does not take the pull of its whole batch.
+    ``gradient`` belongs to -mean Q(s, a), whose mean divides by the batch size: the result gives dQ/da a mean length
+    of 1, whatever the scale of the rewards. First, the function shortens every gradient to at most ``LONGEST_PULL``
+    times the median length of the nonzero ones. Otherwise one action where the critic is steep would leave almost
+    nothing for the rest of the batch.
     """
     tiny = torch.finfo(gradient.dtype).tiny
     length = gradient.norm(dim=-1, keepdim=True)
-    # Of what is clipped, nothing is pulled: zeros come first, and the median is that of what follows.
+    # Actions that are clipped have a gradient of zero. Sorted, zeros come first: the median is that of the rest.
     zeros = (length == 0).sum()
     middle = (zeros + (len(length) - zeros - 1) // 2).clamp_min(0)
     median = length.flatten().sort().values.gather(0, middle[None])
@@ -145,17 +149,17 @@ def best_of_n(
     ceiling: float = math.inf,
     q_aggregation: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """The candidate with the largest Q, the ensemble's mean or minimum, for each observation.
+    """For each observation, the candidate whose Q, the ensemble's mean or minimum, is largest.
 
     Args:
         critic: (observations, actions) -> ``(ensemble, candidate, batch)``.
         candidates: ``(candidate, batch, action_dim)``.
-        ceiling: no candidate counts for more. Of several that reach it the first is taken, which is to draw one.
-        q_aggregation: of the ensemble.
+        ceiling: values are clipped to this from above. Among candidates that reach it the function takes the first,
+            which is a random one, because candidates are drawn independently.
+        q_aggregation: "mean" or "min" of the ensemble.
 
     Returns:
-        actions ``(batch, action_dim)`` and the ensemble's values of every candidate's best: ``(ensemble, batch)``,
-        read off the values just computed.
+        the chosen actions ``(batch, action_dim)`` and their values ``(ensemble, batch)``.
     """
     q = critic(observations, candidates)
     best = Q_AGGREGATION[q_aggregation](q).clamp(max=ceiling).argmax(0)

@@ -5,12 +5,12 @@ easy as 1, 2, 3", SC 2011), written on integer tensors:
 
     word(seed, purpose, k, i) = philox(counter = (i / 4, k, crc32(purpose), 0), key = seed)[i mod 4]
 
-so that update k draws the same numbers on every device, eagerly, compiled or captured, for one member of a population
-or many, in chunks of any size, and whether or not the updates before it were made by the same process. Whole numbers
-are the same to the last bit; normal ones to the rounding of a device's logarithm and cosine.
+Update k therefore draws the same numbers on every device, eager or compiled, for one member of a population or many,
+in chunks of any size, and in a process that did not make the updates before it. Whole numbers are the same to the last
+bit. Normal numbers are the same up to the rounding of a device's logarithm and cosine.
 
-What is drawn outside of training (episodes, their noise, toys) takes a generator of torch's or NumPy's, begun from
-:func:`derived_seed`.
+Code outside of training (episodes, their noise, toys) draws from a generator of torch or NumPy that
+:func:`derived_seed` seeds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _ROUNDS = 10
 
 
 def derived_seed(seed: int, purpose: str, k: int) -> int:
-    """A 63-bit seed for step ``k`` of the stream ``purpose``: splitmix64 over the three, well mixed in every bit.
+    """A 63-bit seed for step ``k`` of the stream ``purpose``, by splitmix64 over all three.
 
-    torch's generator on the CPU begins from the lower 32 bits of a seed only.
+    torch's generator on the CPU uses only the lower 32 bits of a seed, so all bits have to be mixed well.
     """
     x = (seed * 0x9E3779B97F4A7C15 + (zlib.crc32(purpose.encode()) << 32) + k) & _MASK
     for _ in range(2):
@@ -46,29 +46,29 @@ def derived_seed(seed: int, purpose: str, k: int) -> int:
 
 
 def generator(seed: int, purpose: str, k: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on ``device`` at the start of step ``k`` of the stream ``purpose``."""
+    """A generator on ``device``, seeded for step ``k`` of the stream ``purpose``."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, k))
 
 
 def key_of(seed: int) -> Tensor:
-    """``(2,)`` int64: the lower and the upper 32 bits of a seed, Philox's key."""
+    """Philox's key of a seed, ``(2,)`` int64: its lower and its upper 32 bits."""
     return torch.tensor([seed & _LOW, (seed >> 32) & _LOW])
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
-    """Philox4x32-10: 32 random bits for every counter.
+    """Philox4x32-10: four random 32-bit words for every counter.
 
     Args:
         counter: four words, int64 tensors in [0, 2^32) that broadcast against one another.
-        key: two words, likewise.
+        key: two words, int64 tensors in [0, 2^32) that broadcast against the counter.
 
     Returns:
-        int64 in [0, 2^32), shaped like the counters with a last dimension of 4.
+        int64 in [0, 2^32), with the broadcast shape of the counter and a last dimension of 4.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A product of two 32-bit words needs all 64 bits: as a signed number it may be negative, its bits are right.
+        # A product of two 32-bit words needs all 64 bits. It may be negative as a signed number; its bits are right.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _LOW, ((p0 >> 32) ^ c3 ^ k1) & _LOW
         c1, c3 = p1 & _LOW, p0 & _LOW
@@ -77,43 +77,44 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def uniform(words: Tensor) -> Tensor:
-    """float32 in (0, 1), both ends excluded: one of the 2^23 numbers (j + 1/2) / 2^23."""
+    """float32 in (0, 1), one for each word: one of the 2^23 numbers (j + 1/2) / 2^23."""
     return (words >> 9).float() * 2.0**-23 + 2.0**-24
 
 
 def normal(words: Tensor) -> Tensor:
-    """Standard normal numbers by Box and Muller, as many as words, whose last dimension is a multiple of two."""
+    """Standard normal numbers by Box and Muller, one for each word; the last dimension must be even."""
     u, v = uniform(words).unflatten(-1, (-1, 2)).unbind(-1)
     radius, angle = (-2.0 * u.log()).sqrt(), 2.0 * math.pi * v
     return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
 
 
 def below(words: Tensor, high: int) -> Tensor:
-    """int64 uniform over 0 .. high - 1, one of every two words; ``high`` at most 2^31.
+    """int64 uniform over 0 .. high - 1, one for every two words; ``high`` is at most 2^31.
 
-    floor(high x / 2^64) for the two words' 64 bits x: no number is likelier than another by more than high / 2^64.
+    The value is floor(high x / 2^64), where x are the 64 bits of the two words. Probabilities differ by at most
+    2^-64, i.e. by a relative high / 2^64.
     """
     upper, lower = words.unflatten(-1, (-1, 2)).unbind(-1)
     return (upper * high + ((lower * high) >> 32)) >> 32
 
 
 class Draw(Protocol):
-    """Some random numbers of an update, made in two steps of which the first is the costly one."""
+    """Random numbers of an update, made in two steps: :meth:`numbers` is costly, :meth:`value` is cheap."""
 
     @property
     def words(self) -> int:
-        """How many 32-bit words they are made of."""
+        """Number of 32-bit words that the draw takes."""
 
     def numbers(self, words: Tensor) -> Tensor:
-        """From int64 words ``(..., words)`` to as many numbers, of several updates and members at once."""
+        """From int64 words ``(..., words)`` to as many numbers, for several updates and members at once."""
 
     def value(self, numbers: Tensor) -> Any:
-        """What the loss is given, from the ``(words,)`` numbers of one update."""
+        """What the loss gets, made of the ``(words,)`` numbers of one update."""
 
 
 @dataclass(frozen=True)
 class Normal:
-    """N(0, std^2), of the given shape."""
+    """Normal numbers of mean 0 and standard deviation ``std``, in the given shape."""
 
     shape: tuple[int, ...]
     std: float = 1.0
@@ -131,12 +132,12 @@ class Normal:
 
 
 class Streams:
-    """The random numbers of updates, all of them out of one call of Philox.
+    """All random numbers of an update, from one call of Philox.
 
     Args:
-        draws: what is drawn, by name; each name is a stream of its own.
-        purpose: e.g. "update" or "held out"; the same names drawn for another purpose are other numbers.
-        device: where they are drawn.
+        draws: the draws, by name; each name is a stream of its own.
+        purpose: e.g. "update" or "held out"; draws of the same name for different purposes are independent.
+        device: the device that draws.
     """
 
     def __init__(self, draws: Mapping[str, Draw], purpose: str, device: torch.device | str = "cpu") -> None:
@@ -149,11 +150,14 @@ class Streams:
         self._zero = torch.zeros((), dtype=torch.int64, device=device)
 
     def numbers(self, key: Tensor, k: Tensor) -> dict[str, Tensor]:
-        """The draws' numbers in updates ``k``, by name: ``(updates, words)``, ``(updates, members, words)`` of several.
+        """The numbers of updates ``k``, by the names of the draws.
 
         Args:
-            key: ``(2,)`` int64, of :func:`key_of`; ``(members, 2)`` of several seeds.
+            key: ``(2,)`` int64 from :func:`key_of`; ``(members, 2)`` for several seeds.
             k: ``(updates,)`` int64, in [0, 2^32).
+
+        Returns:
+            ``(updates, words)`` for one seed, ``(updates, members, words)`` for several.
         """
         if not self._draws:
             return {}
@@ -167,17 +171,19 @@ class Streams:
         }
 
     def values(self, numbers: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the loss is given, from the ``(words,)`` numbers of one update of one member."""
+        """What the loss gets, made of the ``(words,)`` numbers of one update of one member."""
         return {name: draw.value(numbers[name]) for name, draw in self._draws.items()}
 
 
 def indices(key: Tensor, purpose: str, k: Tensor, count: int, high: int) -> Tensor:
-    """Which of ``high`` things each of some updates draws: ``(updates, count)`` int64 in [0, high), with replacement.
+    """``count`` indices for each update, with replacement: ``(updates, count)`` int64 in [0, high).
 
     Args:
-        key: ``(2,)`` int64.
-        purpose: of the stream.
+        key: ``(2,)`` int64 from :func:`key_of`.
+        purpose: names the stream.
         k: ``(updates,)`` int64, the numbers of the updates.
+        count: indices for each update.
+        high: number of things to choose from.
     """
     block = torch.arange(-(-count // 2), device=k.device)
     stream = torch.full((), zlib.crc32(purpose.encode()), device=k.device)

@@ -27,7 +27,7 @@ class Polynomial:
     """``c[0] + c[1] t + c[2] t^2 + ...``. A constant evaluates to a float, so that its terms cost nothing."""
 
     coefficients: tuple[float, ...]
-    # Known from the start: what is worked out when first asked for splits a compiled graph in pieces.
+    # Computed at once: torch.compile would split its graph at a property that is computed on first use.
     _slope: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -50,21 +50,21 @@ class Reformulation:
     """One member of the family ``g = p(t) a_t + q(t) u + s(t) e``.
 
     Where q vanishes at t = 0, g(a, 0) = p(0) a says nothing about u, and a constant satisfies the identity at every
-    time. That boundary is then *pinned*: the network F gives
+    time. This class then *pins* that boundary. The network gives f instead of g, and
 
-        g = p a_t + q/q(1) (F - p(1) a_t),    i.e.  F = p(1) a_t + q(1) u,  where s = 0,
+        g = p a_t + q/q(1) (f - p(1) a_t),    i.e.  f = p(1) a_t + q(1) u,  where s = 0,
 
-    so that g(a, 0) = p(0) a whatever F is, and g = F at t = 1. Elsewhere g is the network's own output.
+    so that g(a, 0) = p(0) a whatever f is, and g = f at t = 1. Every other variant's network gives g itself.
 
     Args:
         p, q, s: polynomial coefficients in ascending powers of t; a number stands for a constant.
-        instant_share: None keeps the interval's start at b = 0. A number makes b a second time of the network, drawn
-            below t except for this share of the samples, where b = t and u is the instantaneous velocity.
+        instant_share: None keeps the interval's start at b = 0. A number makes b a second time that the network
+            takes. In this share of the samples b = t, and u is the instantaneous velocity; in the others b < t.
 
     Raises:
-        ConfigError: where u cannot be recovered from g, i.e. q vanishes somewhere in (0, 1], or vanishes at 0 faster
-            than s, so that no function of (a_t, t) has the boundary values; where instant_share is no share; or where
-            b is drawn although q vanishes at 0.
+        ConfigError: q vanishes somewhere in (0, 1], so that g does not determine u; or q vanishes at 0 faster than s,
+            so that no function of (a_t, t) has the boundary values; or instant_share is not in [0, 1]; or
+            instant_share is set although q vanishes at 0.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Reformulation:
                 "at b = t = 0: leave instant_share null, or choose q(0) != 0"
             )
         self.instant_share = instant_share
-        # g = skip(t) a_t + out(t) F
+        # g = skip(t) a_t + out(t) f
         out = Polynomial(tuple(c / self.q.at_one for c in self.q.coefficients))
         self._out, self._skip = out, _difference(self.p, out, self.p.at_one)
 
@@ -118,7 +118,7 @@ class Reformulation:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether q(0) = 0, so that the network gives F and g = p a_t + q/q(1) (F - p(1) a_t)."""
+        """Whether q(0) = 0, so that the network gives f and g = p a_t + q/q(1) (f - p(1) a_t)."""
         return self._zeros_at_0 > 0
 
     @property
@@ -126,15 +126,19 @@ class Reformulation:
         """Whether the output at t = 1 is the action itself: q(1) = -1 and p(1) + s(1) = 1."""
         return self.q.at_one == -1.0 and self.p.at_one + self.s.at_one == 1.0
 
-    def pinned(self, F: Tensor, dFdt: Tensor, a_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """g and dg/dt from what the network gives: with k = q/q(1) and c = p - k p(1),
+    def pinned(self, f: Tensor, dfdt: Tensor, a_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """g and dg/dt from the network's output f and its derivative df/dt along the path.
 
-        g = c a_t + k F,    dg/dt = c' a_t + c v + k' F + k dF/dt;    for a variant that is not pinned, F and dF/dt.
+        With k = q/q(1) and c = p - k p(1), a pinned variant has
+
+            g = c a_t + k f,    dg/dt = c' a_t + c v + k' f + k df/dt.
+
+        A variant that is not pinned has g = f.
         """
         if not self.is_pinned:
-            return F, dFdt
+            return f, dfdt
         c, k, dc, dk = self._skip(t), self._out(t), self._skip.derivative(t), self._out.derivative(t)
-        return _sum((c, a_t), (k, F)), _sum((dc, a_t), (c, v), (dk, F), (k, dFdt))
+        return _sum((c, a_t), (k, f)), _sum((dc, a_t), (c, v), (dk, f), (k, dfdt))
 
     def output(self, u: Tensor, a_t: Tensor, e: Tensor, t: Tensor) -> Tensor:
         """g = p a_t + q u + s e."""
@@ -152,11 +156,12 @@ class Reformulation:
             g_tgt = p a_t + q u_tgt + s e
             q du/dt = dg/dt - p' a_t - p v - s' e - q' u       (e does not change along a path)
 
-        where (t - b) q' u = (t - b) q'/q (g - p a_t - s e) is evaluated in the form that is finite at t = 0.
+        The term (t - b) q' u = (t - b) q'/q (g - p a_t - s e) is computed in the form that is finite at t = 0.
 
         Args:
-            g, dgdt: the network's output and its total derivative along the path, without gradient.
+            g, dgdt: the output and its total derivative along the path, both without gradient.
             v: e - a, the velocity of the path.
+            b: start of the interval.
         """
         p, q, s = self.p(t), self.q(t), self.s(t)
         dp, ds = self.p.derivative(t), self.s.derivative(t)
@@ -168,9 +173,10 @@ class Reformulation:
         return g_tgt
 
     def action(self, g: Tensor, e: Tensor) -> Tensor:
-        """One step from noise: a = e - u(e, 0, 1) = ((q + p + s) e - g) / q at t = 1. For a direct variant, g.
+        """The action one step from the noise e: a = e - u(e, 0, 1) = ((q + p + s) e - g) / q with all at t = 1.
 
-        At t = 1 a pinned variant's g is the network's output F.
+        A direct variant has a = g. A pinned variant's network gives f = g at t = 1, so that ``g`` is what any
+        variant's network gives there.
         """
         p, q, s = self.p.at_one, self.q.at_one, self.s.at_one
         return g if self.is_direct else _sum(((p + q + s) / q, e), (-1.0 / q, g))
@@ -214,7 +220,7 @@ def _difference(p: Polynomial, k: Polynomial, factor: float) -> Polynomial:
 
 
 def _sum(*terms: tuple[Coefficient, Tensor]) -> Tensor:
-    """sum_k c_k x_k, leaving out what is known to be zero and multiplications by one."""
+    """sum_k c_k x_k, without the terms whose coefficient is zero and without multiplications by one."""
     total: Tensor | None = None
     for c, x in terms:
         if isinstance(c, float) and c == 0.0:

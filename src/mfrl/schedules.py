@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of alpha, the weight of the flow loss: functions of the update, on tensors."""
+"""Schedules of the learning rate and of alpha, the weight of the flow loss, as functions of the update on tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def warmup_cosine(k: Tensor, total: int, warmup: float = 0.05, floor: float = 0.1) -> Tensor:
-    """Factor of the base learning rate at update k of ``total`` offline updates.
+    """The factor of the base learning rate at update k of ``total`` updates.
 
-    Rises linearly from 0 over the share ``warmup`` of them, then falls along half a cosine to ``floor``, and stays
-    there beyond ``total`` (the online phase).
+    The factor rises linearly from 0 to 1 over the share ``warmup`` of the updates, falls along half a cosine to
+    ``floor``, and stays there after ``total`` updates.
     """
     ramp = int(warmup * total)
     progress = ((k - ramp) / max(total - ramp, 1)).clamp(0.0, 1.0)
@@ -20,15 +20,19 @@ def warmup_cosine(k: Tensor, total: int, warmup: float = 0.05, floor: float = 0.
 
 
 def half_cosine(progress: Tensor, start: float | Tensor, end: float | Tensor) -> Tensor:
-    """From ``start`` at progress 0 to ``end`` at 1 along half a cosine."""
+    """The value at ``progress`` of half a cosine that goes from ``start`` at 0 to ``end`` at 1."""
     return end + (start - end) * 0.5 * (1.0 + (math.pi * progress).cos())
 
 
 class FixedAlpha(nn.Module):
-    """alpha stays what it is.
+    """alpha is constant.
+
+    Args:
+        alpha: the first value.
+        total: number of updates.
 
     Attributes:
-        alpha, start: what it is now and was at first, each a buffer without dimensions.
+        alpha, start: the present and the first value, each a buffer without dimensions.
     """
 
     alpha: Tensor
@@ -41,12 +45,16 @@ class FixedAlpha(nn.Module):
         self.register_buffer("start", torch.tensor(float(alpha)))
 
     def after(self, k: Tensor, flow_loss: Tensor) -> dict[str, Tensor]:
-        """What of its buffers changes after update k (0-based) with this flow loss, tensors without dimensions."""
+        """New values of the buffers that change after update k (0-based), by name.
+
+        Args:
+            k, flow_loss: the update's number and its flow loss, tensors without dimensions.
+        """
         return {}
 
 
 class CosineAlpha(FixedAlpha):
-    """alpha falls from its start to a tenth of it along half a cosine over the offline updates."""
+    """alpha falls from its first value to a tenth of it, along half a cosine over all updates."""
 
     def after(self, k: Tensor, flow_loss: Tensor) -> dict[str, Tensor]:
         progress = ((k + 1) / self.total).clamp(max=1.0)
@@ -54,11 +62,12 @@ class CosineAlpha(FixedAlpha):
 
 
 class DynamicAlpha(FixedAlpha):
-    """alpha answers to sudden changes of the flow loss (arXiv 2511.13035, Eq. 21).
+    """alpha follows sudden changes of the flow loss (arXiv 2511.13035, Eq. 21).
 
-    Every ``every`` updates the flow loss is compared with its mean over the last ``window`` such checks: above
-    ``threshold`` times the mean, alpha *= 1.2; below the mean / ``threshold``, alpha *= 0.8; kept within [0.1, 10]
-    times its start. During the first tenth of training checks are only recorded; at least two are needed to compare.
+    A check every ``every`` updates compares the flow loss with its mean over the last ``window`` checks. Above
+    ``threshold`` times the mean, alpha is multiplied by 1.2; below the mean / ``threshold``, by 0.8. alpha stays within
+    [0.1, 10] times its first value. Checks in the first tenth of training, and those with fewer than two earlier
+    checks, only record the flow loss.
     """
 
     history: Tensor

@@ -1,4 +1,4 @@
-"""Settings of the method: frozen dataclasses that compose, whose numbers and names are checked in one place."""
+"""Settings of algorithms: frozen dataclasses that inherit from one another. One table here says what is allowed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mfrl.errors import ConfigError, did_you_mean, require
 
 
 class Range(NamedTuple):
-    """What a number must be, in words and as a test; NaN passes none of the tests."""
+    """The numbers that a setting allows, in words and as a test. NaN fails every test."""
 
     words: str
     holds: Callable[[float], bool]
     whole: bool = False
-    optional: bool = False  #: may be null
+    optional: bool = False  #: null is allowed
 
 
 _POSITIVE = Range("positive and finite", lambda x: 0.0 < x < math.inf)
@@ -25,7 +25,7 @@ _LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
 _COUNT = Range("at least 1, and a whole number", lambda x: x >= 1, whole=True)
 _COUNT_OR_NULL = Range("at least 1 and a whole number, or null", lambda x: x >= 1, whole=True, optional=True)
 
-#: What each number may be, by the name of its setting, whichever algorithms have it. A new one needs a line here.
+#: The range of every numeric setting, by its name, for all algorithms. A new setting needs a line here.
 RANGES = {
     "updates": _COUNT,
     "seed": Range("at least 0, and a whole number", lambda x: x >= 0, whole=True),
@@ -54,7 +54,7 @@ RANGES = {
     "actor_lr_floor": Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0),
     "max_grad_norm": _LIMIT,
 }
-#: What each name may be.
+#: The choices of every setting that is a name.
 CHOICES = {
     "q_aggregation": ("mean", "min"),
     "normalize_q": ("none", "value", "gradient"),
@@ -64,26 +64,26 @@ CHOICES = {
 
 
 def check(name: str, value: Any) -> None:
-    """Refuse a setting out of its range, NaN among them, or a name that is none of those there are.
+    """Refuse a number out of the setting's range, NaN, or a name that is not among the setting's choices.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: names the setting and says what is allowed.
     """
     key = name if name in ("updates", "seed") else f"algo.{name}"
     if (known := CHOICES.get(name)) and value not in known:
         raise ConfigError(f"{key}={value} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
     if (allowed := RANGES.get(name)) is None or (value is None and allowed.optional):
         return
-    number = type(value) is int or (type(value) is float and not allowed.whole)  # True is no number
+    number = type(value) is int or (type(value) is float and not allowed.whole)  # a bool is no number
     require(key, number and allowed.holds(value), value, allowed.words)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Checked when it is made.
+    """Base of all settings: the constructor checks every value.
 
     Raises:
-        ConfigError: for a value that :func:`check` refuses.
+        ConfigError: :func:`check` refuses a value, or a field of type bool holds something else.
     """
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError, DivergedError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times, meanflow_loss
 from mfrl.networks.gaussian import GaussianMLP
 from mfrl.reformulation import Reformulation
 from mfrl.runs.load import load_algorithm
@@ -127,7 +127,7 @@ class GaussianFlow(nn.Module):
 
     m, s = 0.4, 0.3
 
-    def forward(self, observations: Tensor, a_t: Tensor, time: Time) -> Tensor:
+    def forward(self, observations: Tensor, a_t: Tensor, time: Times) -> Tensor:
         t = time.t
         variance, covariance = (1 - t) ** 2 * self.s**2 + t**2, t - (1 - t) * self.s**2
         return -self.m + covariance / variance * (a_t - (1 - t) * self.m)
@@ -147,7 +147,7 @@ def test_euler_steps_along_the_exact_field_reproduce_a_gaussian():
 def test_the_exact_field_leaves_the_conditional_variance_and_no_field_less(t: float):
     flow, n = GaussianFlow(), 200_000
     a, e = flow.m + flow.s * randn(n, 1, seed=1), randn(n, 1, seed=2)
-    time = Time(torch.full((1, 1), t, dtype=torch.float64))
+    time = Times(torch.full((1, 1), t, dtype=torch.float64))
 
     def loss(factor: float, shift: float) -> float:
         return flow_matching_loss(lambda *x: factor * flow(*x) + shift, torch.zeros(n, 1), a, e, time).item()
@@ -165,7 +165,7 @@ def test_the_field_of_a_single_action_leads_there_exactly(steps: int):
     wanted, e = torch.tensor([0.7, -0.4], dtype=torch.float64), 3.0 * randn(5, SIZE, ACTION_DIM)
     s = torch.zeros(SIZE, OBSERVATION_DIM, dtype=torch.float64)
 
-    def flow(observations: Tensor, a_t: Tensor, time: Time) -> Tensor:
+    def flow(observations: Tensor, a_t: Tensor, time: Times) -> Tensor:
         return (a_t - wanted) / time.t
 
     torch.testing.assert_close(euler(flow, s, e, steps), wanted.expand_as(e), rtol=0, atol=1e-12)
@@ -176,7 +176,7 @@ def test_the_field_of_a_single_action_leads_there_exactly(steps: int):
 def test_euler_visits_the_times_from_noise_to_data():
     visited = []
 
-    def flow(observations: Tensor, a_t: Tensor, time: Time) -> Tensor:
+    def flow(observations: Tensor, a_t: Tensor, time: Times) -> Tensor:
         visited.append(time.t.item())
         return torch.ones_like(a_t)
 
@@ -201,9 +201,10 @@ def test_meanflow_bc_minimises_the_flow_loss_of_meanflowql(variant: Reformulatio
     bc.actor.load_state_dict(ql.actor.state_dict())
     b, n = batch(SIZE), noise_of(bc, 0, SIZE)
     loss, metrics = bc.loss(b, n, bc.trained)
-    wanted, of_flow = ql.flow_loss(b, n["flow"], n["time"], ql.see(b.observations, "actor"))
+    s = ql.actor.encode(b.observations)
+    wanted, error = meanflow_loss(ql.actor, ql.reformulation, s, b.actions, n["flow"], n["time"], ql.settings)
     assert torch.equal(loss, wanted)
-    assert metrics == of_flow
+    assert metrics == {"flow_loss": wanted, "flow_error": error}
     got, expected = (torch.autograd.grad(x, list(m.actor.parameters())) for x, m in ((loss, bc), (wanted, ql)))
     assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
     s, noise = b.observations, randn(3, SIZE, ACTION_DIM, seed=4)
@@ -218,9 +219,9 @@ def test_the_student_is_regressed_onto_the_end_of_the_euler_steps():
     n = noise_of(module, 0, SIZE)
     target = e = n["flow"]
     for t in (1.0, 0.75, 0.5, 0.25):
-        target = target - module.flow(b.observations, target, Time(torch.full((SIZE, 1), t).double())) / 4
+        target = target - module.flow(b.observations, target, Times(torch.full((SIZE, 1), t).double())) / 4
     assert (target.abs() > 1).any(), "the target is not clipped"
-    mu = module.student(b.observations, e, Time(torch.ones(SIZE, 1).double()))
+    mu = module.student(b.observations, e, Times(torch.ones(SIZE, 1).double()))
     loss, metrics = module.loss(b, n, ["student"])
     torch.testing.assert_close(loss, (mu - target).square().mean(), rtol=1e-12, atol=0)
     assert metrics == {"distillation_loss": loss}
@@ -242,7 +243,7 @@ def test_flow_then_student_act():
     raw, e = randn(SIZE, OBSERVATION_DIM, seed=1), randn(3, SIZE, ACTION_DIM, seed=2)
     s = module.normalizer(raw)
     flow = euler(module.flow, s, e, 10)
-    student = module.student(s, e, Time(torch.ones(1, 1).double()))
+    student = module.student(s, e, Times(torch.ones(1, 1).double()))
     for k, wanted in ((0, flow), (3, flow), (4, student), (12, student)):
         module.k = k
         assert torch.equal(module.policy().unclipped(s, e), wanted)

@@ -12,7 +12,7 @@ from torch import nn
 
 from mfrl.algorithms.fql import FQL
 from mfrl.algorithms.policy import Policy
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks.dit import DiT
 from mfrl.networks.mlp import MLP
 from mfrl.networks.vector_field import VectorField
@@ -31,8 +31,8 @@ def test_a_folded_network_is_the_network_at_that_time(network: Callable[..., nn.
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         torch.manual_seed(0)
         actor = randomise_(network(3, 2, two_times=two_times)).to(dtype)
-        time = Time(torch.full((1, 1), 0.7, dtype=dtype), start=torch.full((1, 1), 0.2, dtype=dtype))
-        time = time if two_times else Time(time.rows)
+        time = Times(torch.full((1, 1), 0.7, dtype=dtype), start=torch.full((1, 1), 0.2, dtype=dtype))
+        time = time if two_times else Times(time.rows)
         folded = actor.folded(time)
         for shape in ((5, 2), (4, 5, 2)):
             observations, actions = randn(5, 3, seed=1).to(dtype), randn(*shape, seed=2).to(dtype)
@@ -44,7 +44,7 @@ def test_a_folded_network_is_the_network_at_that_time(network: Callable[..., nn.
 
 def test_a_folded_network_keeps_the_weights_it_was_made_of():
     actor = randomise_(DiT(3, 2, width=16, depth=1)).double()
-    time = Time(torch.ones(1, 1, dtype=torch.float64))
+    time = Times(torch.ones(1, 1, dtype=torch.float64))
     folded, observations, actions = actor.folded(time), randn(5, 3), randn(5, 2)
     before = folded(observations, actions)
     randomise_(actor, seed=9)

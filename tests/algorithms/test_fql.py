@@ -40,7 +40,7 @@ from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.meanflow import Time, path_derivative
+from mfrl.meanflow import Times, path_derivative
 from mfrl.networks.critic import QEnsemble
 from mfrl.networks.dit import DiT
 from mfrl.networks.encoder import ImpalaEncoder
@@ -72,12 +72,12 @@ def noise(size: int = SIZE, seed: int = 5) -> dict[str, Any]:
 
 def critic_loss(module: FQL, b: Batch, n: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        next_s = module.see(b.next_observations, "actor", "target_critic")
-    return module.critic_loss(b, n["target"], module.see(b.observations, "critic"), next_s)
+        next_s = module.encode(b.next_observations, "actor", "target_critic")
+    return module.critic_loss(b, n["target"], module.encode(b.observations, "critic"), next_s)
 
 
 def policy_loss(module: FQL, b: Batch, n: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    return module.policy_loss(b, n["policy"], module.see(b.observations, "flow", "actor", "critic"))
+    return module.policy_loss(b, n["policy"], module.encode(b.observations, "flow", "actor", "critic"))
 
 
 # ---- losses
@@ -87,10 +87,10 @@ def losses_of_the_code(module: FQL, b: Batch, n: dict[str, Any], minimum: bool, 
     """Flow Q-learning as its code has it: x_0 is noise, x_1 data, time runs from 0 to 1 and velocities to the data."""
 
     def velocity(s: Tensor, x: Tensor, time: Tensor) -> Tensor:
-        return -module.flow(s, x, Time(1.0 - time))
+        return -module.flow(s, x, Times(1.0 - time))
 
     def policy(s: Tensor, z: Tensor) -> Tensor:
-        return module.actor(s, z, Time(torch.ones(len(z), 1, dtype=z.dtype)))
+        return module.actor(s, z, Times(torch.ones(len(z), 1, dtype=z.dtype)))
 
     q_next = module.target_critic(b.next_observations, policy(b.next_observations, n["target"]).clip(-1, 1))
     q_next = torch.minimum(*q_next) if minimum else sum(q_next) / 2
@@ -195,7 +195,7 @@ def test_the_vector_field_is_a_plain_network_of_state_action_and_time():
     mine, wanted = field.jvp(s, a[0], time, v), path_derivative(field.__call__, s, a[0], time, v)
     torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
     two = randomise_(VectorField(OBSERVATION_DIM, ACTION_DIM, [16, 12], two_times=True)).double()
-    time = Time(times(SIZE).rows, start=0.5 * times(SIZE, seed=1).rows)
+    time = Times(times(SIZE).rows, start=0.5 * times(SIZE, seed=1).rows)
     torch.testing.assert_close(
         two.jvp(s, a[0], time, v), path_derivative(two, s, a[0], time, v), rtol=1e-10, atol=1e-12
     )
@@ -241,7 +241,7 @@ def test_the_one_step_policy_acts_in_one_pass_and_the_critic_values_it():
         3.0 * randn(4, SIZE, ACTION_DIM, seed=2),
     )
     s = (raw - torch.tensor(SPEC.observation_mean)) / torch.tensor(SPEC.observation_std)
-    acted = module.actor(s, e, Time(torch.ones(1, 1).double())).clamp(-1, 1)
+    acted = module.actor(s, e, Times(torch.ones(1, 1).double())).clamp(-1, 1)
     assert policy.num_candidates == 1
     torch.testing.assert_close(policy.act(raw, e[:1]), acted[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(policy.value(raw, e[:1]), module.target_critic(s, acted[0]).mean(0), rtol=0, atol=1e-9)
@@ -316,10 +316,10 @@ def test_behind_encoders_of_their_own_losses_are_the_same_and_every_image_is_enc
         return getattr(module, name).encoder(images)
 
     flow, actor, critic = (features(name, b.observations) for name in ("flow", "actor", "critic"))
-    one = Time(torch.ones(1, 1).double())
+    one = Times(torch.ones(1, 1).double())
     target = n["policy"]
     for t in (1.0, 0.75, 0.5, 0.25):
-        target = target - module.flow(flow, target, Time(torch.full((1, 1), t).double())) / 4
+        target = target - module.flow(flow, target, Times(torch.full((1, 1), t).double())) / 4
     mu = module.actor(actor, n["policy"], one)
     torch.testing.assert_close(metrics["distillation_loss"], (mu - target.clip(-1, 1)).square().mean())
     torch.testing.assert_close(metrics["q_loss"], -module.critic(critic, mu.clip(-1, 1)).mean())

@@ -33,9 +33,9 @@ from mfrl.data.sampling import ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
-from mfrl.meanflow import Time, grid_times, path_derivative
+from mfrl.meanflow import Times, grid_times, meanflow_loss, path_derivative
 from mfrl.networks.dit import DiT
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import LONGEST_PULL, unit_pull
 from mfrl.randomness import Streams, indices, key_of
 from mfrl.reformulation import Reformulation
@@ -52,7 +52,7 @@ def noise(candidates: int = 3, size: int = SIZE, seed: int = 5) -> Noise:
     index = torch.randint(4, (size,), generator=torch.Generator().manual_seed(seed))
     return {
         "flow": randn(size, ACTION_DIM, seed=seed + 1),
-        "time": Time(grid_times(4, torch.empty(0)).double(), index),
+        "time": Times(grid_times(4, torch.empty(0)).double(), index),
         "policy": 0.3 * randn(size, ACTION_DIM, seed=seed + 2),
         "target": randn(candidates, size, ACTION_DIM, seed=seed + 3),
     }
@@ -66,16 +66,21 @@ def drawn(module: MeanFlowQL, k: int, size: int = SIZE) -> Noise:
 
 
 def critic_loss(module: MeanFlowQL, b: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    s, next_s = module.see(b.observations, "actor", "critic"), module.see(b.next_observations, "actor", "target_critic")
+    s, next_s = (
+        module.encode(b.observations, "actor", "critic"),
+        module.encode(b.next_observations, "actor", "target_critic"),
+    )
     return module.critic_loss(b, e, s, next_s)
 
 
 def policy_loss(module: MeanFlowQL, b: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    return module.policy_loss(b, e, module.see(b.observations, "actor", "critic"))
+    return module.policy_loss(b, e, module.encode(b.observations, "actor", "critic"))
 
 
 def flow_loss(module: MeanFlowQL, b: Batch, n: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-    return module.flow_loss(b, n["flow"], n["time"], module.see(b.observations, "actor"))
+    s = module.actor.encode(b.observations)
+    loss, error = meanflow_loss(module.actor, module.reformulation, s, b.actions, n["flow"], n["time"], module.settings)
+    return loss, {"flow_loss": loss, "flow_error": error}
 
 
 def gradients(module: nn.Module) -> dict[str, float]:
@@ -89,7 +94,7 @@ class FreeActions(nn.Module):
         super().__init__()
         self.actions = nn.Parameter(actions)
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor, time: Times) -> Tensor:
         return self.actions.expand_as(actions)
 
 
@@ -134,7 +139,7 @@ def test_the_policy_loss_reaches_the_actor_through_the_critic():
     module, b, e = algorithm(bound_weight=0.0), batch(SIZE), noise()["policy"]
     parameters = list(module.actor.parameters())
     got = torch.autograd.grad(policy_loss(module, b, e)[0], parameters)
-    one = Time(torch.ones(SIZE, 1, dtype=torch.float64))
+    one = Times(torch.ones(SIZE, 1, dtype=torch.float64))
     a = module.actor(b.observations, e, one)
     clipped = a.detach().clamp(-1, 1).requires_grad_()
     (pull,) = torch.autograd.grad(module.critic(b.observations, clipped).mean(), clipped)
@@ -182,13 +187,13 @@ def test_a_variant_of_two_times_trains_and_acts():
     module = algorithm(reformulation=variant)
     time = drawn(module, 0)["time"]
     assert (time.b <= time.t).all()
-    n = noise() | {"time": Time(time.rows.double(), start=time.start.double())}
+    n = noise() | {"time": Times(time.rows.double(), start=time.start.double())}
     loss, _ = module.loss(batch(SIZE), n, module.trained)
     loss.backward()
     assert all(p.grad.abs().max() > 0 for p in module.actor.network.time.parameters())
     # The action is the output for the whole interval [0, 1].
     e, b = noise()["policy"], batch(SIZE)
-    whole = Time(torch.ones(1, 1, dtype=torch.float64), start=torch.zeros(1, 1, dtype=torch.float64))
+    whole = Times(torch.ones(1, 1, dtype=torch.float64), start=torch.zeros(1, 1, dtype=torch.float64))
     acted = one_step(module.actor, variant, b.observations, e)
     torch.testing.assert_close(acted, module.actor(b.observations, e, whole))
 
@@ -200,7 +205,7 @@ class WithoutJvp(nn.Module):
         super().__init__()
         self.inner = actor
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor, time: Times) -> Tensor:
         return self.inner(observations, actions, time)
 
 
@@ -222,7 +227,7 @@ def test_an_actor_without_a_jvp_of_its_own_learns_the_same(actor: Callable[..., 
 
 def bellman_targets(module: MeanFlowQL, b: Batch, e: Tensor, aggregate: Callable[[Tensor], Tensor]) -> Tensor:
     """r + discount mask Q(s', a'), one transition and one candidate at a time."""
-    one = Time(torch.ones(1, 1, dtype=torch.float64))
+    one = Times(torch.ones(1, 1, dtype=torch.float64))
     y = []
     for i in range(len(b.actions)):
         s = b.next_observations[[i]]
@@ -307,7 +312,7 @@ def pull_on_actions(scale: float, normalize_q: str, actions: Tensor | None = Non
     b = batch(SIZE)
     free = FreeActions((0.8 * b.actions.roll(1, 0)) if actions is None else actions)
     module = algorithm(normalize_q=normalize_q)
-    module.actor = Sees(free)
+    module.actor = EncodedNetwork(free)
     module.critic.network.head_weight.data *= scale
     module.critic.network.head_bias.data *= scale
     loss, _ = policy_loss(module, b, noise()["policy"])
@@ -329,7 +334,7 @@ def test_gradient_normalisation_does_not_pull_what_is_clipped():
     actions = 0.5 * randn(SIZE, ACTION_DIM, seed=3).clamp(-1.5, 1.5)
     actions[0, 0], actions[1] = 2.0, -2.0
     module = algorithm(normalize_q="gradient", bound_weight=0.0)
-    module.actor = Sees(FreeActions(actions))
+    module.actor = EncodedNetwork(FreeActions(actions))
     loss, _ = policy_loss(module, batch(SIZE), noise()["policy"])
     (pull,) = torch.autograd.grad(loss, module.actor.network.actions)
     assert pull[0, 0] == 0

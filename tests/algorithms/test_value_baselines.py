@@ -21,7 +21,7 @@ from mfrl.algorithms.meanflow_distill import MeanFlowDistill
 from mfrl.algorithms.policy import one_step
 from mfrl.algorithms.rebrac import ReBRAC
 from mfrl.data.batch import Batch
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks.critic import StateValue
 from mfrl.networks.mean import MeanMLP
 from mfrl.networks.vector_field import VectorField
@@ -207,7 +207,7 @@ def test_rebrac_steps_the_policy_and_the_targets_in_every_second_update() -> Non
 
 
 def test_euler_steps_follow_a_flow_that_is_known() -> None:
-    def velocity(s: Tensor, a: Tensor, time: Time) -> Tensor:
+    def velocity(s: Tensor, a: Tensor, time: Times) -> Tensor:
         return a  # d a / d t = a: from a_1 = e down to a_0 = e exp(-1)
 
     e = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)[:, None]
@@ -223,7 +223,7 @@ def test_fbrac_is_differentiated_through_every_step() -> None:
     _, scalars = parts(algorithm, b)
     a = e
     for k in (3, 2, 1):
-        a = a - algorithm.actor(b.observations, a, Time(torch.full((1, 1), k / 3))) / 3
+        a = a - algorithm.actor(b.observations, a, Times(torch.full((1, 1), k / 3))) / 3
     wanted = -algorithm.critic(b.observations, a.clamp(-1.0, 1.0)).mean()
     torch.testing.assert_close(scalars["q_loss"], wanted)
     parameters = list(algorithm.actor.parameters())
@@ -255,7 +255,7 @@ def test_meanflow_is_distilled_from_its_one_step_actions() -> None:
     _, scalars = parts(algorithm, b)
     with torch.no_grad():
         target = one_step(algorithm.flow, RESIDUAL, b.observations, e).clamp(-1.0, 1.0)
-        mu = algorithm.actor(b.observations, e, Time(torch.ones(1, 1)))
+        mu = algorithm.actor(b.observations, e, Times(torch.ones(1, 1)))
     torch.testing.assert_close(scalars["distillation_loss"], (mu - target).square().mean())
     torch.testing.assert_close(q_loss(algorithm.critic, b.observations, mu)[0], scalars["q_loss"].detach())
 

@@ -24,7 +24,7 @@ from mfrl.app.train import check_settings
 from mfrl.catalogue import Task, benchmark, environments, others, tasks
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 from mfrl.runs.read import flatten
 from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
@@ -191,7 +191,7 @@ def test_networks_of_a_preset_are_of_the_published_sizes(method: str, name: str)
     spec = DataSpec(dim, 5, (0.0,) * dim, (1.0,) * dim, -1.0, 0.0, **images)
     module = build_algorithm(compose("train", f"experiment={method}/{name}"), spec)
 
-    def weights(sees: Sees) -> int:
+    def weights(sees: EncodedNetwork) -> int:
         return sum(p.numel() for p in sees.network.parameters())
 
     features = 512 if images else 28

@@ -266,25 +266,46 @@ def test_minaris_folder_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- the command
 
 
-def test_the_table_has_a_line_for_every_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks.main(["--data-dir", str(folder)])
+def test_unfolded_the_table_has_a_line_for_every_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.main(["--data-dir", str(folder), "--all-tasks"])
     lines = capsys.readouterr().out.splitlines()
     for task in benchmark():
         assert [line for line in lines if line.startswith(f"{task.name} ") and task.overrides in line]
 
 
+def test_the_table_has_a_line_for_every_dataset_with_its_tasks(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks.main(["--data-dir", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split()[0]: line for line in lines if line.startswith(("ogbench/", "d4rl/"))}
+    assert cells.keys() == {task.env for task in benchmark()}
+    assert " 1-5 (2) " in cells["ogbench/cube-single-play"]
+    assert " 1 " in cells["ogbench/visual-scene-play"]
+    assert any("--all-tasks" in line for line in lines)
+    tasks.main(["--data-dir", str(folder), "scene-play-task2", "scene-play-task4", "pen-human"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("ogbench/scene-play ") and " 2, 4 (2) " in line]
+    assert "mfrl train env=ogbench/scene-play env.task=2" in "\n".join(lines)
+
+
 @pytest.mark.parametrize("state", ["nothing", "official"])
-def test_a_line_of_80_characters_keeps_names_and_what_to_do(state: str, tmp_path: Path) -> None:
-    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("all_tasks", [False, True])
+def test_a_table_fits_the_terminal_and_keeps_names_and_what_to_do(
+    state: str, width: int, all_tasks: bool, tmp_path: Path
+) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None, record=True, file=io.StringIO())
     data = {task.env: find_data(task.env, str(tmp_path)) for task in benchmark()}
     if state != "nothing":
         data = {env: tasks.Data(state, "checksums", "", 1, None, {}) for env in data}
-    tasks.show([(task, data[task.env]) for task in benchmark()], console)
-    lines = [line.split(maxsplit=4) for line in console.export_text().splitlines()]
+    tasks.show([(task, data[task.env]) for task in benchmark()], console, all_tasks)
+    lines = console.export_text().splitlines()
+    assert max(len(line) for line in lines) <= width
     for task in benchmark():
         remedy = " or ".join(data[task.env].get) or f"{state} (checksums)"
-        (line,) = (line for line in lines if line[:1] == [task.name])
-        assert line[-1].strip() == remedy
+        (line,) = (line for line in lines if line.split()[:1] == [task.name if all_tasks else task.env])
+        assert line.strip().endswith(remedy)
 
 
 def test_available_and_json_tell_programs_what_is_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,12 +18,13 @@ from tiny import tiny_critic, tiny_mlp, transitions
 
 from mfrl.algorithms.fql import FQL
 from mfrl.algorithms.gaussian_bc import GaussianBC
-from mfrl.callbacks.evaluation import held_out
+from mfrl.callbacks.periodic import held_out
 from mfrl.data.assembly import keep_trajectories
-from mfrl.data.ogbench import ACTION_CLIP, OGBenchData
+from mfrl.data.batch import ACTION_CLIP
+from mfrl.data.ogbench import OGBenchData
 from mfrl.data.sampling import ChunkLoader, chunk_ends
 from mfrl.data.storage import Transitions
-from mfrl.errors import DataError
+from mfrl.errors import ConfigError, DataError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.networks.gaussian import GaussianMLP
@@ -73,7 +74,7 @@ def test_rewards_are_scaled_and_so_is_the_value_range(data_dir: Path, data: OGBe
     scaled.setup()
     assert torch.equal(scaled.train.rewards, 10.0 * data.train.rewards)
     assert scaled.spec.value_range(0.99) == pytest.approx((-1000.0, 0.0))
-    with pytest.raises(DataError, match="reward_scale"):
+    with pytest.raises(ConfigError, match="reward_scale"):
         OGBenchData(DATASET, data_dir=str(data_dir), reward_scale=-1.0)
 
 

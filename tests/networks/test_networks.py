@@ -11,12 +11,12 @@ from tiny import ACTION_DIM, OBSERVATION_DIM, randn, randomise_, times, tiny_cri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks import primitives
 from mfrl.networks.critic import QEnsemble
 from mfrl.networks.dit import DiT
 from mfrl.networks.dual import Dual, variance_scaling_
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 from mfrl.networks.mlp import MLP
 from mfrl.networks.time import TimeEmbedding
 
@@ -128,14 +128,14 @@ def test_dit_is_the_published_actor_with_its_attention_written_out():
         network.time.frequencies.copy_(10_000.0 ** (-torch.arange(128, dtype=torch.float64) / 128))
         expected = reference_dit(network, s, a, t)
         assert expected.std() > 0.1
-        torch.testing.assert_close(network(s, a, Time(t)), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(network(s, a, Times(t)), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("make", [tiny_dit, tiny_mlp])
 def test_an_actor_starts_at_zero_for_every_input(make: type[nn.Module]):
     network = make(OBSERVATION_DIM, ACTION_DIM)
     output = network(
-        torch.randn(BATCH, OBSERVATION_DIM), 10 * torch.randn(BATCH, ACTION_DIM), Time(torch.rand(BATCH, 1))
+        torch.randn(BATCH, OBSERVATION_DIM), 10 * torch.randn(BATCH, ACTION_DIM), Times(torch.rand(BATCH, 1))
     )
     assert torch.equal(output, torch.zeros(BATCH, ACTION_DIM))
     for name, p in network.named_parameters():
@@ -172,13 +172,13 @@ def test_time_features_are_cosines_and_sines_of_the_published_frequencies():
     t = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64)
     slowest = 10_000.0 ** (-127 / 128)
     features = torch.cat([t.cos(), (slowest * t).cos(), t.sin(), (slowest * t).sin()], -1)
-    torch.testing.assert_close(embedding(Time(t)).value[:, :4], F.silu(features), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(embedding(Times(t)).value[:, :4], F.silu(features), rtol=1e-6, atol=1e-9)
 
 
 def test_a_larger_offset_lets_a_dit_tell_states_on_one_ray_apart():
     # Two states in one direction from the mean: to a network that sees directions alone they are the same.
     near, far = torch.tensor([[0.6, 0.8]]), torch.tensor([[1.2, 1.6]])
-    still, one = torch.zeros(1, 2), Time(torch.ones(1, 1))
+    still, one = torch.zeros(1, 2), Times(torch.ones(1, 1))
 
     def difference(offset_std: float) -> float:
         torch.manual_seed(0)
@@ -306,12 +306,12 @@ def test_a_layer_s_compiled_form_is_the_eager_one(name: str):
 
 def test_a_network_sees_states_as_they_are_and_images_through_its_encoder():
     s, a, time = randn(BATCH, OBSERVATION_DIM, seed=18), randn(BATCH, ACTION_DIM, seed=19), times(1)
-    of_states = Sees(build(tiny_dit))
-    assert of_states.see(s) is s
+    of_states = EncodedNetwork(build(tiny_dit))
+    assert of_states.encode(s) is s
     assert torch.equal(of_states(s, a, time), of_states.network(s, a, time))
     encoder = nn.Linear(7, OBSERVATION_DIM).double()
-    of_images, seen = Sees(build(tiny_mlp), encoder), randn(BATCH, 7, seed=20)
-    features = of_images.see(seen)
+    of_images, seen = EncodedNetwork(build(tiny_mlp), encoder), randn(BATCH, 7, seed=20)
+    features = of_images.encode(seen)
     assert torch.equal(features, encoder(seen))
     of_images(features, a, time).sum().backward()
     assert encoder.weight.grad.abs().max() > 0

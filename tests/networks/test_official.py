@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks.critic import QEnsemble
 from mfrl.networks.dit import DiT
 
@@ -52,15 +52,15 @@ def actor(official: dict[str, Any]) -> nn.Module:
 
 def test_the_actor_gives_the_official_outputs(official: dict[str, Any], actor: nn.Module) -> None:
     s, a, t = (tensor(official[name]) for name in ("observations", "actions", "t"))
-    assert_as_computed(actor(s, a, Time(t)), official["g"])
+    assert_as_computed(actor(s, a, Times(t)), official["g"])
     # As in training, where each distinct time is embedded once.
     rows, index = t.unique(return_inverse=True)
-    assert_as_computed(actor(s, a, Time(rows[:, None], index.flatten())), official["g"])
+    assert_as_computed(actor(s, a, Times(rows[:, None], index.flatten())), official["g"])
 
 
 def test_the_actors_derivative_along_the_path_is_the_official_one(official: dict[str, Any], actor: nn.Module) -> None:
     s, a, t, v = (tensor(official[name]) for name in ("observations", "actions", "t", "v"))
-    g, dg_dt = actor.jvp(s, a, Time(t), v)
+    g, dg_dt = actor.jvp(s, a, Times(t), v)
     assert_as_computed(g, official["g"])
     assert_as_computed(dg_dt, official["dgdt"])
 

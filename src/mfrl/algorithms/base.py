@@ -1,4 +1,4 @@
-"""What every algorithm says of itself: networks, draws, loss, groups, averages and policy. No step is taken here."""
+"""The interface of every algorithm: networks, draws, loss, groups, averages and policy. The learner takes the steps."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from mfrl.algorithms.groups import Average, Group
 from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.errors import ConfigError
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import Values
 from mfrl.randomness import Draw
 from mfrl.settings import Settings, check
 
 
 class Algorithm(nn.Module):
-    """One seed of an algorithm, as its paper writes it; :class:`mfrl.learning.learner.Learner` trains it.
+    """One seed of an algorithm. :class:`mfrl.learning.learner.Learner` trains it.
 
     A subclass makes its networks with :meth:`network`, sets ``groups`` and ``averages``, and defines :meth:`draws`,
-    :meth:`loss` and :meth:`policy`. Its settings are a frozen dataclass, ``Settings``, whose fields are arguments of
-    its constructor.
+    :meth:`loss` and :meth:`policy`. Its settings are a frozen dataclass, ``Settings``; the fields are keyword arguments
+    of the constructor. docs/architecture.md has a complete example.
 
     Args:
         spec: sizes and statistics of the data.
-        updates: number of offline updates, for the schedules.
-        seed: of the random numbers of its updates (initialisation uses torch's global generator).
-        encoder: constructor taking an image's (frames, height, width, channels); None where observations are states.
-        variant: the chosen reformulation, for an algorithm that has none: ``{name: none}`` is all it may be.
+        updates: number of updates, for the schedules.
+        seed: of the random numbers of all updates. Initialisation uses torch's global generator instead.
+        encoder: constructor that takes an image's (frames, height, width, channels); None where observations are
+            states.
+        variant: for an algorithm without a reformulation, which accepts only ``{name: none}``.
         settings: fields of ``Settings``.
 
     Attributes:
-        groups: what takes a step, and how.
-        averages: what follows on average.
-        k: how many updates its parameters have seen.
+        groups: the networks that take steps, and how.
+        averages: the networks that follow others on average.
+        k: number of updates made.
 
     Raises:
-        ConfigError: for images without an encoder, or states with one; for a setting out of its range; for a variant
-            that would be of no effect.
+        ConfigError: images without an encoder, or states with one; a setting out of its range; a variant that would
+            have no effect.
     """
 
     Settings: ClassVar[type[Settings]]
@@ -74,29 +75,32 @@ class Algorithm(nn.Module):
         self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
         self.k = 0
 
-    def network(self, constructor: Callable[..., nn.Module], **options: Any) -> Sees:
-        """A network for the data: of states, or behind an image encoder of its own, which is a part of it.
+    def network(self, constructor: Callable[..., nn.Module], **options: Any) -> EncodedNetwork:
+        """A network of the data's sizes. Images get an encoder, one for each network.
 
         Args:
-            constructor: takes (observation_dim, action_dim), for images the features' number in place of the former.
+            constructor: takes (observation_dim, action_dim); for images, observation_dim is the number of features.
+            options: further arguments of the constructor.
         """
         if self._encoder is None:
-            return Sees(constructor(self.spec.observation_dim, self.spec.action_dim, **options))
+            return EncodedNetwork(constructor(self.spec.observation_dim, self.spec.action_dim, **options))
         encoder = self._encoder(self.spec.image_shape)
-        return Sees(constructor(encoder.width, self.spec.action_dim, **options), encoder)
+        return EncodedNetwork(constructor(encoder.width, self.spec.action_dim, **options), encoder)
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
-        """The random numbers of an update, by name."""
+        """What :meth:`loss` needs of random numbers in an update, by name. Each name is a stream of its own."""
         return {}
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised and the scalars to log: a pure function of parameters, buffers and arguments.
+        """The loss and the scalars to log, as a pure function of parameters, buffers and arguments.
 
         Args:
-            noise: what :meth:`draws` asked for.
-            trained: names of the networks that take a step; terms that train none of them may be left out.
+            batch: transitions, see :class:`mfrl.data.batch.Batch`.
+            drawn: the random numbers that :meth:`draws` asked for, by the same names.
+            trained: names of the networks that take a step in this update. The loss may leave out terms that train
+                none of them.
         """
         raise NotImplementedError
 
@@ -104,37 +108,37 @@ class Algorithm(nn.Module):
         """New values of buffers after update k (0-based), by name, e.g. of alpha.
 
         Args:
-            metrics: of the update, without gradient.
+            metrics: the scalars of the update, without gradient.
         """
         return {}
 
     def policy(self) -> Policy:
-        """What acts in an environment; shares the networks being trained."""
+        """The policy that acts in an environment. It shares the networks that are being trained."""
         raise NotImplementedError
 
-    def see(self, observations: Tensor, *networks: str) -> dict[str, Tensor]:
-        """Observations as each of these networks takes them: images encoded, each once; states themselves."""
-        return {name: getattr(self, name).see(observations) for name in networks}
+    def encode(self, observations: Tensor, *networks: str) -> dict[str, Tensor]:
+        """The features that each of these networks takes, by its name; states stay as they are."""
+        return {name: getattr(self, name).encode(observations) for name in networks}
 
     def forward(self, method: str, *arguments: Any) -> Any:
-        """Any method, for :func:`torch.func.functional_call`, which calls a module with other parameters."""
+        """Call a method by name: :func:`torch.func.functional_call` can only call ``forward``."""
         return getattr(self, method)(*arguments)
 
     @property
     def discount(self) -> float:
-        """What values are discounted by; 1 where none is learned."""
+        """The discount of learned values; 1 for an algorithm that learns no values."""
         return self.settings.discount if isinstance(self.settings, Values) else 1.0
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Names of all networks that ever take a step."""
+        """Names of all networks that take a step in some update."""
         return tuple(group.network for group in self.groups)
 
 
-def frozen_copy(network: Sees) -> Sees:
-    """A copy that takes no step: of the actor, to act with its average; of the critic, for the Bellman target.
+def frozen_copy(network: EncodedNetwork) -> EncodedNetwork:
+    """A copy that takes no step: the averaged actor that acts, or the critic of the Bellman target.
 
-    The last iterate at a constant learning rate keeps moving, and a policy that drives into a wall one update later
-    fails all of its episodes at once; its average over some 1 / rate updates does not move (Polyak and Juditsky 1992).
+    At a constant learning rate weights keep moving, and one update can make a policy fail all of its episodes. The
+    average of the weights over about 1 / rate updates is steady (Polyak and Juditsky 1992).
     """
     return copy.deepcopy(network).requires_grad_(False)

@@ -16,18 +16,18 @@ from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.groups import ActorAdam
 from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 
 
 class MeanPolicy(Policy):
     """a = mu(s), whatever the noise."""
 
-    def __init__(self, actor: Sees, normalizer: Normalizer, action_dim: int) -> None:
+    def __init__(self, actor: EncodedNetwork, normalizer: Normalizer, action_dim: int) -> None:
         super().__init__(normalizer, action_dim)
         self.actor = actor
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return self.actor(self.actor.see(observations)).expand_as(noise)
+        return self.actor(self.actor.encode(observations)).expand_as(noise)
 
 
 class BC(Algorithm):
@@ -52,8 +52,8 @@ class BC(Algorithm):
         return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        mu = self.actor(self.actor.see(batch.observations))
+        mu = self.actor(self.actor.encode(batch.observations))
         loss = (mu - batch.actions).square().mean()
         return loss, {"bc_loss": loss}

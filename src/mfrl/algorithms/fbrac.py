@@ -24,7 +24,7 @@ from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.flow_matching import FlowPolicy, euler, flow_matching_loss
 from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import Times
+from mfrl.meanflow import TimeDraw
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.schedules import FixedAlpha
@@ -91,7 +91,7 @@ class FBRAC(Algorithm):
         shape, sigma = (batch_size, self.spec.action_dim), self.settings.sigma
         return {
             "flow": Normal(shape, sigma),  # end of the path
-            "time": Times(batch_size, num_steps=None),  # where on the path
+            "time": TimeDraw(batch_size, num_steps=None),  # where on the path
             "policy": Normal(shape, sigma),  # for the policy loss
             "target": Normal(shape, sigma),  # for the Bellman target
         }
@@ -114,18 +114,18 @@ class FBRAC(Algorithm):
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
         c, alpha = self.settings, self.alpha.alpha
-        s = self.see(batch.observations, "actor", "critic")
+        s = self.encode(batch.observations, "actor", "critic")
         with torch.no_grad():
-            next_s = self.see(batch.next_observations, "actor", "target_critic")
-        critic_loss, of_critic = self.critic_loss(batch, noise["target"], s, next_s)
-        flow_loss = flow_matching_loss(self.actor, s["actor"], batch.actions, noise["flow"], noise["time"])
-        a = euler(self.actor, s["actor"], noise["policy"], c.flow_steps)
+            next_s = self.encode(batch.next_observations, "actor", "target_critic")
+        critic_loss, critic_scalars = self.critic_loss(batch, drawn["target"], s, next_s)
+        flow_loss = flow_matching_loss(self.actor, s["actor"], batch.actions, drawn["flow"], drawn["time"])
+        a = euler(self.actor, s["actor"], drawn["policy"], c.flow_steps)
         loss, q = q_loss(self.critic, s["critic"], a, c.normalize_q)
-        scalars = of_critic | {
+        scalars = critic_scalars | {
             "flow_loss": flow_loss,
             "q_loss": loss,
             "policy_q": q,

@@ -1,6 +1,6 @@
 r"""Behaviour cloning by flow matching (arXiv 2210.02747), see :mod:`mfrl.algorithms.flow_matching`.
 
-The baseline that spends K forward passes on an action.
+This baseline spends K forward passes on an action.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class FlowBC(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor of the velocity field v(s, a_t, t), taking (observation_dim, action_dim).
+        actor: constructor of the velocity field v(s, a_t, t); it takes (observation_dim, action_dim).
         updates: number of updates, for the schedule.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`FlowSettings`.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`FlowSettings`.
     """
 
     Settings = FlowSettings
@@ -45,8 +45,8 @@ class FlowBC(Algorithm):
         return path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps)
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        s = self.actor.see(batch.observations)
-        loss = flow_matching_loss(self.actor, s, batch.actions, noise["flow"], noise["time"])
+        s = self.actor.encode(batch.observations)
+        loss = flow_matching_loss(self.actor, s, batch.actions, drawn["flow"], drawn["time"])
         return loss, {"flow_loss": loss}

@@ -1,10 +1,10 @@
 r"""A flow distilled into one step, in two stages: the behaviour-only part of FQL (arXiv 2502.02538).
 
-    1.  v(s, a_t, t) by flow matching                                   the first share of the updates
-    2.  L = E || mu(s, e) - euler(v, s, e) ||^2,  v fixed, same e       the rest of them
+    1.  v(s, a_t, t) by flow matching                                   the first updates
+    2.  L = E || mu(s, e) - euler(v, s, e) ||^2,  v fixed, same e       the other updates
 
 mu(s, e) is one forward pass. Both stages together make as many updates as the one stage of other algorithms.
-Unlike FQL's code, the target is the end of the Euler steps before clipping, so that mu copies the flow as it is.
+FQL's code clips the end of the Euler steps; here the target is not clipped, so that mu copies the flow itself.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from mfrl.randomness import Draw
 
 @dataclass(frozen=True, kw_only=True)
 class FlowDistilledSettings(FlowSettings):
-    """Of both stages.
+    """Settings of both stages.
 
     Attributes:
-        flow_share: share of ``updates`` that train the flow. A run resumed with more updates has the end of its first
-            stage at a later update: if the student had begun before that, it waits while the flow learns on.
+        flow_share: share of ``updates`` that train the flow. Resuming with more updates moves the end of the first
+            stage: a student that had already begun then waits while the flow goes on learning.
     """
 
     flow_share: float = 0.5
@@ -47,14 +47,14 @@ class FlowDistilledSettings(FlowSettings):
 class FlowDistilled(Algorithm):
     """Behaviour cloning with a one-step student of a flow.
 
-    Each stage has its own Adam, whose rate warms up and falls over the stage.
+    Each stage has its own Adam, whose rate rises and falls over the stage.
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim), of the flow and of the student; the student's time
-            stays at 1.
-        updates: number of updates of both stages.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`FlowDistilledSettings`.
+        actor: constructor of the flow and of the student; it takes (observation_dim, action_dim). The student's time
+            is always 1.
+        updates: number of updates of both stages together.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`FlowDistilledSettings`.
     """
 
     Settings = FlowDistilledSettings
@@ -70,7 +70,7 @@ class FlowDistilled(Algorithm):
         self.groups = c.group("flow", middle), c.group("student", updates, begin=middle)
 
     def policy(self) -> Policy:
-        """The student once it has begun to learn; before that the flow, which is all there is to act with."""
+        """The student in the second stage; the flow in the first stage."""
         c, (_, student) = self.settings, self.groups
         if self.k <= student.begin:
             return FlowPolicy(self.flow, self.normalizer, self.spec.action_dim, c.sigma, c.flow_steps)
@@ -81,16 +81,16 @@ class FlowDistilled(Algorithm):
         return path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps)
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the stages' losses, of which each trains its own network and nothing else."""
-        e, losses = noise["flow"], {}
+        """The loss of each stage whose network is trained. No loss trains the other stage's network."""
+        e, losses = drawn["flow"], {}
         if "flow" in trained:
-            s = self.flow.see(batch.observations)
-            losses["flow_loss"] = flow_matching_loss(self.flow, s, batch.actions, e, noise["time"])
+            s = self.flow.encode(batch.observations)
+            losses["flow_loss"] = flow_matching_loss(self.flow, s, batch.actions, e, drawn["time"])
         if "student" in trained:
-            s = self.student.see(batch.observations)
+            s = self.student.encode(batch.observations)
             with torch.no_grad():
-                target = euler(self.flow, self.flow.see(batch.observations), e, self.settings.flow_steps)
+                target = euler(self.flow, self.flow.encode(batch.observations), e, self.settings.flow_steps)
             losses["distillation_loss"] = (student_action(self.student, s, e) - target).square().mean()
         return sum(losses.values(), torch.zeros_like(e[0, 0])), losses

@@ -1,4 +1,4 @@
-r"""Flow matching (arXiv 2210.02747) on straight paths, and its one-step student: what three algorithms are made of.
+r"""Flow matching (arXiv 2210.02747) on straight paths, and its one-step student. Three algorithms share this module.
 
 a_t = (1 - t) a + t e                       t = 0 is data, t = 1 is noise
 L = E || v(s, a_t, t) - (e - a) ||^2        minimised by the marginal velocity E[e - a | s, a_t]
@@ -15,56 +15,68 @@ from torch import Tensor
 
 from mfrl.algorithms.groups import ActorAdam
 from mfrl.algorithms.policy import Normalizer, Policy
-from mfrl.meanflow import Network, Time, end_time, interpolate
-from mfrl.networks.encoder import Sees
+from mfrl.meanflow import Network, Times, end_time, interpolate
+from mfrl.networks.encoder import EncodedNetwork
 
 
-def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, time: Time) -> Tensor:
-    """Mean squared distance of v(s, a_t, t) from the velocity e - a of the path from a to e."""
-    a_t, v = interpolate(a, e, time.t)
-    return (flow(observations, a_t, time) - v).square().mean()
+def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, times: Times) -> Tensor:
+    """The mean of (v(s, a_t, t) - (e - a))^2 over batch and dimensions, on the path from a to e."""
+    a_t, v = interpolate(a, e, times.t)
+    return (flow(observations, a_t, times) - v).square().mean()
 
 
 def euler(flow: Network, observations: Tensor, e: Tensor, steps: int) -> Tensor:
-    """From noise e at t = 1 against the velocity to t = 0: actions before clipping, shaped like e.
+    """Euler steps from noise e at t = 1 to an action at t = 0; the actions are not clipped and shaped like e.
 
     Args:
-        e: ``(..., batch, action_dim)``; leading axes (candidates) share the observations.
+        e: ``(..., batch, action_dim)``; all leading axes (candidates) share the observations.
+        steps: number of steps.
     """
     a = e
     for k in range(steps, 0, -1):
-        a = a - flow(observations, a, Time(e.new_full((1, 1), k / steps))) / steps
+        a = a - flow(observations, a, Times(e.new_full((1, 1), k / steps))) / steps
     return a
 
 
 class FlowPolicy(Policy):
-    """Noise to action in ``steps`` forward passes of the flow; ``choice`` are further arguments of :class:`Policy`."""
+    """A policy that maps noise to an action in ``steps`` forward passes of the flow.
+
+    Args:
+        steps: number of Euler steps.
+        choice: further arguments of :class:`Policy`, with which a critic chooses among candidates.
+    """
 
     def __init__(
-        self, flow: Sees, normalizer: Normalizer, action_dim: int, sigma: float, steps: int, **choice: Any
+        self,
+        flow: EncodedNetwork,
+        normalizer: Normalizer,
+        action_dim: int,
+        sigma: float,
+        steps: int,
+        **choice: Any,
     ) -> None:
         super().__init__(normalizer, action_dim, sigma, **choice)
         self.flow, self.steps = flow, steps
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return euler(self.flow, self.flow.see(observations), noise, self.steps)
+        return euler(self.flow, self.flow.encode(observations), noise, self.steps)
 
 
 def student_action(student: Network, observations: Tensor, e: Tensor) -> Tensor:
-    """mu(s, e): the student's output at t = 1, ``(..., batch, action_dim)`` like the noise e."""
+    """mu(s, e), the student's output at t = 1: ``(..., batch, action_dim)``, shaped like the noise e."""
     return student(observations, e, end_time(e, two_times=False))
 
 
 class StudentPolicy(Policy):
-    """Noise to action in one forward pass of the student."""
+    """A policy that maps noise to an action in one forward pass of the student."""
 
     def __init__(
         self,
-        student: Sees,
+        student: EncodedNetwork,
         normalizer: Normalizer,
         action_dim: int,
         sigma: float,
-        critic: Sees | None = None,
+        critic: EncodedNetwork | None = None,
     ) -> None:
         super().__init__(normalizer, action_dim, sigma, critic)
         self.student = student
@@ -73,16 +85,16 @@ class StudentPolicy(Policy):
         return self._with("student", self.student.folded(end_time(self.normalizer.mean, two_times=False)))
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return student_action(self.student, self.student.see(observations), noise)
+        return student_action(self.student, self.student.encode(observations), noise)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSettings(ActorAdam):
-    """Of flow matching.
+    """Settings of flow matching.
 
     Attributes:
-        flow_steps: Euler steps of an action.
-        time_steps: training times are drawn from a grid of so many points; None draws them from (0, 1).
+        flow_steps: number of Euler steps for an action.
+        time_steps: number of points of the grid of training times; None draws times from (0, 1).
         sigma: standard deviation of the noise.
     """
 

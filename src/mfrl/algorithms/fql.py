@@ -8,13 +8,13 @@ r"""Flow Q-learning (arXiv 2502.02538): Q-learning for a one-step policy that st
     L_critic        E (Q_i(s, a) - y)^2,  y = r + discount mask agg_i Q_target,i(s', clip(mu(s', e')))
 
 Each network learns from its own terms alone: v from L_flow, mu from L_distillation and L_q, Q from L_critic. Here t = 1
-is noise; FQL's paper and code count time the other way. As in its code (agents/fql.py), no gradient is clipped, no
-learning rate changes, and the target critic's average takes in the critic as it was before the update's step; there one
-Adam holds all networks, which for Adam is the same as one for each.
+is noise; FQL's paper and code count time the other way. As in FQL's code (agents/fql.py), gradients are not clipped,
+learning rates are constant, and the target critic averages the critic from before the update's step. The code has one
+Adam for all networks, which equals one Adam for each.
 
-One thing departs from its code: there mu takes no time. Here it is built as v is, with t held at 1, so that the first
-layer's weights of t are a second bias. It starts at Xavier uniform values and not at zero, and as Adam moves both
-biases alike, their sum moves at twice the rate; the layer's Xavier range counts one input more.
+One thing differs from the code: its mu takes no time. Here mu is built as v is and t is always 1, so that the first
+layer's weights of t are a second bias. This bias starts at Xavier uniform values instead of zero. Adam moves both
+biases alike, so that their sum moves at twice the rate. The layer's Xavier range counts one more input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.flow_matching import StudentPolicy, euler, flow_matching_loss, student_action
 from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import Times
+from mfrl.meanflow import TimeDraw
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.schedules import FixedAlpha
@@ -38,15 +38,16 @@ from mfrl.schedules import FixedAlpha
 
 @dataclass(frozen=True, kw_only=True)
 class FQLSettings(TD):
-    """Defaults are those of its code (agents/fql.py).
+    """Settings of FQL; the defaults are those of its code (agents/fql.py).
 
     Attributes:
         alpha: weight of the distillation loss.
-        flow_steps: Euler steps of what the policy is distilled from.
+        flow_steps: number of Euler steps of the distilled flow.
         sigma: standard deviation of the noise.
-        actor_lr, critic_lr: of Adam; the flow's and the policy's, and the critic's.
-        actor_average: act with an average of the policy's weights, see :class:`MeanFlowQLSettings`; None is the
-            published setting.
+        actor_lr: learning rate of the flow and of the policy.
+        critic_lr: learning rate of the critic.
+        actor_average: rate of the average of the policy's weights that acts, see :class:`MeanFlowQLSettings`; None,
+            the published setting, acts with the weights themselves.
     """
 
     alpha: float = 10.0
@@ -62,12 +63,13 @@ class FQL(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim), of the flow and of the one-step policy; the policy's
-            time stays at 1.
-        critic: constructor taking (observation_dim, action_dim).
-        updates: number of offline updates.
+        actor: constructor of the flow and of the one-step policy; it takes (observation_dim, action_dim). The policy's
+            time is always 1.
+        critic: constructor that takes (observation_dim, action_dim).
+        updates: number of updates.
         seed, encoder, variant: see :class:`Algorithm`.
-        settings: of :class:`FQLSettings`. Its code's normalize_q_loss is normalize_q=value; "gradient" is ours.
+        settings: fields of :class:`FQLSettings`. The code's normalize_q_loss is normalize_q=value here; the code has
+            no "gradient".
     """
 
     Settings = FQLSettings
@@ -104,23 +106,23 @@ class FQL(Algorithm):
             self.averages += (Average("averaged_actor", "actor", c.actor_average, from_start=True),)
 
     def policy(self) -> StudentPolicy:
-        """One action is drawn, and taken."""
+        """The one-step policy; it takes a single candidate."""
         actor = self.averaged_actor or self.actor
         return StudentPolicy(actor, self.normalizer, self.spec.action_dim, self.settings.sigma, self.target_critic)
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         shape, sigma = (batch_size, self.spec.action_dim), self.settings.sigma
         return {
-            "flow": Normal(shape, sigma),  # end of the path
-            "time": Times(batch_size, num_steps=None),  # where on the path
-            "policy": Normal(shape, sigma),  # for both terms of the policy loss
-            "target": Normal(shape, sigma),  # for the Bellman target
+            "flow": Normal(shape, sigma),  # e, the end of the flow loss's path
+            "time": TimeDraw(batch_size, num_steps=None),  # t on this path
+            "policy": Normal(shape, sigma),  # e of both terms of the policy loss
+            "target": Normal(shape, sigma),  # e' of the Bellman target
         }
 
     def critic_loss(
         self, batch: Batch, e: Tensor, s: Mapping[str, Tensor], next_s: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD to y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
+        """L_critic: regression of Q onto y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
         with torch.no_grad():
             next_actions = student_action(self.actor, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
@@ -135,7 +137,7 @@ class FQL(Algorithm):
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
     def policy_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """alpha L_distillation + L_q at the same noise; flow and critic are used, not trained."""
+        """alpha L_distillation + L_q, both with the same noise. They train neither the flow nor the critic."""
         with torch.no_grad():
             target = euler(self.flow, s["flow"], e, self.settings.flow_steps).clamp(-1.0, 1.0)
         mu = student_action(self.actor, s["actor"], e)
@@ -150,14 +152,14 @@ class FQL(Algorithm):
         }
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The single-stage objective and its parts."""
-        s = self.see(batch.observations, "flow", "actor", "critic")
+        """L and the scalars to log."""
+        s = self.encode(batch.observations, "flow", "actor", "critic")
         with torch.no_grad():
-            next_s = self.see(batch.next_observations, "actor", "target_critic")
-        critic_loss, of_critic = self.critic_loss(batch, noise["target"], s, next_s)
-        flow_loss = flow_matching_loss(self.flow, s["flow"], batch.actions, noise["flow"], noise["time"])
-        policy_loss, of_policy = self.policy_loss(batch, noise["policy"], s)
-        scalars = of_critic | {"flow_loss": flow_loss} | of_policy | {"alpha": self.alpha.alpha}
+            next_s = self.encode(batch.next_observations, "actor", "target_critic")
+        critic_loss, critic_scalars = self.critic_loss(batch, drawn["target"], s, next_s)
+        flow_loss = flow_matching_loss(self.flow, s["flow"], batch.actions, drawn["flow"], drawn["time"])
+        policy_loss, policy_scalars = self.policy_loss(batch, drawn["policy"], s)
+        scalars = critic_scalars | {"flow_loss": flow_loss} | policy_scalars | {"alpha": self.alpha.alpha}
         return critic_loss + flow_loss + policy_loss, scalars

@@ -1,4 +1,4 @@
-"""What an algorithm says of its optimisation: which parameters a step takes, and which follow them on average."""
+"""An algorithm's optimisation as data: which networks take steps, and which follow them on average."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from mfrl.settings import Settings
 
 @dataclass(frozen=True)
 class Group:
-    """The parameters of one network, stepped by one Adam (arXiv 1412.6980).
+    """The parameters of one network, which one Adam steps (arXiv 1412.6980).
 
     Attributes:
         network: name of the algorithm's module.
-        lr: rate after warming up.
-        clip: largest norm of the whole gradient, infinite for none.
-        warmup, floor: the rate rises over this share of the updates and falls to this share of itself, see
-            :func:`mfrl.schedules.warmup_cosine`; 0 and 1 leave it constant.
-        every: a step at each so many updates.
-        begin, end: the updates that step it, ``begin <= k < end``, over which its rate rises and falls.
+        lr: learning rate after the warm-up.
+        end: the network takes steps in updates ``begin <= k < end``; its rate rises and falls over these.
+        clip: the gradient is scaled down to at most this norm; infinity clips nothing.
+        warmup: the rate rises over this share of the updates, see :func:`mfrl.schedules.warmup_cosine`.
+        floor: the rate falls to this share of ``lr``; ``warmup=0, floor=1`` is a constant rate.
+        every: the network takes a step every so many updates.
+        begin: the first update.
     """
 
     network: str
@@ -32,7 +33,7 @@ class Group:
     begin: int = 0
 
     def steps_at(self, k: int) -> bool:
-        """Whether update k steps it."""
+        """Whether the network takes a step in update k."""
         return self.begin <= k < self.end and (k - self.begin) % self.every == 0
 
 
@@ -43,10 +44,11 @@ class Average:
     Attributes:
         target, source: names of the algorithm's modules.
         rate: in (0, 1].
-        before: the source is taken as it was before the update's step.
-        every: once in so many updates, in those that step a :class:`Group` of the same ``every`` and ``begin``.
-        from_start: until 1 / rate updates have passed, the target is the mean of the source's weights after each, so
-            that it does not lag behind the start; the initial weights are left out altogether.
+        before: use the source's weights from before the update's step.
+        every: the target follows once in so many updates, those in which a :class:`Group` of the same ``every`` and
+            ``begin`` takes a step.
+        from_start: in the first 1 / rate updates, the target is the plain mean of the source's weights after each
+            update, without the initial weights.
     """
 
     target: str
@@ -64,12 +66,13 @@ class Average:
 
 @dataclass(frozen=True, kw_only=True)
 class ActorAdam(Settings):
-    """Of the actor's Adam, and of the gradient's norm in every group.
+    """Settings of the actor's Adam, and of gradient clipping.
 
     Attributes:
-        actor_lr, actor_warmup, actor_lr_floor: the rate warms up over a share of the updates and falls to a share of
-            itself.
-        max_grad_norm: of each network's gradient.
+        actor_lr: learning rate after the warm-up.
+        actor_warmup: share of the updates over which the rate rises from 0.
+        actor_lr_floor: share of ``actor_lr`` to which the rate falls.
+        max_grad_norm: largest norm of each network's gradient.
     """
 
     actor_lr: float = 1e-4
@@ -78,6 +81,6 @@ class ActorAdam(Settings):
     max_grad_norm: float = 1.0
 
     def group(self, network: str, end: int, begin: int = 0) -> Group:
-        """The actor's network, or one that is trained as an actor is, over the updates from ``begin`` to ``end``."""
+        """A group with these settings, for the updates from ``begin`` to ``end``."""
         warmup, floor = self.actor_warmup, self.actor_lr_floor
         return Group(network, self.actor_lr, end, self.max_grad_norm, warmup, floor, begin=begin)

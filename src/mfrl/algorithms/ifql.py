@@ -87,11 +87,11 @@ class IFQL(Algorithm):
         return path_draws(batch_size, self.spec.action_dim, self.settings.sigma, num_steps=None)
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
         expectile = self.settings.expectile
         value_loss, scalars = implicit_value_loss(self.value, self.critic, self.target_critic, batch, expectile)
-        s = self.actor.see(batch.observations)
-        flow_loss = flow_matching_loss(self.actor, s, batch.actions, noise["flow"], noise["time"])
+        s = self.actor.encode(batch.observations)
+        flow_loss = flow_matching_loss(self.actor, s, batch.actions, drawn["flow"], drawn["time"])
         return value_loss + flow_loss, scalars | {"flow_loss": flow_loss}

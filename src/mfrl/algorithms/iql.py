@@ -27,7 +27,7 @@ from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.bc import MeanPolicy
 from mfrl.algorithms.groups import Average, Group
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import Values, expectile_loss, q_loss, td_loss
 from mfrl.schedules import FixedAlpha
 
@@ -62,19 +62,19 @@ class IQLSettings(ImplicitValues):
 
 
 def implicit_value_loss(
-    value: Sees,
-    critic: Sees,
-    target_critic: Sees,
+    value: EncodedNetwork,
+    critic: EncodedNetwork,
+    target_critic: EncodedNetwork,
     batch: Batch,
     expectile: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_V + L_Q, of which each trains its own network, and the scalars to log."""
     with torch.no_grad():
-        q = target_critic(target_critic.see(batch.observations), batch.actions).amin(0)
-        y = batch.rewards + batch.discounts * value(value.see(batch.next_observations))
-    v = value(value.see(batch.observations))
+        q = target_critic(target_critic.encode(batch.observations), batch.actions).amin(0)
+        y = batch.rewards + batch.discounts * value(value.encode(batch.next_observations))
+    v = value(value.encode(batch.observations))
     value_loss = expectile_loss(q - v, expectile)
-    critic_loss, scalars = td_loss(critic, critic.see(batch.observations), batch.actions, y)
+    critic_loss, scalars = td_loss(critic, critic.encode(batch.observations), batch.actions, y)
     return value_loss + critic_loss, scalars | {"value_loss": value_loss, "v": v.mean()}
 
 
@@ -126,7 +126,7 @@ class IQL(Algorithm):
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """L_pi; Q and V are used, not trained."""
         c = self.settings
-        mu = self.actor(self.actor.see(batch.observations))
+        mu = self.actor(self.actor.encode(batch.observations))
         log_pi = log_probability(mu, batch.actions)
         scalars = {
             "log_probability": log_pi.mean(),
@@ -134,22 +134,22 @@ class IQL(Algorithm):
             "alpha": self.alpha.alpha,
         }
         with torch.no_grad():
-            s = self.critic.see(batch.observations)
+            s = self.critic.encode(batch.observations)
         if c.extraction == "ddpgbc":
             loss, q = q_loss(self.critic, s, mu, "value", "min")
             return loss - self.alpha.alpha * log_pi.mean(), scalars | {"q_loss": loss, "policy_q": q}
         with torch.no_grad():
-            v = self.value(self.value.see(batch.observations))
+            v = self.value(self.value.encode(batch.observations))
             advantage = self.critic(s, batch.actions).amin(0) - v
             weight = (self.alpha.alpha * advantage).exp().clamp(max=LARGEST_WEIGHT)
         loss = -(weight * log_pi).mean()
         return loss, scalars | {"awr_loss": loss, "advantage": advantage.mean(), "weight": weight.mean()}
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
         expectile = self.settings.expectile
-        value_loss, of_values = implicit_value_loss(self.value, self.critic, self.target_critic, batch, expectile)
-        policy_loss, of_policy = self.policy_loss(batch)
-        return value_loss + policy_loss, of_values | of_policy
+        value_loss, value_scalars = implicit_value_loss(self.value, self.critic, self.target_critic, batch, expectile)
+        policy_loss, policy_scalars = self.policy_loss(batch)
+        return value_loss + policy_loss, value_scalars | policy_scalars

@@ -1,8 +1,8 @@
 r"""MeanFlow behaviour cloning: the flow loss of MeanFlowQL (arXiv 2511.13035) by itself.
 
-    L = L_flow:  g(s, a_t, t) regressed onto its MeanFlow identity target, whatever the reformulation
+    L = L_flow:  regression of g(s, a_t, t) onto the MeanFlow identity's target, for any reformulation
 
-One forward pass from noise to action; what a reformulation can express, without a critic.
+The policy takes one forward pass from noise to action. Without a critic, it shows what a reformulation can express.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.groups import ActorAdam
 from mfrl.algorithms.policy import OneStepPolicy
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import FlowLoss, flow_loss, path_draws
+from mfrl.meanflow import MeanFlowSettings, meanflow_loss, path_draws
 from mfrl.randomness import Draw
 from mfrl.reformulation import Reformulation
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanFlowBCSettings(FlowLoss, ActorAdam):
-    """Those of the flow loss and of the actor's Adam."""
+class MeanFlowBCSettings(MeanFlowSettings, ActorAdam):
+    """Settings of the flow loss and of the actor's Adam."""
 
 
 class MeanFlowBC(Algorithm):
@@ -32,11 +32,11 @@ class MeanFlowBC(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim), and two_times=True for a reformulation with a second
-            time.
-        reformulation: what the actor's output stands for.
+        actor: constructor that takes (observation_dim, action_dim), and two_times=True for a reformulation with a
+            second time.
+        reformulation: the meaning of the actor's output.
         updates: number of updates, for the schedule.
-        others: seed and encoder, see :class:`Algorithm`, and the settings of :class:`MeanFlowBCSettings`.
+        others: seed and encoder of :class:`Algorithm`, and the fields of :class:`MeanFlowBCSettings`.
     """
 
     Settings = MeanFlowBCSettings
@@ -65,8 +65,8 @@ class MeanFlowBC(Algorithm):
         return path_draws(batch_size, self.spec.action_dim, c.sigma, c.time_steps, self.reformulation.instant_share)
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        s, e, time = self.actor.see(batch.observations), noise["flow"], noise["time"]
-        loss, error = flow_loss(self.actor, self.reformulation, s, batch.actions, e, time, self.settings)
+        s, e, times = self.actor.encode(batch.observations), drawn["flow"], drawn["time"]
+        loss, error = meanflow_loss(self.actor, self.reformulation, s, batch.actions, e, times, self.settings)
         return loss, {"flow_loss": loss, "flow_error": error}

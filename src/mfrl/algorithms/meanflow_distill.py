@@ -25,7 +25,7 @@ from mfrl.algorithms.flow_matching import StudentPolicy, student_action
 from mfrl.algorithms.groups import Average, Group
 from mfrl.algorithms.policy import one_step
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import FlowLoss, flow_loss, path_draws
+from mfrl.meanflow import MeanFlowSettings, meanflow_loss, path_draws
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.reformulation import Reformulation
@@ -33,7 +33,7 @@ from mfrl.schedules import FixedAlpha
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanFlowDistillSettings(FlowLoss, TD):
+class MeanFlowDistillSettings(MeanFlowSettings, TD):
     """Those of the flow loss (MeanFlowQL's) and of FQL.
 
     Attributes:
@@ -132,15 +132,17 @@ class MeanFlowDistill(Algorithm):
         }
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
-        s = self.see(batch.observations, "flow", "actor", "critic")
+        s = self.encode(batch.observations, "flow", "actor", "critic")
         with torch.no_grad():
-            next_s = self.see(batch.next_observations, "actor", "target_critic")
-        critic_loss, of_critic = self.critic_loss(batch, noise["target"], s, next_s)
-        e, time = noise["flow"], noise["time"]
-        loss, error = flow_loss(self.flow, self.reformulation, s["flow"], batch.actions, e, time, self.settings)
-        policy_loss, of_policy = self.policy_loss(batch, noise["policy"], s)
-        scalars = of_critic | {"flow_loss": loss, "flow_error": error} | of_policy | {"alpha": self.alpha.alpha}
-        return critic_loss + loss + policy_loss, scalars
+            next_s = self.encode(batch.next_observations, "actor", "target_critic")
+        critic_loss, critic_scalars = self.critic_loss(batch, drawn["target"], s, next_s)
+        flow_loss, flow_error = meanflow_loss(
+            self.flow, self.reformulation, s["flow"], batch.actions, drawn["flow"], drawn["time"], self.settings
+        )
+        policy_loss, policy_scalars = self.policy_loss(batch, drawn["policy"], s)
+        flow_scalars = {"flow_loss": flow_loss, "flow_error": flow_error}
+        scalars = critic_scalars | flow_scalars | policy_scalars | {"alpha": self.alpha.alpha}
+        return critic_loss + flow_loss + policy_loss, scalars

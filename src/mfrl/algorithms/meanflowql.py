@@ -1,7 +1,7 @@
 r"""MeanFlowQL: one-step generative policies with Q-learning (arXiv 2511.13035).
 
-One residual network g(s, a_t, t) is at once the velocity field of a flow from data to noise and the map from noise
-to an action. It is trained in a single stage together with the Q ensemble:
+One network g(s, a_t, t) is both the velocity field of a flow from data to noise and the map from noise to an action. A
+single stage trains it together with the Q ensemble:
 
     L = L_critic + L_q + w_bound L_bound + alpha L_flow
 """
@@ -20,7 +20,7 @@ from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import ActorAdam, Average, Group
 from mfrl.algorithms.policy import OneStepPolicy, one_step
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.meanflow import FlowLoss, Time, Times, bound_loss, flow_loss
+from mfrl.meanflow import MeanFlowSettings, TimeDraw, bound_loss, meanflow_loss
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.reformulation import Reformulation
@@ -30,19 +30,20 @@ ALPHA_SCHEDULE = {"fixed": FixedAlpha, "cosine": CosineAlpha, "dynamic": Dynamic
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanFlowQLSettings(FlowLoss, TD, ActorAdam):
-    """Defaults are the published settings (arXiv 2511.13035, Table 6).
+class MeanFlowQLSettings(MeanFlowSettings, TD, ActorAdam):
+    """Settings of MeanFlowQL; the defaults are published (arXiv 2511.13035, Table 6).
 
     Attributes:
-        alpha, alpha_schedule: weight of the flow loss, and how it changes: "fixed", "cosine" or "dynamic".
-        num_candidates: actions to choose from when acting.
-        target_candidates: the same in the Bellman target; None means as many as when acting.
-        clip_candidates: when acting, let no candidate count for more than what the data's rewards can add up to: where
-            the critic promises the impossible, it does not choose, and the policy acts as its actor does.
+        alpha: weight of the flow loss.
+        alpha_schedule: how alpha changes: "fixed", "cosine" or "dynamic".
+        num_candidates: number of actions from which the policy takes the best by the critic (best of N).
+        target_candidates: the same number in the Bellman target; None takes ``num_candidates``.
+        clip_candidates: when acting, clip the candidates' values to the largest discounted sum of the data's rewards.
+            Where all candidates exceed it, the critic does not choose and the policy acts as its actor does.
         bound_weight: weight of the bound loss.
-        critic_lr: rate of the critic's Adam.
-        actor_average: act with an average of the actor's weights over some 1 / actor_average updates; None, the
-            published setting, acts with the weights themselves. Training is the same either way.
+        critic_lr: learning rate of the critic.
+        actor_average: rate of an average of the actor's weights, over about 1 / actor_average updates, that acts.
+            None, the published setting, acts with the weights themselves. Training is the same in both cases.
     """
 
     discount: float = 0.995
@@ -61,12 +62,13 @@ class MeanFlowQL(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor, critic: constructors taking (observation_dim, action_dim); the actor's also takes two_times=True for a
-            reformulation with a second time.
-        reformulation: what the actor's output stands for.
-        updates: number of offline updates, for the schedules.
+        actor: constructor that takes (observation_dim, action_dim), and two_times=True for a reformulation with a
+            second time.
+        critic: constructor that takes (observation_dim, action_dim).
+        reformulation: the meaning of the actor's output.
+        updates: number of updates, for the schedules.
         seed, encoder: see :class:`Algorithm`.
-        settings: of :class:`MeanFlowQLSettings`.
+        settings: fields of :class:`MeanFlowQLSettings`.
     """
 
     Settings = MeanFlowQLSettings
@@ -117,16 +119,16 @@ class MeanFlowQL(Algorithm):
     def draws(self, batch_size: int) -> dict[str, Draw]:
         c, shape = self.settings, (batch_size, self.spec.action_dim)
         return {
-            "flow": Normal(shape, c.sigma),  # end of the path
-            "time": Times(batch_size, c.time_steps, self.reformulation.instant_share),  # where on the path
-            "policy": Normal(shape, c.sigma),  # for the policy loss
-            "target": Normal((c.target_candidates or c.num_candidates, *shape), c.sigma),  # for the Bellman target
+            "flow": Normal(shape, c.sigma),  # e, the end of the flow loss's path
+            "time": TimeDraw(batch_size, c.time_steps, self.reformulation.instant_share),  # t (and b) on this path
+            "policy": Normal(shape, c.sigma),  # e of the policy loss
+            "target": Normal((c.target_candidates or c.num_candidates, *shape), c.sigma),  # e' of the Bellman target
         }
 
     def critic_loss(
         self, batch: Batch, e: Tensor, s: Mapping[str, Tensor], next_s: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD to y = r + discount * mask * Q_target(s', a'), a' the best of N one-step actions."""
+        """L_critic: regression of Q onto y = r + discount * mask * Q_target(s', a'), a' the best of N actions."""
         with torch.no_grad():
             candidates = one_step(self.actor, self.reformulation, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
@@ -140,15 +142,8 @@ class MeanFlowQL(Algorithm):
         )
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
-    def flow_loss(
-        self, batch: Batch, e: Tensor, time: Time, s: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Regression of g onto the MeanFlow identity target, by one JVP along the path."""
-        loss, error = flow_loss(self.actor, self.reformulation, s["actor"], batch.actions, e, time, self.settings)
-        return loss, {"flow_loss": loss, "flow_error": error}
-
     def policy_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_q + w_bound L_bound at the one-step action; the critic is differentiated, not trained."""
+        """L_q + w_bound L_bound at the one-step action. L_q does not train the critic."""
         a_hat = one_step(self.actor, self.reformulation, s["actor"], e)
         loss, q = q_loss(self.critic, s["critic"], a_hat, self.settings.normalize_q)
         bound = bound_loss(a_hat)
@@ -161,17 +156,21 @@ class MeanFlowQL(Algorithm):
         }
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The single-stage objective and its parts."""
-        s = self.see(batch.observations, "actor", "critic")
+        """L and the scalars to log."""
+        s = self.encode(batch.observations, "actor", "critic")
         with torch.no_grad():
-            next_s = self.see(batch.next_observations, "actor", "target_critic")
-        critic_loss, of_critic = self.critic_loss(batch, noise["target"], s, next_s)
-        flow_loss, of_flow = self.flow_loss(batch, noise["flow"], noise["time"], s)
-        policy_loss, of_policy = self.policy_loss(batch, noise["policy"], s)
+            next_s = self.encode(batch.next_observations, "actor", "target_critic")
+        critic_loss, critic_scalars = self.critic_loss(batch, drawn["target"], s, next_s)
+        flow_loss, flow_error = meanflow_loss(
+            self.actor, self.reformulation, s["actor"], batch.actions, drawn["flow"], drawn["time"], self.settings
+        )
+        policy_loss, policy_scalars = self.policy_loss(batch, drawn["policy"], s)
         alpha = self.alpha.alpha
-        return critic_loss + policy_loss + alpha * flow_loss, of_critic | of_flow | of_policy | {"alpha": alpha}
+        flow_scalars = {"flow_loss": flow_loss, "flow_error": flow_error}
+        scalars = critic_scalars | flow_scalars | policy_scalars | {"alpha": alpha}
+        return critic_loss + policy_loss + alpha * flow_loss, scalars
 
     def after(self, k: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         changed = self.alpha.after(k, metrics["flow_loss"])

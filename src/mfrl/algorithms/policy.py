@@ -1,4 +1,4 @@
-"""From noise to action, and the best of N such actions by the critic."""
+"""Policies: they map noise to actions and take the best of N actions by the critic."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from mfrl.data.batch import normalize
 from mfrl.errors import ConfigError
 from mfrl.meanflow import end_time
-from mfrl.networks.encoder import Sees
+from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import best_of_n
 from mfrl.reformulation import Reformulation
 
 
-def one_step(actor: Sees, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
-    """a_hat = e - u(e, 0, 1): the action before clipping, ``(..., batch, action_dim)`` like the noise e."""
+def one_step(actor: EncodedNetwork, reformulation: Reformulation, observations: Tensor, e: Tensor) -> Tensor:
+    """a_hat = e - u(e, 0, 1), the action before clipping: ``(..., batch, action_dim)``, shaped like the noise e."""
     return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
 
 class Normalizer(nn.Module):
-    """States normalised with the statistics of the training data; images, which have none, stay as they are."""
+    """Normalises states with the statistics of the training data; images have no statistics and stay as they are."""
 
     mean: Tensor
     std: Tensor
@@ -38,15 +38,17 @@ class Normalizer(nn.Module):
 
 
 class Policy(nn.Module):
-    """What acts in an environment: raw observations and noise in, actions in [-1, 1] out.
+    """Maps raw observations and noise to actions in [-1, 1]. Policies act in environments.
 
-    A subclass defines ``unclipped``, the map from noise to action.
+    A subclass defines ``unclipped``, the map from noise to an action.
 
     Args:
+        normalizer: of observations.
+        action_dim: size of an action.
         sigma: standard deviation of the noise.
-        critic: picks among candidates; None where nothing but the data is imitated.
-        num_candidates: N actions are drawn and the best by the critic is taken; 1 needs no critic.
-        ceiling, q_aggregation: how candidates count, see :func:`best_of_n`.
+        critic: chooses among candidates; None for a policy that imitates the data.
+        num_candidates: N, the number of actions from which the critic chooses; 1 needs no critic.
+        ceiling, q_aggregation: how the critic values candidates, see :func:`best_of_n`.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Policy(nn.Module):
         normalizer: Normalizer,
         action_dim: int,
         sigma: float = 1.0,
-        critic: Sees | None = None,
+        critic: EncodedNetwork | None = None,
         num_candidates: int = 1,
         ceiling: float = math.inf,
         q_aggregation: str = "mean",
@@ -73,14 +75,14 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def folded(self) -> Policy:
-        """The same policy as it is now, for acting: what is constant when acting is worked out once.
+        """A copy that acts faster, because it computes everything that is constant when acting only once.
 
-        Actions differ by rounding. Later changes of the weights do not show.
+        Its actions differ by rounding. Later changes of the weights have no effect on it.
         """
         return self
 
     def _with(self, name: str, network: nn.Module) -> Self:
-        """This policy with another network in the place of one it has."""
+        """A copy of this policy with ``network`` in the place of the module ``name``."""
         policy = copy.copy(self)
         policy._modules = self._modules | {name: network}
         return policy
@@ -93,12 +95,12 @@ class Policy(nn.Module):
         """Actions ``(batch, action_dim)`` in [-1, 1].
 
         Args:
-            observations: ``(batch, observation_dim)``, or uint8 ``(batch, frames, height, width, channels)``, as the
-                environment gives them.
+            observations: what the environment gives: ``(batch, observation_dim)``, or uint8
+                ``(batch, frames, height, width, channels)``.
             noise: ``(candidate, batch, action_dim)`` from :meth:`sample_noise`.
 
         Raises:
-            ConfigError: several candidates, but no critic to choose by.
+            ConfigError: there are several candidates and no critic.
         """
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
@@ -110,7 +112,7 @@ class Policy(nn.Module):
         return self._best(observations, candidates)[0]
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Mean Q of the action taken, ``(batch,)``: the value the critic, which there must be, gives this policy."""
+        """The critic's mean Q of the action taken, ``(batch,)``. The policy must have a critic."""
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
         candidates = self.candidates(observations, noise.to(device))
@@ -118,23 +120,23 @@ class Policy(nn.Module):
 
     def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         assert self.critic is not None
-        seen = self.critic.see(observations)
-        return best_of_n(self.critic, seen, candidates, self.ceiling, self.q_aggregation)
+        features = self.critic.encode(observations)
+        return best_of_n(self.critic, features, candidates, self.ceiling, self.q_aggregation)
 
 
 class OneStepPolicy(Policy):
-    """Noise to action in one forward pass of a MeanFlow actor.
+    """A policy that maps noise to an action in one forward pass of a MeanFlow actor.
 
     Args:
-        actor: network of the algorithm.
-        reformulation: what its output stands for.
-        critic, sigma, num_candidates, ceiling: see :class:`Policy`.
+        actor: the network g.
+        reformulation: the meaning of its output.
+        critic, normalizer, action_dim, sigma, num_candidates, ceiling: see :class:`Policy`.
     """
 
     def __init__(
         self,
-        actor: Sees,
-        critic: Sees | None,
+        actor: EncodedNetwork,
+        critic: EncodedNetwork | None,
         reformulation: Reformulation,
         normalizer: Normalizer,
         action_dim: int,
@@ -150,4 +152,4 @@ class OneStepPolicy(Policy):
         return self._with("actor", self.actor.folded(end))
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return one_step(self.actor, self.reformulation, self.actor.see(observations), noise)
+        return one_step(self.actor, self.reformulation, self.actor.encode(observations), noise)

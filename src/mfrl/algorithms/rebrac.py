@@ -100,24 +100,24 @@ class ReBRAC(Algorithm):
         c = self.settings
         assert batch.next_actions is not None, "every batch of an algorithm that asks for next actions holds them"
         with torch.no_grad():
-            mu = self.target_actor(self.target_actor.see(batch.next_observations))
+            mu = self.target_actor(self.target_actor.encode(batch.next_observations))
             a = (mu + e.clamp(-c.actor_noise_clip, c.actor_noise_clip)).clamp(-1.0, 1.0)
-            q = self.target_critic(self.target_critic.see(batch.next_observations), a)
+            q = self.target_critic(self.target_critic.encode(batch.next_observations), a)
             distance = (a - batch.next_actions).square().sum(-1)
             penalty = torch.where(batch.next_actions.isnan().any(-1), 0.0, distance)
             y = batch.rewards + batch.discounts * (Q_AGGREGATION[c.q_aggregation](q) - c.alpha_critic * penalty)
             if self.value_range is not None:
                 y = y.clamp(*self.value_range)
-        loss, scalars = td_loss(self.critic, self.critic.see(batch.observations), batch.actions, y)
+        loss, scalars = td_loss(self.critic, self.critic.encode(batch.observations), batch.actions, y)
         return loss, scalars | {"next_distance_to_data": penalty.mean()}
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """L_q + alpha L_bc; the critic is differentiated, not trained."""
         c = self.settings
-        mu = self.actor(self.actor.see(batch.observations))
+        mu = self.actor(self.actor.encode(batch.observations))
         bc_loss = (mu - batch.actions).square().sum(-1).mean()
         with torch.no_grad():
-            s = self.critic.see(batch.observations)
+            s = self.critic.encode(batch.observations)
         loss, q = q_loss(self.critic, s, mu, c.normalize_q, c.q_aggregation)
         return loss + self.alpha.alpha * bc_loss, {
             "q_loss": loss,
@@ -127,11 +127,11 @@ class ReBRAC(Algorithm):
         }
 
     def loss(
-        self, batch: Batch, noise: Mapping[str, Any], trained: Collection[str]
+        self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss, and in every second update the policy's."""
-        loss, scalars = self.critic_loss(batch, noise["target"])
+        loss, scalars = self.critic_loss(batch, drawn["target"])
         if "actor" in trained:
-            policy_loss, of_policy = self.policy_loss(batch)
-            loss, scalars = loss + policy_loss, scalars | of_policy
+            policy_loss, policy_scalars = self.policy_loss(batch)
+            loss, scalars = loss + policy_loss, scalars | policy_scalars
         return loss, scalars

@@ -1,8 +1,8 @@
-"""`mfrl tasks [NAME...]`: what can be trained on by name, and whether its data are here.
+"""`mfrl tasks [NAME...]`: the tasks that have a name, and whether their data are on this machine.
 
 The benchmark is the 73 tasks of arXiv 2511.13035: OGBench's states (ten datasets with five tasks each) and images, and
-D4RL's antmaze and Adroit. Neither torch nor a simulator is imported: sizes and default tasks are written down here, and
-the tests compare them with the environments.
+D4RL's antmaze and Adroit. The command imports neither torch nor a simulator: :mod:`mfrl.catalogue` knows the sizes and
+the default tasks, and tests compare them with the environments.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -31,15 +31,20 @@ from mfrl.catalogue import (
 from mfrl.data.present import Data, find
 from mfrl.errors import did_you_mean
 
-_FEW = 4  # commands that are written out
-_WIDE = 170  # characters that a table of all columns may take
+Justify = Literal["left", "right"]
+
+_FEW = 4  # so many commands are printed in full
+_MIDDLING, _WIDE = 120, 170  # characters of a line from which on tables have more columns
+_PIPE = 1000  # characters of a line in a pipe, where no cell is folded
+_SIZES: dict[str, Justify] = {"obs": "right", "act": "right", "updates": "right"}
+_DATA = "data or how to get it"
 
 
 def choose(names: Iterable[str], every: bool = False) -> list[Task]:
-    """The tasks of these names, or of these datasets; without names the benchmark, and with ``every`` all others too.
+    """The tasks of these names or datasets. Without names: the benchmark, and with ``every`` all other tasks too.
 
     Raises:
-        TasksError: there is none, with near names.
+        TasksError: a name is unknown; the message has similar names.
     """
     names, known = list(names), benchmark() + others()
     if not names:
@@ -60,7 +65,7 @@ def choose(names: Iterable[str], every: bool = False) -> list[Task]:
 
 
 def find_data(env: str, data_dir: str | None = None, verify: bool = False) -> Data:
-    """What of a dataset is on this machine.
+    """Find the files of a dataset on this machine.
 
     Args:
         env: a choice of ``env=``.
@@ -84,60 +89,100 @@ def describe(task: Task, data: Data) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[tuple[Task, Data]], console: Console) -> None:
-    """The table, and under it how to read it."""
+def show(rows: Sequence[tuple[Task, Data]], console: Console, all_tasks: bool = False) -> None:
+    """Print the table, and under it how to use it.
+
+    Args:
+        rows: tasks and their data.
+        all_tasks: print a row for each task; otherwise one for each dataset.
+    """
     if not console.is_terminal:
-        console.width = 1000  # in a pipe, a line is a task
-    console.print(_table(rows, narrow=console.width < _WIDE), highlight=False)
+        console.width = _PIPE
+    table = (_table_of_tasks if all_tasks else _table_of_datasets)(rows, console.width)
+    console.print(table, highlight=False)
     notes = list(dict.fromkeys(f"{data.folder}: {data.problem}" for _, data in rows if data.problem))
-    here = sum(data.state not in ("nothing", "incomplete") for _, data in rows)
-    notes.append(f"{len(rows)} named, {here} with data here. Train one:  mfrl train env=... [env.task=...]")
-    if any(presets.methods(task.name) for task, _ in rows):
-        notes.append("With its published settings:  mfrl train experiment=paper/TASK")
+    here = [task for task, data in rows if data.state not in ("nothing", "incomplete")]
+    notes.append(f"{len(rows)} named, {len(here) or 'none'} with data here")
+    example = [*here, rows[0][0]][0]
+    notes.append(f"Train one:  mfrl train {example.overrides}")
+    if "paper" in presets.methods(example.name):
+        notes.append(f"Published settings:  mfrl train experiment=paper/{example.name}")
+    if not all_tasks and len({task.env for task, _ in rows}) < len(rows):
+        brackets = "In brackets OGBench's default task. " if console.width >= _MIDDLING else ""
+        notes.append(f"{brackets}A line for each task:  mfrl tasks --all-tasks")
     wanted = list(dict.fromkeys(command for _, data in rows for command in data.get.values()))
     if wanted:
         few = len(wanted) <= _FEW
         notes += wanted if few else ["Get data:  mfrl collect env=...  or  mfrl download env=..."]
     if any(data.checked == "sizes" for _, data in rows):
-        notes.append("(sizes): as long as its record says; --verify compares checksums")
+        notes.append("(sizes): sizes agree with the record; --verify compares checksums")
     for note in notes:
         console.print(escape(note), highlight=False, soft_wrap=True)
 
 
-def _table(rows: Sequence[tuple[Task, Data]], narrow: bool) -> Table:
-    """A row for each task; a narrow one leaves out what the task's name implies."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    columns = {"task": "left", "env": "left", "obs": "right", "act": "right", "updates": "right"}
-    columns |= {"presets": "left", "data": "left", "get it": "left"}
-    for head, justify in columns.items():
-        if not (narrow and head in ("env", "presets", "get it")):
-            table.add_column(head, justify=justify, overflow="fold")
+def _table_of_tasks(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
+    """A row for each task."""
+    columns = {"task": "left", "env": "left", **_SIZES, "presets": "left", _DATA: "left"}
+    omitted = {head for head, least in {"env": _WIDE, "presets": _MIDDLING}.items() if width < least}
+    table = _empty_table({head: side for head, side in columns.items() if head not in omitted})
     for task, data in rows:
-        cells = {
-            "task": task.name,
-            "env": task.overrides + (" (default)" if task.number and task.default else ""),
-            "obs": "x".join(map(str, task.observation)),
-            "act": str(task.action),
-            "updates": str(task.updates or "-"),
-            "presets": ", ".join(presets.methods(task.name)) or "-",
-            "data": data.state + (f" ({data.checked})" if data.checked else ""),
-            "get it": " or ".join(data.get),
-        }
-        if narrow:
-            cells["data"] = cells["data"] if data.state != "nothing" else cells["get it"]
-        table.add_row(*(escape(cells[column.header]) for column in table.columns))
+        default = " (default)" if task.number and task.default else ""
+        _add_row(table, task, data, {"task": task.name, "env": task.overrides + default})
     return table
 
 
+def _table_of_datasets(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
+    """A row for each dataset with the numbers of its tasks; a wide table has the default one in brackets."""
+    columns = {"env": "left", "task": "left", **_SIZES, "presets": "left", _DATA: "left"}
+    omitted = {"presets", "updates"} if width < _MIDDLING else set()
+    table = _empty_table({head: side for head, side in columns.items() if head not in omitted})
+    datasets: dict[str, list[tuple[Task, Data]]] = {}
+    for task, data in rows:
+        datasets.setdefault(task.env, []).append((task, data))
+    for env, members in datasets.items():
+        numbers = _span([task.number for task, _ in members if task.number])
+        default = [f" ({task.number})" for task, _ in members if task.number and task.default]
+        _add_row(table, *members[0], {"env": env, "task": numbers + "".join(default if not omitted else [])})
+    return table
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """``1-5`` for five numbers in a row, else each of them."""
+    whole = len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if whole else ", ".join(map(str, numbers)) or "-"
+
+
+def _empty_table(columns: dict[str, Justify]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for head, justify in columns.items():
+        table.add_column(head, justify=justify, overflow="fold")
+    return table
+
+
+def _add_row(table: Table, task: Task, data: Data, named: dict[str, str]) -> None:
+    """Add what all tasks of a dataset share, and ``named``; the table's columns decide what is shown."""
+    cells = named | {
+        "obs": "x".join(map(str, task.observation)),
+        "act": str(task.action),
+        "updates": str(task.updates or "-"),
+        "presets": ", ".join(presets.methods(task.name)) or "-",
+        _DATA: data.state + (f" ({data.checked})" if data.checked else ""),
+    }
+    if data.state == "nothing":
+        cells[_DATA] = " or ".join(data.get)
+    table.add_row(*(escape(cells[str(column.header)]) for column in table.columns))
+
+
 def main(argv: Sequence[str]) -> None:
-    """The command line; ``argv`` comes after ``mfrl tasks``.
+    """Run the command; ``argv`` is what follows ``mfrl tasks``.
 
     Raises:
-        MfrlError: for the person at the keyboard.
+        MfrlError: a name is unknown or a folder cannot be read.
     """
     parser = argparse.ArgumentParser("mfrl tasks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="tasks or datasets (default: the 73 of the benchmark)")
     parser.add_argument("--all", action="store_true", dest="every", help="every other dataset too")
+    parser.add_argument("--all-tasks", action="store_true", help="a line for each task instead of each dataset")
     parser.add_argument("--available", action="store_true", help="only those whose data are here")
     parser.add_argument("--verify", action="store_true", help="compare checksums with the records, not only sizes")
     parser.add_argument("--data-dir", help="where to look (default: OGBench's and Minari's own folders)")
@@ -151,4 +196,4 @@ def main(argv: Sequence[str]) -> None:
     elif not rows:
         print("none of these data are here; without --available, mfrl tasks says how to get them")
     else:
-        show(rows, Console())
+        show(rows, Console(), given.all_tasks)

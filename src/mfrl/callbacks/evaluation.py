@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +12,18 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl.callbacks import figures
+from mfrl.callbacks.periodic import due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.maze import MazeLayout
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError, EnvError
-from mfrl.runs.folder import RunFolder, read_evaluations
-from mfrl.system.files import write_text
 
 if TYPE_CHECKING:
     from mfrl.algorithms.policy import Policy
     from mfrl.data.storage import Transitions
     from mfrl.learning.training import Trained, Training
-    from mfrl.study.evaluate import SampleEvaluation
 
 FPS = 15
 
@@ -165,70 +161,9 @@ class Evaluate(L.Callback):
         writer.flush()
 
 
-def record(
-    trainer: L.Trainer,
-    pl_module: Training,
-    run_dir: Path,
-    progress: Progress,
-    result: Evaluation | SampleEvaluation,
-) -> None:
-    """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
-
-    In this order: the line says that nothing is missing, and a run that was killed before it evaluates again.
-
-    Raises:
-        DivergedError: a parameter, or what was measured, is not finite; nothing is recorded.
-    """
-    k, summary = pl_module.updates, result.summary()
-    # A critic that is no number still chooses among candidates, and the actions look like any others.
-    if names := pl_module.nonfinite_parameters():
-        raise DivergedError(
-            f"update {k}: parameters are not finite ({names[0]} and {len(names) - 1} more), so this evaluation says "
-            "nothing and is not recorded. Try a smaller learning rate"
-        )
-    if bad := [name for name, value in summary.items() if not math.isfinite(value)]:
-        raise DivergedError(f"update {k}: {', '.join(bad)} not finite, so this evaluation is not recorded")
-    progress.report(k, summary, result.seconds)
-    losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
-    metrics = summary | {f"val/{name}": value for name, value in losses.items()}
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=k)
-        logger.save()
-    with (run_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"updates": k} | result.to_json_dict(), allow_nan=False) + "\n")
-
-
 def episodes_on_the_way(episodes: int, interim_episodes: int | None) -> int:
     """Of every evaluation but the last: ``interim_episodes``, where that is given and fewer than the last one's."""
     return min(interim_episodes or episodes, episodes)
-
-
-def due(pl_module: Training, every: int) -> bool:
-    """Whether to evaluate now: at every multiple of ``every`` updates, and after the last."""
-    return pl_module.updates % every == 0 or pl_module.updates == pl_module.total_updates
-
-
-def keep_until(run_dir: Path, updates: int) -> list[int]:
-    """Drop the evaluations after ``updates``: a run that goes on from there makes them again.
-
-    Returns:
-        the updates of those that stay.
-    """
-    kept = [line for line in read_evaluations(RunFolder(run_dir)) if line["updates"] <= updates]
-    if kept:
-        write_text(run_dir / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-    else:
-        (run_dir / "eval.jsonl").unlink(missing_ok=True)
-    return [line["updates"] for line in kept]
-
-
-def held_out(data: L.LightningDataModule, pl_module: Training) -> dict[str, float]:
-    """Losses on a fixed sample of the validation split, smaller where observations are images."""
-    size = 4096 if pl_module.spec.image_shape is None else 256
-    index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
-    algorithm = pl_module.algorithm
-    batch = data.val.gather(index, algorithm.discount, algorithm.next_actions).to(pl_module.device)
-    return {name: float(value) for name, value in pl_module.held_out(batch).items()}
 
 
 def action_samples(

@@ -1,4 +1,4 @@
-"""Evaluation without an environment: the losses on data held out, at chosen updates."""
+"""Evaluation without an environment: losses on held-out data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from mfrl.callbacks.evaluation import due, held_out, keep_until, record
+from mfrl.callbacks.periodic import Periodic, held_out, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOutEvaluation:
-    """The losses by name, over how many transitions, in how many seconds."""
+    """The losses by name, the number of transitions and the time in seconds."""
 
     losses: dict[str, float]
     transitions: int
@@ -34,8 +34,8 @@ class HeldOutEvaluation:
         return {**self.summary(), "episodes": 0, "transitions": self.transitions, "seconds": self.seconds}
 
 
-class EvaluateHeldOut(L.Callback):
-    """Every ``every`` updates and at the end, for datasets that record no environment. It says nothing about returns.
+class EvaluateHeldOut(Periodic):
+    """Evaluates every ``every`` updates and at the end, for datasets without an environment. It gives no returns.
 
     Args:
         spec: not used; there is no environment.
@@ -45,20 +45,10 @@ class EvaluateHeldOut(L.Callback):
     """
 
     def __init__(self, spec: EnvSpec, run_dir: str | Path, every: int, progress: Progress) -> None:
-        self.run_dir, self.every, self.progress = Path(run_dir), every, progress
+        super().__init__(run_dir, every, progress)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
-        k = pl_module.updates
-        if k not in keep_until(self.run_dir, k) and k and due(pl_module, self.every):
-            self._evaluate(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
-        if due(pl_module, self.every):
-            self._evaluate(trainer, pl_module)
-
-    def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
-        with pl_module.aside():
-            started = time.perf_counter()
-            losses = held_out(trainer.datamodule, pl_module)
-            result = HeldOutEvaluation(losses, len(trainer.datamodule.val), time.perf_counter() - started)
-            record(trainer, pl_module, self.run_dir, self.progress, result)
+    def evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
+        started = time.perf_counter()
+        losses = held_out(trainer.datamodule, pl_module)
+        result = HeldOutEvaluation(losses, len(trainer.datamodule.val), time.perf_counter() - started)
+        record(trainer, pl_module, self.run_dir, self.progress, result)

@@ -1,4 +1,4 @@
-"""Training that stops when a signal asks it to."""
+"""Stop training when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mfrl.system import signals
 
 
 class Interruption(L.Callback):
-    """Looks between two chunks whether a signal has come, and handles signals in place of Lightning.
+    """Checks between two chunks for a signal, and handles signals in place of Lightning.
 
     Lightning installs its own handler of SIGTERM when training starts; until then, those installed by
     :func:`mfrl.system.signals.handled_by` note what comes.

@@ -1,4 +1,4 @@
-"""Training metrics to the loggers, throughput, a warning where a number cannot be right, a stop where it is none."""
+"""Log training metrics and throughput, warn about numbers that cannot be right, and stop at NaN or infinity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Monitor(L.Callback):
-    """Every ``every`` updates: means of what the updates returned, learning rates, updates per second.
+    """Logs, every ``every`` updates, the means of all scalars, learning rates and updates per second.
 
     ``perf/updates_per_second`` counts the time between chunks too, but not evaluations and checkpoints;
     ``perf/loop_share`` is the share of that time spent outside the updates: Lightning's loop and sampling.

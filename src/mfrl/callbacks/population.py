@@ -1,4 +1,4 @@
-"""Several members trained as one: each has the callbacks of a run of its own, which do not know of the others."""
+"""Callbacks of a population: each member has the callbacks of a single run, which do not know of other members."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SHOWN = 3  #: scores on a line, of which there may be six
 
 
 class Watched:
-    """A member with what watches it: to its callbacks, the trainer of a run of its own.
+    """A member and its callbacks. To them it looks like the trainer of a single run.
 
     Attributes:
-        failed: what ended it; None while it is trained.
+        failed: the error that ended the member; None while it trains.
     """
 
     def __init__(self, member: Member, loggers: list[Logger], callbacks: Sequence[L.Callback]) -> None:
@@ -43,14 +43,14 @@ class Watched:
         return self.trainer.strategy
 
     def attempt(self, hook: Callable[..., None], *arguments: Any) -> None:
-        """Call what a callback does in a run of its own; an error ends this member, and no other one."""
+        """Call a hook of a callback. An error ends this member and no other."""
         try:
             hook(self, self.member, *arguments)
         except MfrlError as error:
             self.fail(error)
 
     def fail(self, error: MfrlError) -> None:
-        """The member ends here, saved as a run of its own that ends in this error would be."""
+        """End the member, and save it as a single run that ends in this error would be saved."""
         self.failed = error
         for callback in self.callbacks:
             if isinstance(callback, Checkpoint):

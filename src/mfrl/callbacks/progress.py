@@ -21,10 +21,10 @@ _FIRST_ESTIMATE_SECONDS = 2.0  # of training, after which the line on what is le
 
 
 class Progress(L.Callback):
-    """A bar over all updates; :class:`Evaluate` adds one of its own while it runs, and reports its result here.
+    """A bar over all updates. :class:`Evaluate` adds its own bar while it runs, and reports its result here.
 
-    The rate is that of training: evaluations and checkpoints are left out of it. What is left includes the evaluations
-    still due, each taken to last as long as the latest one; before the first one their number is told instead.
+    The rate leaves out evaluations and checkpoints. The time left includes the evaluations that are still due, each as
+    long as the latest one; before the first evaluation the bar shows their number instead.
 
     Args:
         every: updates between evaluations.

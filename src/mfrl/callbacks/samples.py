@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mfrl.callbacks.evaluation import due, keep_until, record
+from mfrl.callbacks.periodic import Periodic, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
 from mfrl.study import figures
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from mfrl.learning.training import Training
 
 
-class EvaluateSamples(L.Callback):
-    """Before the first update, every ``every`` updates and at the end: ``samples`` actions, from the same noise.
+class EvaluateSamples(Periodic):
+    """Evaluates ``samples`` actions before the first update, every ``every`` updates and at the end.
+
+    Every evaluation uses the same noise.
 
     Each evaluation is one line of ``eval.jsonl``; losses on the validation split are logged as ``val/...`` beside it.
     The figures (actions beside the data; the map from noise to action) go to TensorBoard.
@@ -32,28 +34,20 @@ class EvaluateSamples(L.Callback):
         progress: the bar to report to.
     """
 
+    before_training = True
+
     def __init__(
         self, spec: EnvSpec, run_dir: str | Path, every: int, samples: int, seed: int, progress: Progress
     ) -> None:
+        super().__init__(run_dir, every, progress)
         self.evaluator = SampleEvaluator(find_toy(spec.env_id), samples, seed)
-        self.run_dir, self.every, self.progress = Path(run_dir), every, progress
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
-        done = keep_until(self.run_dir, pl_module.updates)
-        if due(pl_module, self.every) and pl_module.updates not in done:
-            self._evaluate(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
-        if due(pl_module, self.every):
-            self._evaluate(trainer, pl_module)
-
-    def _evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
-        with pl_module.aside():
-            result = self.evaluator.run(pl_module.policy().folded())
-            record(trainer, pl_module, self.run_dir, self.progress, result)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    self._draw(logger.experiment, pl_module, result)
+    def evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
+        result = self.evaluator.run(pl_module.policy().folded())
+        record(trainer, pl_module, self.run_dir, self.progress, result)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._draw(logger.experiment, pl_module, result)
 
     def _draw(self, writer: Any, pl_module: Training, result: SampleEvaluation) -> None:
         k, policy, toy = pl_module.updates, pl_module.policy(), self.evaluator.toy

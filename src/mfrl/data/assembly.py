@@ -1,7 +1,8 @@
-"""From prepared arrays to what training sees: the share of trajectories, the scale of rewards, the normalisation."""
+"""From prepared arrays to transitions: choose a share of the trajectories, scale rewards, normalise states."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -24,12 +25,12 @@ _CPU = torch.device("cpu")
 
 
 def loaded(cache: Cache, *parts: Sequence[Prepared], frames: int = 1) -> list[Transitions]:
-    """Transitions of each part, in memory as far as they fit there, else mapped; observations as they are.
+    """The transitions of each part, in memory as far as they fit, otherwise mapped; states are not normalised yet.
 
     Args:
-        cache: that prepared them.
+        cache: which prepared the entries.
         parts: entries that together hold the fields of :class:`Transitions`.
-        frames: how many images make an observation.
+        frames: number of images in an observation.
     """
     entries = iter(cache.in_memory([entry.arrays for part in parts for entry in part]))
     return [_transitions([next(entries) for _ in part], frames) for part in parts]
@@ -37,14 +38,15 @@ def loaded(cache: Cache, *parts: Sequence[Prepared], frames: int = 1) -> list[Tr
 
 def _transitions(entries: Sequence[dict[str, np.ndarray]], frames: int) -> Transitions:
     arrays = {field: array for entry in entries for field, array in entry.items()}
-    transitions = Transitions(**{field: as_tensor(array) for field, array in arrays.items()}, frames=frames)
+    tensors: dict[str, Any] = {field: as_tensor(array) for field, array in arrays.items()}
+    transitions = Transitions(**tensors, frames=frames)
     if mapped := [array for array in arrays.values() if isinstance(array, np.memmap)]:
         transitions.ships_to, transitions.pages = _CPU, Pages(mapped)
     return transitions
 
 
 def keep_trajectories(starts: Tensor, fraction: float, seed: int) -> Tensor:
-    """The transitions of a random share of the trajectories, at least one; in their order."""
+    """The transitions of a random share of the trajectories, in their order; at least one trajectory."""
     first = torch.cat([torch.ones(1, dtype=torch.bool), starts[1:] != starts[:-1] + 1])
     number = first.cumsum(0) - 1
     count = int(number[-1]) + 1
@@ -54,27 +56,30 @@ def keep_trajectories(starts: Tensor, fraction: float, seed: int) -> Tensor:
     return starts[kept[number]]
 
 
-def check_normalize(normalize: Any) -> None:
-    """Refuse what is no way to normalise states.
+def check_settings(fraction: float, reward_scale: float, normalize: Any) -> None:
+    """Refuse an impossible share of trajectories, factor of rewards or way to normalise states.
 
     Raises:
-        ConfigError: naming those there are.
+        ConfigError: naming the setting, and what it may be.
     """
+    require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
+    require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
     require("data.normalize", type(normalize) is bool or normalize == PADDED, normalize, f"true, false or {PADDED}")
 
 
 def summarise(transitions: Transitions, normalize: Normalize, known: Statistics | None = None) -> DataSpec:
-    """Sizes, reward range, and the mean and deviation that the states are normalised with.
+    """The data's sizes, reward range, and the mean and deviation that normalise states.
 
     Args:
-        normalize: True: with those of the states that transitions start from. False: mean 0 and deviation 1.
-            "padded": with :func:`padded_statistics`.
-        known: :func:`statistics` of these very transitions, computed earlier.
+        normalize: True: statistics of the states from which transitions start. False: mean 0 and deviation 1.
+            "padded": :func:`padded_statistics`.
+        known: :func:`statistics` of the same transitions, if they were computed earlier.
     """
     dim, image = transitions.observations.shape[1], None
     if transitions.observations.ndim > 2:
         dim, image = 0, (transitions.frames, *transitions.observations.shape[1:])
-    mean, std = [0.0] * dim, [1.0] * dim
+    mean: Sequence[float] = [0.0] * dim
+    std: Sequence[float] = [1.0] * dim
     if normalize and image is None:
         states = transitions.observations, transitions.starts, transitions.pages
         # What is known has deviation 1 where nothing varies, and so does not say what zeros among it make of it.
@@ -94,12 +99,12 @@ def summarise(transitions: Transitions, normalize: Normalize, known: Statistics 
 def statistics(
     observations: Tensor, starts: Tensor, pages: Pages | None = None, padded_to: int | None = None
 ) -> Statistics:
-    """Mean and deviation of the states that transitions start from.
+    """Mean and deviation of the states from which transitions start.
 
     Args:
         observations, starts: see :class:`Transitions`.
         pages: where observations are mapped from files.
-        padded_to: so many rows are counted, of which those beyond the states are zeros; None: the states alone.
+        padded_to: count so many rows, of which those beyond the states are zeros; None counts the states alone.
     """
     total, square = torch.zeros(2, observations.shape[1], dtype=torch.float64)
     offset = observations[starts[0]].double()  # keeps the squares small
@@ -122,13 +127,13 @@ def statistics(
 def padded_statistics(
     observations: Tensor, starts: Tensor, pages: Pages | None = None, buffer_rows: int = BUFFER_ROWS
 ) -> Statistics:
-    """Mean and deviation as the official code of MeanFlowQL has them: over its replay buffer, filled or not.
+    """Mean and deviation as MeanFlowQL's official code computes them: over its whole replay buffer.
 
-    The states that transitions start from are its first rows, and zeros are the others, of which there is at least one.
+    The states from which transitions start fill the first rows of the buffer; the other rows, at least one, are zeros.
 
     Args:
         observations, starts, pages: as for :func:`statistics`.
-        buffer_rows: of the buffer, where the states do not need more.
+        buffer_rows: least number of rows of the buffer.
     """
     return statistics(observations, starts, pages, padded_to=max(buffer_rows, len(starts) + 1))
 
@@ -136,16 +141,16 @@ def padded_statistics(
 def absurd_features(
     transitions: Transitions, known: Statistics | None = None, name: Callable[[int], str] = "feature {}".format
 ) -> list[str]:
-    """A warning for each number of the states whose deviation a few absurd entries have made.
+    """A warning for each dimension of the states whose deviation comes from a few absurd entries.
 
-    The deviation then says nothing of the others: normalised with it they are all alike, and without it the absurd ones
-    drown what a network sees. That is so where it is above 1000 and above 100 times what the entries span without the
-    lowest and the highest hundredth of them, which is looked up in a sample.
+    Normalised with such a deviation, all other entries look alike; without it, the absurd ones drown what a network
+    sees. A dimension gets a warning if its deviation is above 1000 and above 100 times the range of its entries without
+    the lowest and the highest hundredth, which a sample estimates.
 
     Args:
-        transitions: observations as they are.
-        known: mean and deviation of the states that they start from, computed earlier.
-        name: of a number of an observation, for the message.
+        transitions: with observations that are not normalised.
+        known: mean and deviation of the states from which they start.
+        name: gives the name of a dimension, for the message.
     """
     observations, starts = transitions.observations, transitions.starts
     if observations.ndim > 2 or observations.shape[1] == 0:
@@ -169,10 +174,12 @@ def absurd_features(
 
 
 def normalize_states(spec: DataSpec, *parts: Transitions) -> None:
-    """States to (x - mean) / std: now where they lie in memory, else as they are gathered.
+    """Normalise states to (x - mean) / std: at once if they lie in memory, otherwise when they are gathered.
+
 
     Args:
-        parts: may share their rows.
+        spec: has mean and deviation.
+        parts: may share rows.
     """
     if spec.image_shape is not None:
         return

@@ -11,19 +11,19 @@ from mfrl.randomness import indices, key_of
 
 
 class RandomCrop:
-    """Shifts every image of a batch by up to ``padding`` pixels, the space gained filled with the image's edge.
+    """Shifts the images of a batch by up to ``padding`` pixels and fills the gap with the image's edge.
 
-    As published for OGBench's pixel tasks (utils/datasets.py of FQL's code, ``--p_aug=0.5``): a batch is shifted as a
-    whole or not at all; each transition by an offset of its own, uniform over the (2 padding + 1)^2 there are, the
-    same for all frames of its observation and of its next observation.
+    This is the augmentation published for OGBench's pixel tasks (utils/datasets.py of FQL's code, ``--p_aug=0.5``).
+    Either the whole batch is shifted or nothing. Each transition has its own offset, uniform over all
+    (2 padding + 1)^2, which its observation and its next observation share with all their frames.
 
     Args:
-        probability: that a batch is shifted.
-        seed: whether and where to depends on (seed, number of the update) alone.
+        probability: probability that a batch is shifted.
+        seed: the shifts are a function of (seed, number of the update).
         padding: published: 3.
 
     Raises:
-        ConfigError: for a probability outside [0, 1].
+        ConfigError: the probability is not in [0, 1].
     """
 
     def __init__(self, probability: float, seed: int, padding: int = 3) -> None:
@@ -32,12 +32,12 @@ class RandomCrop:
         self._keys: dict[torch.device, torch.Tensor] = {}
 
     def of(self, seed: int) -> RandomCrop:
-        """The same for another seed."""
+        """The same augmentation with another seed."""
         return RandomCrop(self.probability, seed, self.padding)
 
     def __call__(self, batch: Batch, k: int) -> Batch:
         """The batch of update ``k``, observations uint8 ``(batch, frames, height, width, channels)``."""
-        # Decided on the host, so that half of the updates gather nothing and none waits for the device.
+        # The host decides, so that updates without a shift gather nothing and no update waits for the device.
         if int(indices(key_of(self.seed), "whether to crop", torch.tensor([k]), 1, 1 << 31)) >= self.probability * (
             1 << 31
         ):

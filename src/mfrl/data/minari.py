@@ -82,6 +82,8 @@ class MinariData(OfflineData):
         EnvError: on loading, for an environment that is refused, cannot be built or has other spaces.
     """
 
+    data_dir: Path
+
     def __init__(
         self,
         dataset: str,
@@ -106,10 +108,8 @@ class MinariData(OfflineData):
         super().__init__(**sampling)
         self.dataset = checked_id(dataset)
         self.data_dir = data_root(data_dir)
-        require("data.fraction", 0.0 < fraction <= 1.0, fraction, "in (0, 1]")
+        assembly.check_settings(fraction, reward_scale, normalize)
         require("data.val_fraction", 0.0 <= val_fraction < 1.0, val_fraction, "in [0, 1)")
-        require("data.reward_scale", 0.0 < reward_scale < math.inf, reward_scale, "positive and finite")
-        assembly.check_normalize(normalize)
         require("data.reward_shift", math.isfinite(reward_shift), reward_shift, "finite")
         if rule is not None:
             from mfrl.envs import d4rl
@@ -144,7 +144,7 @@ class MinariData(OfflineData):
         return self.data_dir / self.dataset
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Path, ...]:  # type: ignore[override]  # to be read alone
         return (self.folder / "data" / "metadata.json",)
 
     def provenance(self) -> dict[str, Any]:
@@ -174,9 +174,9 @@ class MinariData(OfflineData):
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
             train = replace(train, starts=assembly.keep_trajectories(train.starts, self.fraction, self.seed))
-        known = assembly.statistics(train.observations, train.starts, train.pages)
-        self.spec = assembly.summarise(train, self.normalize, known)
-        absurd = assembly.absurd_features(train, known, description.name_of)
+        statistics = assembly.statistics(train.observations, train.starts, train.pages)
+        self.spec = assembly.summarise(train, self.normalize, statistics)
+        absurd = assembly.absurd_features(train, statistics, description.name_of)
         self.warnings += [f"{self.dataset}: {text}" for text in absurd]
         assembly.normalize_states(self.spec, train, *([] if val is None else [val]))  # which share their rows
         self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
@@ -303,7 +303,9 @@ def split(everything: Transitions, val_fraction: float) -> tuple[Transitions, Tr
 def reference_returns(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
     """The returns that score 0 and 100, where a dataset records them; most do not."""
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (low, high)) or low == high:
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    if not math.isfinite(low) or not math.isfinite(high) or low == high:
         return None
     return float(low), float(high)
 

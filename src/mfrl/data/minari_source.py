@@ -1,4 +1,4 @@
-"""What a Minari dataset holds, read through Minari and checked number by number; nothing in it is executed."""
+"""Read the episodes of a Minari dataset through Minari and check every number. Reading executes nothing."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _BEING_WRITTEN = ("unable to lock file", "already open for write")
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps.
+    """An episode of T steps.
 
     Attributes:
         observations: ``(T + 1, observation_dim)`` float32.
         actions: ``(T, action_dim)`` float32 in [-1, 1].
         rewards: ``(T,)``.
-        terminated: bool ``(T,)``: the task ended with that step.
+        terminated: bool ``(T,)``: the task ended with this step.
     """
 
     observations: np.ndarray
@@ -42,9 +42,9 @@ class Episode:
 
 
 def write_rows(store: Store, episodes: Sequence[Episode]) -> None:
-    """Episodes of at least one step, one after another as rows: the fields of :class:`Transitions`, rewards in float64.
+    """Write the steps of all episodes as rows: the fields of :class:`Transitions`, with rewards in float64.
 
-    The last row of each starts no transition. Its action and reward are 0 and its mask is 1; nothing reads them.
+    No transition starts from an episode's last row. Its action and reward are 0 and its mask is 1; nothing reads them.
     """
     lengths = [len(episode.observations) for episode in episodes]
     firsts = np.cumsum(lengths) - lengths
@@ -66,10 +66,10 @@ def _clipped(actions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Description:
-    """What a dataset says of itself: plain data, to be kept beside prepared transitions.
+    """A dataset's description of itself, as plain data that is kept beside prepared transitions.
 
     Attributes:
-        metadata: what ``metadata.json`` holds.
+        metadata: the content of ``metadata.json``.
         keys: entries of the observation, see :func:`mfrl.envs.minari.vector_keys`.
         shapes: of these entries, or of the one vector.
         low, high: bounds of the actions ``(action_dim,)``.
@@ -82,7 +82,7 @@ class Description:
     high: Sequence[float]
 
     def name_of(self, number: int) -> str:
-        """What a number of the vector of an observation is called, by the entry it comes from."""
+        """The name of a dimension of the observation vector, after the entry from which it comes."""
         for key, shape in zip(self.keys or (None,), self.shapes, strict=True):
             if number < (size := math.prod(shape)):
                 return f"feature {number}" if key is None else f"feature {number} of the entry {key!r}"
@@ -92,7 +92,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset on disk whose description has been checked."""
+    """A dataset on disk. :meth:`open` has checked its description."""
 
     folder: Path
     dataset: str
@@ -101,7 +101,9 @@ class Source:
 
     @classmethod
     def open(cls, folder: Path, dataset: str, observation_keys: Sequence[str] | None) -> Source:
-        """Check ``metadata.json`` before Minari sees it, which would build the environment to fill in what is missing.
+        """Check ``metadata.json`` and open the dataset.
+
+        Minari would build the environment to fill in missing fields, so the check comes before Minari reads the file.
 
         Args:
             folder: of the dataset.
@@ -109,7 +111,7 @@ class Source:
             observation_keys: see :func:`mfrl.envs.minari.vector_keys`.
 
         Raises:
-            DataError: naming the file and the field.
+            DataError: the message names the file and the field.
         """
         path = folder / "data" / "metadata.json"
         try:
@@ -134,10 +136,10 @@ class Source:
         return cls(folder, dataset, Description(metadata, keys, shapes, low.tolist(), high.tolist()), data)
 
     def episodes(self) -> Iterator[Episode]:
-        """Read and check one episode after another; actions scaled to [-1, 1].
+        """Read and check one episode after another, with actions scaled to [-1, 1].
 
         Raises:
-            DataError: naming the dataset, the episode and the field.
+            DataError: the message names the dataset, the episode and the field.
         """
         reader, where = None, f"{self.dataset}: episode"
         for number in range(self.description.metadata["total_episodes"]):

@@ -1,4 +1,4 @@
-"""Fields of an ``.npz`` archive, read in blocks of rows: a file may be larger than memory."""
+"""Read the fields of an ``.npz`` archive in blocks of rows, because a file may be larger than memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 
 @dataclass(frozen=True)
 class Field:
-    """What the header of a field says."""
+    """The header of a field."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -29,16 +29,16 @@ class Field:
 
 
 class Npz:
-    """An ``.npz`` file of numbers; nothing in it is executed.
+    """An ``.npz`` file of numbers. Reading it executes nothing.
 
     Args:
-        path: of the file. It is opened for as long as something is read.
+        path: of the file. It is open only while something is read.
 
     Attributes:
-        fields: by name.
+        fields: the headers, by name.
 
     Raises:
-        DataError: naming the file, and the field that is damaged, cut off or holds no numbers.
+        DataError: a field is damaged, cut off or holds no numbers; the message names file and field.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,10 +61,10 @@ class Npz:
         return self.fields[field].shape
 
     def dtype(self, field: str) -> np.dtype:
-        """Of a field's numbers.
+        """The type of a field's numbers.
 
         Raises:
-            DataError: it holds none.
+            DataError: the field holds something other than numbers.
         """
         dtype = self.fields[field].dtype
         if dtype.kind == "O":
@@ -74,12 +74,12 @@ class Npz:
         return dtype
 
     def read(self, field: str) -> np.ndarray:
-        """The whole field, one that is small."""
+        """The whole field, which must fit into memory."""
         blocks = list(self.blocks(field))
         return np.concatenate(blocks) if blocks else np.empty(self.shape(field), self.dtype(field))
 
     def blocks(self, field: str, rows: int | None = None) -> Iterator[np.ndarray]:
-        """The field from the first row to the last, ``rows`` at a time or a few megabytes."""
+        """The field block by block: ``rows`` rows each, or a few megabytes."""
         dtype, header = self.dtype(field), self.fields[field]
         width = math.prod(header.shape[1:]) * dtype.itemsize
         rows = rows or max(1, _BLOCK // max(1, width))

@@ -15,13 +15,13 @@ class Data:
     """The files of a dataset on this machine.
 
     Attributes:
-        state: ``nothing``, ``incomplete``, or where a record says they come from: ``official``, ``mirror``,
-            ``collected``; ``unrecorded`` where none speaks of them.
-        checked: ``sizes`` or ``checksums`` agree with the record; None without one.
+        state: ``nothing``, ``incomplete``, or their source by their record: ``official``, ``mirror`` or
+            ``collected``; ``unrecorded`` where no record describes these files.
+        checked: what agrees with the record: ``sizes`` or ``checksums``; None without a record.
         folder: where they lie or should lie.
-        bytes: of all files.
-        problem: what is wrong, if something is.
-        get: commands that make the files, by what they do; empty when they are there.
+        bytes: of all files together.
+        problem: a sentence about what is wrong; None if nothing is.
+        get: commands that get the files, by their verb; empty if the files are here.
     """
 
     state: str
@@ -33,13 +33,13 @@ class Data:
 
 
 def find(dataset: str, suite: str, data_dir: str | None = None, verify: bool = False) -> Data:
-    """What of a dataset is on this machine.
+    """Find the files of a dataset on this machine.
 
     Args:
         dataset: its name or Minari id.
-        suite: ``ogbench``, else of Minari.
-        data_dir: as for training; None: OGBench's or Minari's own default.
-        verify: compare the checksums of the files with the record, which reads them; else their sizes.
+        suite: ``ogbench``; any other name means Minari.
+        data_dir: where to look, as in training; None: OGBench's or Minari's own folder.
+        verify: compare checksums with the record, which reads all files; otherwise compare sizes.
     """
     problem = None
     if suite == "ogbench":

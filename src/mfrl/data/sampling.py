@@ -1,4 +1,4 @@
-"""Which transitions an update sees: indices drawn for each from (seed, number of the update), handed out in chunks."""
+"""Choose the transitions of each update: indices are a function of (seed, number of the update), grouped in chunks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mfrl.randomness import indices, key_of
 
 @dataclass(frozen=True)
 class Chunk:
-    """Several index batches over the same transitions: what Lightning sees as one batch."""
+    """The index batches of several updates, which Lightning handles as one batch. Iterating gives their batches."""
 
     transitions: Transitions
-    indices: Tensor  #: (updates, batch), or (updates, members, batch) of a population
+    indices: Tensor  #: (updates, batch), or (updates, members, batch) for a population
     discount: float
     first: int = 0  #: number of the first update
-    augment: Augment | Sequence[Augment] | None = None  #: of a population, each member's own
+    augment: Augment | Sequence[Augment] | None = None  #: for a population, one for each member
     next_actions: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
@@ -34,22 +34,22 @@ class Chunk:
         return self.augment(batch, k) if callable(self.augment) else batch
 
     def _together(self, batch: Batch, k: int, members: int) -> Batch:
-        """With an axis of members before that of the batch."""
-        own = batch.each(lambda field: field.unflatten(0, (members, -1)))
+        """The batches of all members, stacked: every field has an axis of members before that of the batch."""
+        stacked = batch.each(lambda field: field.unflatten(0, (members, -1)))
         if self.augment is None:
-            return own
+            return stacked
         assert not callable(self.augment), "every member has its own"
-        each = (own.each(itemgetter(m)) for m in range(members))
-        shown = [augment(one, k) for augment, one in zip(self.augment, each, strict=True)]
-        fields = (None if field[0] is None else torch.stack(field) for field in zip(*shown, strict=True))
+        each = (stacked.each(itemgetter(m)) for m in range(members))
+        augmented = [augment(one, k) for augment, one in zip(self.augment, each, strict=True)]
+        fields = (None if field[0] is None else torch.stack(field) for field in zip(*augmented, strict=True))
         return Batch(*fields)  # type: ignore[arg-type]  # None where a batch may have it
 
 
 def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
-    """Where chunks of at most ``size`` updates end between update ``first`` and ``last``.
+    """The updates at which chunks of at most ``size`` updates end, between update ``first`` and ``last``.
 
-    A chunk never crosses a multiple of one of the ``marks`` (when something is logged, evaluated or saved), so that
-    what happens there does not depend on the chunk size.
+    No chunk crosses a multiple of one of the ``marks``, at which something is logged, evaluated or saved. Results
+    therefore do not depend on the chunk size.
     """
     ends, at = [], first
     while at < last:
@@ -60,16 +60,16 @@ def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list
 
 
 class ChunkLoader:
-    """Iterates over chunks from update ``first`` to ``last``; update k draws its indices from (seed, k) alone.
+    """Iterates over chunks from update ``first`` to ``last``. The indices of update k are a function of (seed, k).
 
     Args:
         transitions: to draw from.
-        batch_size: transitions of an update.
-        seed: of the drawing; several of a population, each member of which draws as it would alone.
-        first, last, size, marks: where chunks begin and end, see :func:`chunk_ends`.
-        discount: of values, see :meth:`Transitions.gather`; 1 for an algorithm that learns none.
-        augment: of each batch; of a population, one for each member.
-        next_actions: whether batches hold them.
+        batch_size: number of transitions in an update.
+        seed: of the indices; a population has several, and each member draws as it would alone.
+        first, last, size, marks: see :func:`chunk_ends`.
+        discount: of values, see :meth:`Transitions.gather`; 1 for an algorithm that learns no values.
+        augment: changes each batch; a population has one for each member.
+        next_actions: whether batches hold the next actions.
     """
 
     def __init__(

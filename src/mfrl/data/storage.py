@@ -1,4 +1,4 @@
-"""Transitions where the update runs: tensors on the training device, or mapped from files and sent there by batches."""
+"""Transitions as tensors on the training device, or mapped from files and sent there batch by batch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _MOVED_TOGETHER = 1 << 14  # rows moved to a GPU at once
 
 @dataclass
 class Transitions:
-    """Trajectories as one row per visited state, so that every observation is stored once.
+    """Trajectories with one row for each visited state, so that every observation is stored once.
 
-    Row i and row i + 1 are consecutive states of a trajectory unless row i is its last state; ``starts`` lists
-    the rows a transition starts from, in ascending order.
+    Row i and row i + 1 are consecutive states of a trajectory unless row i is its last state. ``starts`` lists the rows
+    from which a transition starts, in ascending order.
 
     Attributes:
         observations: ``(rows, observation_dim)`` float32, or images ``(rows, height, width, channels)`` uint8.
         actions: ``(rows, action_dim)`` float32.
         rewards, masks: ``(rows,)`` float32.
         starts: ``(transitions,)`` int64.
-        firsts: ``(rows,)`` int64, the first row of each row's trajectory; needed where frames are stacked.
-        frames: of images, the last so many make an observation; before a trajectory's first, that one is repeated.
-        statistics: mean and deviation ``(2, observation_dim)`` to normalise states with as they are gathered; None
-            where they are normalised already, or images.
-        ships_to: None: the transitions lie where training runs. A device: they stay in files mapped into memory,
-            and batches are sent there.
-        pages: of the mapped files; None where there are none.
+        firsts: ``(rows,)`` int64, the first row of each row's trajectory; only for stacked frames.
+        frames: number of images in an observation; a trajectory's first image is repeated.
+        statistics: mean and deviation ``(2, observation_dim)`` with which :meth:`gather` normalises states; None if
+            they are normalised already, or images.
+        ships_to: None if the transitions lie on the training device. Otherwise they stay in files mapped into memory,
+            and batches are sent to this device.
+        pages: of the mapped files; None without mapped files.
     """
 
     observations: Tensor
@@ -57,12 +57,12 @@ class Transitions:
         return self.gather(index, discount=1.0)
 
     def gather(self, index: Tensor, discount: float, next_actions: bool = False) -> Batch:
-        """The transitions numbered ``index`` (batch,), gathered where they lie.
+        """The transitions numbered ``index`` (batch,), on the training device.
 
         Args:
-            discount: of the value of the next observation, where the task is not complete.
-            next_actions: whether to gather the data's action in the next observation too; NaN where the last transition
-                of a trajectory leads.
+            discount: of the value of the next observation, where the episode did not terminate.
+            next_actions: also gather the data's action in the next observation. It is NaN for the last transition of a
+                trajectory.
         """
         if self.pages is not None:
             self.pages.give_back()
@@ -109,9 +109,9 @@ class Transitions:
         return torch.index_select(field, 0, row, out=rows).to(self.ships_to, non_blocking=True)
 
     def to(self, device: torch.device) -> Transitions:
-        """Move everything to ``device``; what is mapped from files stays and sends its batches there.
+        """Move all tensors to ``device``. Mapped files stay where they are and send batches there.
 
-        Mapped files move as well where they take at most half of a GPU's free memory.
+        Mapped files move too if they take at most half of a GPU's free memory.
         """
         if self.ships_to is not None and self.nbytes() > _room(device):
             statistics = None if self.statistics is None else self.statistics.to(device)
@@ -136,14 +136,14 @@ class Transitions:
 
 
 class Pages:
-    """The pages of mapped files that this process holds, to be given back before they fill its memory.
+    """The pages of mapped files that this process holds. It gives them back before they fill its memory.
 
-    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Given back,
-    pages stay in the system's file cache while there is room, and are mapped again at little cost; but to the process
-    they count no more, and it stays small whatever the size of the files.
+    Reading one place may map 2 MiB around it, so that a few hundred places are a large part of a file. Pages that are
+    given back stay in the system's file cache while there is room, and are mapped again at little cost. They no longer
+    count as the process's memory, which stays small whatever the size of the files.
 
     Args:
-        arrays: mapped, see :class:`mfrl.data.cache.Prepared`.
+        arrays: mapped arrays, see :class:`mfrl.data.cache.Prepared`.
     """
 
     def __init__(self, arrays: Iterable[np.ndarray]) -> None:
@@ -155,12 +155,12 @@ class Pages:
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The array's memory as a tensor; a mapped one is not to be written to."""
+    """The array's memory as a tensor. Do not write to that of a mapped array."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor written to
         return torch.from_numpy(np.asarray(array))
 
 
 def _room(device: torch.device) -> int:
-    """How many bytes of mapped files may move to a device: half of what is free there now, beside other programs."""
+    """The number of bytes of mapped files that may move to a device: half of its memory that is free now."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0

@@ -1,7 +1,7 @@
-"""The original D4RL benchmark's labels, where Minari's sets and gymnasium-robotics' environments depart from them.
+"""The original D4RL benchmark's rewards and terminations, for Minari's datasets and gymnasium-robotics' environments.
 
-One rule serves the data (arrays of transitions) and the environment (one transition at a time), so that a policy is
-evaluated by what it was trained on. docs/d4rl.md has the comparison. Sources: Farama-Foundation/D4RL,
+One rule labels the data (arrays of transitions) and the environment (one transition at a time), so that a policy is
+evaluated by the labels it was trained on. docs/d4rl.md has the comparison. Sources: Farama-Foundation/D4RL,
 ``d4rl/hand_manipulation_suite/*_v0.py`` and ``scripts/generation/relabel_antmaze_rewards.py``.
 """
 
@@ -17,7 +17,7 @@ from mfrl.errors import EnvError, did_you_mean, require
 
 #: D4RL subtracts this much of the distance from hand to object; gymnasium-robotics 1.2.1 to 1.4.2 add it.
 HAND_WEIGHT = 0.1
-#: Height of the pen's centre below which D4RL holds it to be dropped.
+#: D4RL counts the pen as dropped if its centre is below this height.
 PEN_DROPPED = 0.075
 #: Distance from the goal, in the simulator's length unit, within which D4RL labels an ant as there.
 GOAL_RADIUS = 0.5
@@ -28,10 +28,10 @@ RULES = tuple(OBSERVATION_DIM)
 
 
 def check_rule(rule: str) -> None:
-    """Refuse what is none of ``RULES``.
+    """Refuse a rule that is not in ``RULES``.
 
     Raises:
-        ConfigError: with near names.
+        ConfigError: the message has similar names.
     """
     near = did_you_mean(str(rule), RULES)
     require("env.rule", rule in RULES, rule, f"one of {', '.join(RULES)}{near}")
@@ -59,11 +59,11 @@ def adroit_labels(
 
 
 def evidence_of_sign(rule: str, next_observations: np.ndarray, rewards: np.ndarray) -> float:
-    """Whether recorded rewards add the hand's distance (positive) or subtract it (negative); 0: they do not tell.
+    """Whether recorded rewards add the hand's distance (positive) or subtract it (negative); 0 if they do not tell.
 
-    Exact for ``relocate`` while the ball lies, when nothing else is rewarded. For ``door`` while it is closed, what
-    else is rewarded is known but for a small penalty of velocities, so it takes many steps. The other terms of
-    ``hammer`` are not observed, and ``pen`` has no such term.
+    The answer is exact for ``relocate`` while the ball lies on the table, when the reward has no other term. For
+    ``door`` while it is closed, all other terms are known except a small penalty of velocities, so that it takes many
+    steps. The other terms of ``hammer`` are not observed, and ``pen`` has no term of the hand's distance.
     """
     if rule == "relocate":
         term = HAND_WEIGHT * hand_distance(rule, next_observations)
@@ -79,14 +79,14 @@ def evidence_of_sign(rule: str, next_observations: np.ndarray, rewards: np.ndarr
 def adds_hand_distance(rule: str, core: Any) -> bool:
     """Whether an environment adds the hand's distance to the reward; D4RL, and perhaps a later package, subtracts it.
 
-    Tried with one step of the simulator as it was built, where no bonus is paid. The next reset leaves no trace of it.
+    The function makes one step of the simulator as it was built, where no bonus is paid. The next reset undoes it.
 
     Args:
-        rule: not ``pen``, which has no such term.
+        rule: any but ``pen``, which has no such term.
         core: the bare environment of that task.
 
     Raises:
-        EnvError: the reward is neither: sparse, for example, or another task's.
+        EnvError: the reward neither adds nor subtracts it, e.g. a sparse reward or another task's.
     """
     observation, reward, *_ = core.step(np.zeros(core.action_space.shape))
     others = _without_hand(rule, observation, core.data)
@@ -102,7 +102,7 @@ def adds_hand_distance(rule: str, core: Any) -> bool:
 
 
 def _without_hand(rule: str, observation: np.ndarray, data: Any) -> float:
-    """The other terms of a reward without any bonus."""
+    """A reward without a bonus, and without the term of the hand's distance."""
     if rule == "door":
         return -0.1 * (observation[28] - 1.57) ** 2 - 1e-5 * np.sum(data.qvel**2)
     if rule == "hammer":
@@ -113,7 +113,7 @@ def _without_hand(rule: str, observation: np.ndarray, data: Any) -> float:
 
 
 def hand_distance(rule: str, observations: np.ndarray) -> np.ndarray:
-    """Distance ``(n,)`` from the palm to the handle, the hammer or the ball, which the observation gives away."""
+    """Distance ``(n,)`` from the palm to the handle, the hammer or the ball, computed from observations."""
     x = observations
     offset = {"door": x[:, 35:38], "hammer": x[:, 33:36] - x[:, 36:39], "relocate": x[:, 30:33]}[rule]
     return np.linalg.norm(offset, axis=-1)
@@ -122,22 +122,22 @@ def hand_distance(rule: str, observations: np.ndarray) -> np.ndarray:
 def goal_labels(
     next_positions: np.ndarray, goal: tuple[float, float], radius: float = GOAL_RADIUS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """D4RL's labels of antmaze: reward 1 and the end of the task in every step that ends near the one goal.
+    """D4RL's labels of antmaze: a step that ends near the goal has reward 1 and terminates.
 
     Args:
         next_positions: ``(n, 2)``, after the action.
         goal: ``(x, y)``.
-        radius: how near.
+        radius: largest distance from the goal that counts as near.
 
     Returns:
         rewards and terminations ``(n,)``.
     """
-    there = np.linalg.norm(next_positions - np.asarray(goal), axis=-1) <= radius
-    return there.astype(np.float64), there
+    near = np.linalg.norm(next_positions - np.asarray(goal), axis=-1) <= radius
+    return near.astype(np.float64), near
 
 
 class AdroitLabels(gym.Wrapper, RecordConstructorArgs):
-    """An Adroit environment with the rewards and terminations of :func:`adroit_labels`, where it has not got them.
+    """An Adroit environment with the rewards and terminations of :func:`adroit_labels`, whatever its own are.
 
     Raises:
         ConfigError: there is no such rule.

@@ -44,7 +44,7 @@ _OBSOLETE = ("autoreset", "apply_api_compatibility")
 def make(
     gym_spec: str, observation_keys: Sequence[str] | None, trust: tuple[str, ...] = (), *, render: bool = False
 ) -> gymnasium.Env:
-    """Build an environment: observations one vector, actions in [-1, 1], which a wrapper maps to the bounds.
+    """Build an environment whose observations are one vector and whose actions are in [-1, 1].
 
     Args:
         gym_spec: see :func:`read_spec`.
@@ -72,7 +72,7 @@ def make(
 
 
 def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool = False) -> gymnasium.Env:
-    """Build an environment with the spaces it was recorded with; errors as in :func:`make`."""
+    """Build an environment with the spaces it was recorded with. Raises as :func:`make` does."""
     import gymnasium
 
     spec = read_spec(gym_spec, trust)
@@ -89,7 +89,7 @@ def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says; of one without words, as a bare ``assert`` raises it, where it arose."""
+    """The message of an error. An error without a message, as of a bare ``assert``, gives its place in the code."""
     if str(error):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -110,7 +110,7 @@ def write_spec(
     max_episode_steps: int | None = None,
     wrappers: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The description of a registered environment, to be looked up by its name when it is built.
+    """The description of a registered environment; building it looks the name up.
 
     Args:
         env_id: e.g. ``AntMaze_UMaze-v4``; ``package:Name-v0`` imports the package first.
@@ -134,7 +134,7 @@ def change_spec(
     max_episode_steps: int | None = None,
     wrappers: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """A description that :func:`read_spec` accepts, with arguments, a limit and outer wrappers put in."""
+    """A copy of a description with other arguments, another time limit or further outer wrappers."""
     fields = json.loads(gym_spec)
     fields["kwargs"] = {**(fields.get("kwargs") or {}), **(kwargs or {})}
     fields["additional_wrappers"] = [*(fields.get("additional_wrappers") or ()), *map(dict, wrappers)]
@@ -144,15 +144,15 @@ def change_spec(
 
 
 def read_spec(gym_spec: str, trust: tuple[str, ...] = ()) -> GymSpec:
-    """A gymnasium ``EnvSpec`` that names nothing but known environments and wrappers.
+    """Parse a gymnasium ``EnvSpec`` and refuse one that names unknown environments or wrappers.
 
     Args:
-        gym_spec: JSON of an ``EnvSpec``. Without ``entry_point``, the environment of that ``id`` in gymnasium's
-            registry, with what else the JSON says.
+        gym_spec: JSON of an ``EnvSpec``. Without ``entry_point``, ``id`` names an environment in gymnasium's registry,
+            and the other fields change it.
         trust: packages allowed besides ``KNOWN_PACKAGES``.
 
     Raises:
-        EnvError: naming the class or the field.
+        EnvError: the message names the class or the field.
     """
     from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
@@ -205,7 +205,7 @@ def _registered(fields: dict[str, Any], trust: tuple[str, ...]) -> dict[str, Any
 def register_robotics() -> None:
     """Import gymnasium-robotics, which registers its environments.
 
-    Versions up to 1.4.2 print a notice that their Adroit rewards changed; that one notice is taken out, for
+    Versions up to 1.4.2 print a notice that their Adroit rewards changed. This function suppresses it, because
     :mod:`mfrl.envs.d4rl` restores the rewards and docs/d4rl.md explains them.
     """
     try:
@@ -220,7 +220,7 @@ def register_robotics() -> None:
 
 
 def _check_class(entry_point: Any, base: str, trust: tuple[str, ...]) -> None:
-    """Refuse a name outside the allowed packages before it is imported, and what is no such class afterwards."""
+    """Refuse a name outside of the allowed packages without importing it, and anything that is not such a class."""
     import gymnasium
 
     if isinstance(entry_point, type):
@@ -293,11 +293,11 @@ def to_bounds(actions: np.ndarray, space: Box) -> np.ndarray:
 def vector_keys(space: Space[Any], wanted: Sequence[str] | None) -> tuple[str, ...] | None:
     """The entries of a dictionary observation that make up the vector, in their order.
 
-    The rule: ``wanted`` as it is, else every entry in alphabetical order. Entries are Boxes of numbers; nested
-    dictionaries, tuples and images are refused. None for observations that are no dictionary.
+    They are ``wanted`` in its order, or else all entries in alphabetical order. Entries must be Boxes of numbers;
+    nested dictionaries, tuples and images are refused. Observations that are no dictionary give None.
 
     Raises:
-        EnvError: naming the entry.
+        EnvError: the message names the entry.
     """
     from gymnasium.spaces import Dict
 
@@ -358,7 +358,7 @@ def refuse_other_spaces(
     low: Sequence[float],
     high: Sequence[float],
 ) -> None:
-    """An environment whose observations and actions are not the dataset's cannot judge a policy trained on it.
+    """Refuse to evaluate in an environment whose observations or actions are not the dataset's.
 
     Args:
         env: as recorded.
@@ -367,7 +367,7 @@ def refuse_other_spaces(
         low, high: bounds ``(action_dim,)`` of the dataset's actions.
 
     Raises:
-        EnvError: naming what differs.
+        EnvError: the message says what differs.
     """
     from gymnasium.spaces import Dict
 

@@ -19,16 +19,15 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
     """Build an environment by its gymnasium name.
 
     Args:
-        render: prepare it for ``env.render()``: 256 pixels square and without shadows, which take four
-            fifths of the time in software. Pixel observations are left as the benchmark defines them.
-            ``MUJOCO_GL`` must be set before ``mujoco`` is first imported, for instance by
-            :func:`mfrl.envs.rendering.choose_backend`.
-        frames: of pixel observations: the last so many make one, uint8 ``(frames, height, width, channels)``, the
-            oldest first; before an episode's first image, that one is repeated.
-        kwargs: passed to ``gymnasium.make``.
+        render: prepare it for ``env.render()``, in 256 x 256 pixels and without shadows, which take four fifths of
+            the time in software. Pixel observations stay as the benchmark defines them. ``MUJOCO_GL`` must be set
+            before ``mujoco`` is first imported, for instance by :func:`mfrl.envs.rendering.choose_backend`.
+        frames: number of images that make a pixel observation, uint8 ``(frames, height, width, channels)``, the oldest
+            first. An episode's first image is repeated.
+        kwargs: arguments of ``gymnasium.make``.
 
     Raises:
-        EnvError: no such environment; the message suggests near names.
+        EnvError: there is no such environment; the message has similar names.
     """
     import gymnasium
     import ogbench  # noqa: F401 - registers the environments
@@ -57,7 +56,7 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
 
 
 def remove_description(env: gymnasium.Env) -> None:
-    """Delete the XML that a maze is described in, loaded by now: each one that is built leaves a file in /tmp."""
+    """Delete the XML file that a maze leaves in /tmp when it is built; the simulator has loaded it by then."""
     path = getattr(env.unwrapped, "fullpath", None)
     if hasattr(env.unwrapped, "maze_map") and path is not None and Path(path).parent == Path(tempfile.gettempdir()):
         Path(path).unlink(missing_ok=True)

@@ -1,7 +1,6 @@
-"""What an environment gives for a step, read strictly: one number, a truth, and whether it tells of a success.
+"""Read an environment's reward, its flags and its success, and refuse values with more than one meaning.
 
-Environments differ in what they wrap a number in (a Python float, a NumPy scalar, an array of one). What cannot be read
-in one way only is refused.
+Environments wrap a number in different ways: a Python float, a NumPy scalar, an array of one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mfrl.errors import EnvError
 if TYPE_CHECKING:
     import gymnasium
 
-#: Where an ``info`` may tell of a success; the first that is there counts. gymnasium-robotics has both in use.
+#: Keys of ``info`` that may hold a success; the first one present counts. gymnasium-robotics uses both.
 SUCCESS_KEYS = ("success", "is_success")
 
 
@@ -26,7 +25,7 @@ def name_of(env: gymnasium.Env) -> str:
 
 
 def number(value: Any, what: str) -> float:
-    """A single number, perhaps not finite.
+    """Read a single number, which may be infinite or NaN.
 
     Raises:
         EnvError: it is something else.
@@ -38,7 +37,7 @@ def number(value: Any, what: str) -> float:
 
 
 def truth(value: Any, what: str) -> bool:
-    """A single truth value: a bool, 0 or 1.
+    """Read a single truth value: a bool, 0 or 1.
 
     Raises:
         EnvError: it is something else.
@@ -50,10 +49,10 @@ def truth(value: Any, what: str) -> bool:
 
 
 def success(info: Mapping[str, Any], env: str) -> bool | None:
-    """Whether a step's ``info`` tells of a success; None where it tells nothing.
+    """Read a step's success from its ``info``; None if ``info`` has no success.
 
     Raises:
-        EnvError: what it tells is no truth value.
+        EnvError: the success is no truth value.
     """
     for key in SUCCESS_KEYS:
         if info.get(key) is not None:

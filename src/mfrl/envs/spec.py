@@ -1,6 +1,6 @@
-"""The recipe of an environment, small enough to send to a worker process.
+"""The recipe of an environment, as plain data that worker processes and checkpoints hold.
 
-Apart from :mod:`mfrl.envs.evaluation` so that workers do not import torch.
+This module does not import torch, so that workers start fast.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Names an environment and builds it.
-
-    Plain data only: it goes to worker processes and into checkpoints.
+    """The name and the settings of an environment; :meth:`make` builds it.
 
     Args:
         env_id: its name in the suite.
-        suite: where it comes from: ``ogbench``, or ``minari`` for what a Minari dataset was recorded in.
-        reference_returns: returns that score 0 and 100 where the benchmark normalises scores (D4RL).
-        gym_spec: of the suite ``minari``: the JSON of a gymnasium ``EnvSpec``, kwargs, wrappers and all.
-        observation_keys: of the suite ``minari``: the entries of a dictionary observation, in the order in which they
-            are joined to one vector; None where observations are a vector already.
-        frames: how many images make an observation, stacked in front: ``(frames, height, width, channels)``.
-        trust: of the suite ``minari``: packages whose classes ``gym_spec`` may name besides the known ones. Said by the
-            user; what a checkpoint says of it is not taken over.
+        suite: ``ogbench``, or ``minari`` for an environment in which a Minari dataset was recorded.
+        reference_returns: returns that score 0 and 100, where the benchmark normalises scores (D4RL).
+        gym_spec: for ``minari``: the JSON of a gymnasium ``EnvSpec`` with arguments and wrappers.
+        observation_keys: for ``minari``: the entries of a dictionary observation, in the order in which they form one
+            vector; None where observations are vectors.
+        frames: number of images in an observation ``(frames, height, width, channels)``.
+        trust: for ``minari``: packages, besides the known ones, whose classes ``gym_spec`` may name. Only the user sets
+            it; a checkpoint's value is ignored.
     """
 
     env_id: str
@@ -43,15 +41,15 @@ class EnvSpec:
 
     @property
     def observes_pixels(self) -> bool:
-        """Whether stepping it needs a rendering back end."""
+        """Whether observations are images, so that a step needs a rendering back end."""
         return self.suite == "ogbench" and ogbench.observes_pixels(self.env_id)
 
     def check(self) -> None:
-        """Refuse what cannot be built, without building it.
+        """Refuse an environment that cannot be built or evaluated in, without building it.
 
         Raises:
-            EnvError: the suite has no environments, the dataset does not say which it was recorded in, nothing ends
-                its episodes, or each of them has a goal that no observation shows.
+            EnvError: the suite is unknown; the dataset does not name its environment; there is no time limit; or
+                every episode has its own goal, which observations do not contain.
         """
         if self.suite not in ("ogbench", "minari"):
             raise EnvError(f"unknown suite {self.suite!r} for {self.env_id!r}: known are ogbench and minari")
@@ -75,7 +73,7 @@ class EnvSpec:
             )
 
     def make(self, *, render: bool = False) -> gymnasium.Env:
-        """Build it; ``render`` prepares it for ``env.render()``. Errors as of :meth:`check`."""
+        """Build the environment; ``render`` prepares it for ``env.render()``. Raises as :meth:`check` does."""
         self.check()
         if self.suite == "ogbench":
             return ogbench.make(self.env_id, render=render, frames=self.frames)

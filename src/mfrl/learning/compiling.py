@@ -1,4 +1,4 @@
-"""Whether a run's updates are compiled."""
+"""Decide whether a run's updates are compiled."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mfrl.errors import ConfigError
 Compiled = bool | Literal["captured"]
 Compile = Compiled | Literal["auto"]
 
-#: Runs of at least so many updates are compiled unless the user says otherwise. Starting takes about a minute the first
-#: time, some seconds once PyTorch has the code in its cache, and every update then half of the time.
+#: ``auto`` compiles runs of at least so many updates. Compiling takes about a minute the first time, and some seconds
+#: once PyTorch has the code in its cache; every update then takes half of the time.
 WORTH_COMPILING = 5_000
 
 
 def check_compile(compile: Compile) -> None:
-    """Refuse what is no choice, and what is asked for where PyTorch would look for a compiler or a GPU in vain.
+    """Refuse an unknown choice, and one that needs a compiler or a GPU where PyTorch finds none.
 
     Raises:
-        ConfigError: saying what to install, or to choose.
+        ConfigError: the message says what to install or to choose.
     """
     if compile not in ("auto", "captured", True, False) or type(compile) is int:
         raise ConfigError(f"compile={compile} must be auto, true, false or captured")
@@ -36,10 +36,10 @@ def check_compile(compile: Compile) -> None:
 
 
 def choose(compile: Compile, updates: int) -> tuple[Compiled, str]:
-    """Whether to compile, and why, in a few words.
+    """Whether to compile, and the reason in a few words.
 
-    A run decides once, by nothing but its settings and whether there is a compiler: how fast the machine is does not
-    count, so that the same command makes the same numbers.
+    The decision depends only on the settings and on whether there is a compiler. The machine's speed does not count, so
+    that the same command gives the same numbers.
     """
     if compile != "auto":
         return compile, f"compile={str(compile).lower()}"
@@ -51,7 +51,7 @@ def choose(compile: Compile, updates: int) -> tuple[Compiled, str]:
 
 
 def missing_compiler() -> str:
-    """What is missing; empty where there is a compiler."""
+    """A sentence about what is missing; empty if there is a compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:

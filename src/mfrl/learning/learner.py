@@ -1,14 +1,14 @@
-r"""The one place that steps: gradient, clipping, Adam, averages, schedules and alpha, as one function of tensors.
+r"""The only code that takes steps: gradient, clipping, Adam, averages, schedules and alpha, as one function of tensors.
 
-    g      = grad L(theta; batch, noise(seed, k))
+    g      = grad L(theta; batch, drawn(seed, k))
     g      <- g min(1, c / |g|)                                      per network
     m      <- m + (1 - b1) (g - m),    v <- b2 v + (1 - b2) g^2
     theta  <- theta - lr(k) m^ / (sqrt(v^) + eps),   m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)      (arXiv 1412.6980)
     target <- target + tau (source - target)
 
-The parameters of a network lie in one vector, of which the network's own are views: a step is then a few operations
-instead of a few for every layer. Several members of a population have a leading axis in every vector; they share the
-number of the update and with it all rates.
+The parameters of a network are views of one vector, so that a step is a few operations instead of a few for every
+layer. Several members of a population add a leading axis to every vector. They share the number of the update, and with
+it all rates.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ _ALIGNED = 16  #: float32 numbers in 64 bytes
 
 
 class Layout:
-    """Where each parameter of a network lies in one vector, in the order of memory that it has.
+    """The places of a network's parameters in one vector. Each parameter keeps its order of memory.
 
-    What is a multiple of 64 bytes comes first, so that all of that is aligned.
+    Parameters whose size is a multiple of 64 bytes come first, so that all of these are aligned.
 
     Args:
         prefix: of the parameters' names.
+        network: the network.
     """
 
     def __init__(self, prefix: str, network: nn.Module) -> None:
         parameters = sorted(network.named_parameters(), key=lambda named: named[1].numel() % _ALIGNED != 0)
         self.names = [f"{prefix}.{name}" for name, _ in parameters]
         self.sizes = [p.numel() for _, p in parameters]
-        # As it lies in memory: convolutions keep their channels last.
+        # The order of dimensions in memory: convolutions have their channels last.
         self._order = [_in_memory(p) for _, p in parameters]
         self._shapes = [[p.shape[d] for d in order] for (_, p), order in zip(parameters, self._order, strict=True)]
         self._back = [[order.index(d) for d in range(len(order))] for order in self._order]
@@ -65,20 +66,20 @@ class Layout:
         }
 
     def vector(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The other way round: a new vector ``(size,)``."""
+        """A new vector ``(size,)`` of parameters by name, the inverse of :meth:`views`."""
         return torch.cat([named[n].permute(o).flatten() for n, o in zip(self.names, self._order, strict=True)])
 
 
 def _in_memory(p: Tensor) -> list[int]:
-    """Its dimensions, the one of the largest steps in memory first."""
+    """The dimensions, the one of the largest stride first."""
     steps = p.stride()
     return sorted(range(p.ndim), key=lambda d: -steps[d])
 
 
 class Learner:
-    """Trains one algorithm, or several members of a population that differ in seed and alpha alone.
+    """Trains one algorithm, or several members of a population that differ only in seed and alpha.
 
-    The algorithms' parameters and buffers become views of the learner's, which it updates in place.
+    The algorithms' parameters and buffers become views of the learner's tensors, which it updates in place.
 
     Args:
         algorithms: the members, on the device to train on.
@@ -87,7 +88,7 @@ class Learner:
             and have it replayed as a CUDA graph, which it then stays but for the arguments, that are copied into it.
 
     Attributes:
-        k: how many updates have been made.
+        k: number of updates made.
     """
 
     def __init__(self, algorithms: Sequence[Algorithm], batch_size: int, compiled: Compiled = False) -> None:
@@ -122,11 +123,11 @@ class Learner:
         """One update of every member, in place.
 
         Args:
-            batch: of several members with a leading axis of them in every field.
+            batch: for several members, every field has a leading axis of members.
 
         Returns:
-            the names of its scalars and their values ``(scalars,)``, ``(scalars, members)`` of several, without
-            waiting for the device.
+            the names of the scalars and their values, ``(scalars,)`` or, for several members, ``(scalars, members)``.
+            The call does not wait for the device.
         """
         trained = tuple(name for name, group in self._groups.items() if group.steps_at(self.k))
         moved = tuple(average.target for average in self._averages if average.follows_at(self.k))
@@ -142,7 +143,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where it trains, whatever becomes of the algorithms afterwards."""
+        """The device that trains, also after the algorithms have moved elsewhere."""
         return self._k.device
 
     def rates(self) -> dict[str, float]:
@@ -150,7 +151,7 @@ class Learner:
         return {name: float(_rate(group, torch.tensor(self.k))) for name, group in self._groups.items()}
 
     def _numbers(self) -> dict[str, Tensor]:
-        """The random numbers of the next update. A few updates' are drawn at once, always the same ones together."""
+        """The random numbers of the next update. Those of ``DRAWN_TOGETHER`` updates are drawn in one call."""
         place = self.k % DRAWN_TOGETHER
         if place == 0 or not self._drawn:
             first = self.k - place
@@ -159,7 +160,7 @@ class Learner:
             self._drawn = [{name: x[i] for name, x in drawn.items()} for i in range(DRAWN_TOGETHER)]
         return self._drawn[place]
 
-    # ---- one update, which torch.compile takes whole
+    # ---- one update, which torch.compile compiles as one graph
 
     def _compiled(self, backend: Any = "inductor") -> Callable[..., tuple[tuple[str, ...], Tensor]]:
         # torch.compile keeps what it compiled with a function's code: with a copy of it, no learner meets another's.
@@ -199,7 +200,7 @@ class Learner:
     def _gradients(
         self, batch: Batch, numbers: dict[str, Tensor], trained: tuple[str, ...]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of the loss, for the vectors of the trained networks, and the scalars it gives."""
+        """The loss's gradients by network, each shaped like the network's vector, and the loss's scalars."""
 
         def of_a_member(
             free: dict[str, Tensor],
@@ -246,7 +247,7 @@ class Learner:
     # ---- what a checkpoint holds besides the algorithm's own parameters and buffers
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        """The moments of every Adam of a member, by the names of the parameters, as tensors of their own."""
+        """Copies of the moments of every Adam of a member, by the names of the parameters."""
         state = {}
         for name, moments in self._moments.items():
             first, second = (self._layouts[name].views(self._of(member, m).clone()) for m in moments)
@@ -255,10 +256,10 @@ class Learner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], member: int = 0) -> None:
-        """Take over what :meth:`state_dict` gave; the members have to be at the same update.
+        """Load what :meth:`state_dict` returned. All members must be at the same update.
 
         Raises:
-            KeyError, RuntimeError: it is of other networks.
+            KeyError, RuntimeError: the state belongs to other networks.
         """
         self.k = state["updates"]
         self._k.fill_(self.k)
@@ -284,7 +285,7 @@ class Learner:
         return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
 
     def _adopt_parameters(self, layout: Layout) -> Tensor:
-        """The members' vectors, of which their parameters are views from now on."""
+        """Stack the members' parameters as vectors, and make the parameters views of the stack."""
         named = [dict(algorithm.named_parameters()) for algorithm in self.algorithms]
         stacked = self._stack([layout.vector({name: p.detach() for name, p in own.items()}) for own in named])
         for member, own in enumerate(named):
@@ -302,10 +303,10 @@ class Learner:
 
 
 def _arguments_alone(guards: Sequence[Any]) -> list[bool]:
-    """What torch.compile checks before a call: what the learner is called with.
+    """Select what torch.compile checks before each call: only the arguments of the call.
 
-    Nothing that it looks up in the learner while tracing ever changes, but for values in tensors; checking all of it
-    anew takes half a millisecond a call.
+    Of everything that tracing looks up in the learner, only values in tensors ever change. Checking all of it takes
+    half a millisecond a call.
     """
     arguments = ("batch", "numbers", "trained", "moved")
     names = [guard.name.removeprefix("L['") for guard in guards]  # locals bear that in some versions
@@ -333,7 +334,7 @@ def _rate(group: Group, k: Tensor) -> Tensor:
 
 
 def _without_parameters(algorithm: Algorithm) -> Algorithm:
-    """A copy whose parameters have no storage: what is called with the learner's in their place."""
+    """A copy whose parameters have no storage. The learner calls it with its own tensors in their place."""
 
     def shapes(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
         for part in module.modules():

@@ -1,4 +1,4 @@
-"""The LightningModule: chunks of updates, counted, averaged and saved."""
+"""The LightningModule: it runs chunks of updates, averages their scalars, and saves and loads them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Window:
-    """Scalars of the updates since they were last logged.
+    """Sums of the scalars of all updates since the last logging.
 
     Attributes:
         sums: ``(scalars, members)``.
-        counts: of how many updates, by member.
+        counts: number of updates in the sums, by member.
     """
 
     sums: Tensor
@@ -43,7 +43,7 @@ class Window:
 
 
 class Trained:
-    """What callbacks ask of an algorithm that is being trained."""
+    """The interface that callbacks use of an algorithm in training."""
 
     algorithm: Algorithm
 
@@ -60,17 +60,17 @@ class Trained:
         return self.algorithm.spec
 
     def policy(self) -> Policy:
-        """What acts in an environment; shares the networks being trained."""
+        """The policy that acts in an environment. It shares the networks that are being trained."""
         return self.algorithm.policy()
 
     @torch.no_grad()
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the loss on data not trained on, with the same noise each time."""
+        """The loss's scalars on held-out data, with the same random numbers in each call."""
         algorithm, device = self.algorithm, batch.actions.device
         streams = Streams(algorithm.draws(len(batch.actions)), "held out", device)
         numbers = streams.numbers(key_of(algorithm.seed).to(device), torch.zeros(1, dtype=torch.int64, device=device))
-        noise = streams.values({name: x[0] for name, x in numbers.items()})
-        return algorithm.loss(batch, noise, algorithm.trained)[1]
+        drawn = streams.values({name: x[0] for name, x in numbers.items()})
+        return algorithm.loss(batch, drawn, algorithm.trained)[1]
 
     @torch.no_grad()
     def nonfinite_parameters(self) -> list[str]:
@@ -80,21 +80,21 @@ class Trained:
         return [name for name, holds in zip(names, finite, strict=True) if not holds]
 
     def own_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers as tensors of their own, and not views of what all members share."""
+        """Copies of parameters and buffers, which are otherwise views of tensors that all members share."""
         return {name: tensor.clone() for name, tensor in self.algorithm.state_dict().items()}
 
 
 class Training(Trained, L.LightningModule):
     """A LightningModule whose ``training_step`` runs one update per index batch of a :class:`Chunk`.
 
-    Lightning's per-step overhead is then paid once per chunk. Progress is the number of updates, ``updates``; it is
-    what schedules, random numbers, logging and resuming go by.
+    Lightning's overhead for a step is then paid once a chunk. Schedules, random numbers, logging and resuming depend on
+    ``updates``, the number of updates made.
 
     Args:
-        algorithm: what is trained.
-        batch_size: of an update.
+        algorithm: the algorithm to train.
+        batch_size: number of transitions in an update.
         compiled: see :class:`Learner`.
-        beside: further members of a population, each of which :class:`Member` shows like a training of its own.
+        beside: further members of a population. :class:`Member` makes each look like a training of its own.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class Training(Trained, L.LightningModule):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is no training (an evaluation, a checkpoint), so that throughput does not count its time.
+        """A context for work that is not training (an evaluation, a checkpoint). Throughput leaves out its time.
 
-        Meanwhile networks are in evaluation mode (no dropout); afterwards each is in the mode it was in.
+        Inside, all networks are in evaluation mode (no dropout); afterwards each returns to its mode.
         """
         start, modes = time.perf_counter(), [(module, module.training) for module in self.modules()]
         self.eval()
@@ -163,7 +163,7 @@ class Training(Trained, L.LightningModule):
         return self._windows[names]
 
     def pop_metrics(self, member: int = 0) -> dict[str, float]:
-        """Means of the updates since the last call: the only place where the device is waited for."""
+        """The scalars' means over the updates since the last call. Only here does the CPU wait for the device."""
         means: dict[str, float] = {}
         for names, window in self._windows.items():
             if window.counts[member]:
@@ -173,7 +173,7 @@ class Training(Trained, L.LightningModule):
         return means
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]  # no prefix, no destination
-        """The algorithm's, under its own names, as tensors of their own."""
+        """Copies of the algorithm's parameters and buffers, under the algorithm's own names."""
         return self.own_state()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -186,7 +186,7 @@ class Training(Trained, L.LightningModule):
         self.load(checkpoint)
 
     def save(self, checkpoint: dict[str, Any], member: int = 0) -> None:
-        """Put into a checkpoint what a member goes on from, besides its parameters."""
+        """Add to a checkpoint everything, besides parameters, that a member needs to resume."""
         assert self.learner is not None
         checkpoint["updates"] = self.updates
         checkpoint["learner"] = self.learner.state_dict(member)
@@ -198,7 +198,7 @@ class Training(Trained, L.LightningModule):
         ]
 
     def load(self, checkpoint: dict[str, Any], member: int = 0) -> None:
-        """Take over what :meth:`save` put there; all members have to be at the same update."""
+        """Load what :meth:`save` added. All members must be at the same update."""
         for algorithm in (self.algorithm, *self.beside):
             algorithm.k = checkpoint["updates"]
         self._saved[member] = checkpoint["learner"]
@@ -223,7 +223,7 @@ def lightnings_part() -> dict[str, Any]:
 
 
 class Member(Trained):
-    """One member of a population, to callbacks what :class:`Training` is of a run of its own."""
+    """One member of a population. Callbacks use it as they use the :class:`Training` of a single run."""
 
     def __init__(self, training: Training, index: int) -> None:
         self.training, self.index = training, index
@@ -256,7 +256,7 @@ class Member(Trained):
         return self.training.pop_metrics(self.index)
 
     def checkpoint(self) -> dict[str, Any]:
-        """What Lightning writes of a run of its own, so that one goes on from it."""
+        """The checkpoint that Lightning would write of a single run, so that a single run can resume from it."""
         checkpoint = lightnings_part() | {"state_dict": self.own_state(), "callbacks": {}}
         self.training.save(checkpoint, self.index)
         return checkpoint

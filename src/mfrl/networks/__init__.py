@@ -1,1 +1,1 @@
-"""Networks: actor backbones, the Q ensemble and the image encoder. nn.Modules only, no losses."""
+"""Networks: actors, the Q ensemble and the image encoder. They hold layers only, no losses."""

@@ -1,4 +1,4 @@
-"""The Q ensemble, and the value of a state."""
+"""The critic: an ensemble of Q networks, and the value of a state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mfrl.networks.primitives import batched_affine, gelu
 
 
 class QEnsemble(nn.Module):
-    """Q_i(s, a) for i = 1 .. ensemble, computed as one batched matrix product per layer.
+    """Q_i(s, a) for i = 1 .. ensemble. One batched matrix product per layer computes all members.
 
-    Each member is [s, a] -> (linear, GELU, LayerNorm) x depth -> linear 1, initialised like its own network
-    (Xavier uniform, zero bias), as published.
+    Each member is [s, a] -> (linear, GELU, LayerNorm) x depth -> linear 1, as published. Its weights start Xavier
+    uniform, with the fan of one member, and its biases at zero.
 
     Args:
         observation_dim, action_dim: sizes of the flat inputs.
@@ -42,17 +42,18 @@ class QEnsemble(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(ensemble, 1, 1))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """``(ensemble, ..., batch)`` values.
+        """Values ``(ensemble, ..., batch)``.
 
         Args:
             observations: ``(batch, observation_dim)``.
-            actions: ``(..., batch, action_dim)``; leading axes (candidates) share the observations.
+            actions: ``(..., batch, action_dim)``; all leading axes (candidates) share the observations.
         """
         w_s, w_a = self.weights[0].split(self.sizes, dim=1)
         lead = actions.shape[:-1]
-        of_s = batched_affine(observations.expand(len(w_s), -1, -1), w_s, self.biases[0])
+        state_part = batched_affine(observations.expand(len(w_s), -1, -1), w_s, self.biases[0])
         x = torch.bmm(actions.reshape(1, -1, actions.shape[-1]).expand(len(w_a), -1, -1), w_a)
-        x = (x.unflatten(1, lead) + of_s.view(len(w_s), *[1] * (len(lead) - 1), *of_s.shape[1:])).flatten(1, -2)
+        state_part = state_part.view(len(w_s), *[1] * (len(lead) - 1), *state_part.shape[1:])
+        x = (x.unflatten(1, lead) + state_part).flatten(1, -2)
         for k, (gain, shift) in enumerate(zip(self.gains, self.shifts, strict=True)):
             if k > 0:
                 x = batched_affine(x, self.weights[k], self.biases[k])

@@ -1,8 +1,8 @@
 r"""The published actor: a DiT over a single token, arXiv 2511.13035.
 
-Self-attention over one token is a softmax over one element, which is 1: the attention output is the value
-projection followed by the output projection, whatever query and key are. They are not computed here, and are not
-parameters: they would receive no gradient.
+Self-attention over one token is a softmax over one element, which is 1. The output of attention is therefore the value
+projection followed by the output projection, whatever query and key are. This module leaves query and key out; they
+would receive no gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks import primitives
 from mfrl.networks.dual import Dual, DualNetwork, Linear, add_gated, gelu, lerp, linear, modulate, rms_normalize, silu
 from mfrl.networks.dual import add as add_duals
@@ -19,7 +19,7 @@ from mfrl.networks.time import TimeEmbedding
 
 
 class RMSNorm(nn.Module):
-    """RMS normalisation with a learned gain, times sqrt(width) besides, as in the published actor."""
+    """RMS normalisation times a learned gain and sqrt(width), as in the published actor."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,25 +30,25 @@ class RMSNorm(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Zero-initialised linear map of SiLU(c) to ``count`` vectors of the network's width."""
+    """A zero-initialised linear map of SiLU(c) to ``count`` vectors of the network's width."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
         self.count = count
         self.linear = Linear(width, count * width, scale=0.0)
 
-    def forward(self, c: Dual, time: Time) -> list[Dual]:
-        # Computed once per distinct time, then handed to the samples that have it.
+    def forward(self, c: Dual, times: Times) -> list[Dual]:
+        # One row for each distinct time; spread() copies it to the samples of that time.
         m = self.linear(c)
-        values = time.spread(m.value).chunk(self.count, -1)
+        values = times.spread(m.value).chunk(self.count, -1)
         if m.tangent is None:
             return [Dual(value) for value in values]
-        tangents = time.spread(m.tangent).chunk(self.count, -1)
+        tangents = times.spread(m.tangent).chunk(self.count, -1)
         return [Dual(value, tangent) for value, tangent in zip(values, tangents, strict=True)]
 
 
 class Block(nn.Module):
-    """Attention (over one token) and MLP, each normalised, modulated by time, and gated."""
+    """Attention over one token, then an MLP. Time modulates the normalised input of both and gates their output."""
 
     def __init__(self, width: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class Block(nn.Module):
         self.mlp_in = Linear(width, hidden)
         self.mlp_out = Linear(hidden, width)
 
-    def forward(self, x: Dual, c: Dual, time: Time) -> Dual:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, time)
+    def forward(self, x: Dual, c: Dual, times: Times) -> Dual:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, times)
         h = modulate(self.norm1(x), scale1, shift1)
         x = add_gated(x, gate1, self.attention_out(self.attention_value(h)))
         h = modulate(self.norm2(x), scale2, shift2)
@@ -75,11 +75,12 @@ class DiT(DualNetwork):
     Args:
         observation_dim, action_dim: sizes of the flat inputs.
         width, depth, mlp_ratio: published: 256, 3, 4.
-        residual_scale: weight of each block's whole change, x + residual_scale (block(x) - x).
-        offset_std: spread of the token's learned offset at the start; published: 0.005. Every layer sees the token
-            RMS-normalised: beside a small offset only the direction of W [s, a_t] is seen, and two states on one ray
-            from the data's mean look alike. Observations of few numbers (the x and y of a maze) need a larger one.
-        two_times: whether the network takes the start b of the interval too: g(s, a_t, b, t).
+        residual_scale: weight of each block's change: x + residual_scale (block(x) - x).
+        offset_std: standard deviation of the token's learned offset at initialisation; published: 0.005. Every layer
+            normalises the token by its RMS. With a small offset the layers see only the direction of W [s, a_t], so
+            that two states on one ray from the data's mean look alike. Observations of few numbers (the x and y of a
+            maze) need a larger offset.
+        two_times: the network takes the start b of the interval too: g(s, a_t, b, t).
     """
 
     def __init__(
@@ -105,31 +106,31 @@ class DiT(DualNetwork):
         self.head = Linear(width, action_dim, scale=0.0)
 
     @torch.no_grad()
-    def folded(self, time: Time) -> FoldedDiT:
-        """With every modulation of ``time`` folded into the weights beside it, and attention's two maps into one."""
-        return FoldedDiT(self, time)
+    def folded(self, times: Times) -> FoldedDiT:
+        """The network at one time: modulations are folded into the weights, attention's two maps into one."""
+        return FoldedDiT(self, times)
 
-    def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
-        # [s, a_t] W^T as two products: s is shared by all candidates and has no tangent.
+    def run(self, observations: Tensor, actions: Dual, times: Times) -> Dual:
+        # [s, a_t] W^T as two products, because all candidates share s, and s has no tangent.
         w_s, w_a = self.embed.weight.split([self.observation_dim, actions.value.shape[-1]], dim=1)
         x = add_duals(linear(Dual(observations), w_s, self.embed.bias + self.offset), linear(actions, w_a))
-        c = silu(self.time(time, actions.tangent is not None))
+        c = silu(self.time(times, actions.tangent is not None))
         for block in self.blocks:
-            x = lerp(x, block(x, c, time), self.residual_scale)
-        shift, scale = self.final_modulation(c, time)
+            x = lerp(x, block(x, c, times), self.residual_scale)
+        shift, scale = self.final_modulation(c, times)
         return self.head(modulate(self.final_norm(x), scale, shift))
 
 
 class FoldedDiT(nn.Module):
-    """A DiT at one time. With r(x) = x / rms(x), each block is two affine maps of r and one behind a GELU:
+    """A DiT at one time. With r(x) = x / rms(x), a block is two affine maps of r and one of a GELU:
 
         h = A r(x) + a,    m = Q gelu(P r(x + h) + p) + q,    x <- x + residual_scale (h + m)
 
-    The weights are folded in float64: the output is that of the DiT but for rounding.
+    The constructor folds the weights in float64. The output equals the DiT's up to rounding.
 
     Args:
-        dit: to fold; later changes of its weights do not show here.
-        time: of one row.
+        dit: the network to fold. Later changes of its weights have no effect on the folded one.
+        times: one row.
     """
 
     w_s: Tensor
@@ -138,7 +139,7 @@ class FoldedDiT(nn.Module):
     eps: Tensor
     bias: Tensor
 
-    def __init__(self, dit: DiT, time: Time) -> None:
+    def __init__(self, dit: DiT, times: Times) -> None:
         super().__init__()
         self.residual_scale = dit.residual_scale
         width = dit.embed.out_features
@@ -148,11 +149,11 @@ class FoldedDiT(nn.Module):
         self.register_buffer("averaging", w_s.new_full((1, width), 1.0 / width))
         self.register_buffer("eps", w_s.new_full((1,), 1e-6))
         self.register_buffer("bias", (dit.embed.bias + dit.offset).detach().clone())
-        c = silu(dit.time(time))
+        c = silu(dit.time(times))
         maps: list[tuple[Tensor, Tensor]] = []
         for block in dit.blocks:
             assert isinstance(block, Block)
-            shift1, scale1, gate1, shift2, scale2, gate2 = (m.value[0].double() for m in block.modulation(c, time))
+            shift1, scale1, gate1, shift2, scale2, gate2 = (m.value[0].double() for m in block.modulation(c, times))
             weight, bias = (x.double() for x in (block.attention_value.weight, block.attention_value.bias))
             out, out_bias = (x.double() for x in (block.attention_out.weight, block.attention_out.bias))
             maps += [
@@ -160,13 +161,13 @@ class FoldedDiT(nn.Module):
                 _fold(block.mlp_in.weight, block.mlp_in.bias, block.norm2, scale2, shift2, None),
                 (gate2[:, None] * block.mlp_out.weight, gate2 * block.mlp_out.bias),
             ]
-        shift, scale = (m.value[0].double() for m in dit.final_modulation(c, time))
+        shift, scale = (m.value[0].double() for m in dit.final_modulation(c, times))
         maps.append(_fold(dit.head.weight, dit.head.bias, dit.final_norm, scale, shift, None))
         self.weights = nn.ParameterList(nn.Parameter(w.to(w_s.dtype), False) for w, _ in maps)
         self.biases = nn.ParameterList(nn.Parameter(b.to(w_s.dtype), False) for _, b in maps)
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time | None = None) -> Tensor:
-        """g ``(..., batch, action_dim)``, like :meth:`DiT.forward`; the time is that of folding."""
+    def forward(self, observations: Tensor, actions: Tensor, times: Times | None = None) -> Tensor:
+        """g ``(..., batch, action_dim)``, like :meth:`DiT.forward`, at the time of folding; ``times`` is ignored."""
         x = F.linear(observations, self.w_s, self.bias) + F.linear(actions, self.w_a)
         affine = iter(zip(self.weights, self.biases, strict=True))
         for _ in range(len(self.weights) // 3):
@@ -176,7 +177,7 @@ class FoldedDiT(nn.Module):
         return F.linear(self._r(x), *next(affine))
 
     def _r(self, x: Tensor) -> Tensor:
-        # The mean as a product: four operations in place of the ten that F.rms_norm makes of it on a CPU.
+        # A matrix product computes the mean: four operations, where F.rms_norm takes ten on a CPU.
         return x * F.linear(x * x, self.averaging, self.eps).rsqrt_()
 
 

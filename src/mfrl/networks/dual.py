@@ -1,10 +1,9 @@
-r"""Forward-mode differentiation by hand: a value and its derivative along the path travel together.
+r"""Forward-mode differentiation by hand: a layer maps a value and its derivative along the path together.
 
-The MeanFlow identity needs dg/dt as a number only, while g itself needs a gradient. `torch.func.jvp` gives
-both, but in eager mode it falls back to Python decompositions and keeps a graph for the derivative too. Here each
-primitive applies its own rule to the tangent, without a graph and with the same weights, so that one pass
-through the network gives both. A :class:`Dual` whose tangent is None is a plain value: the same code then is the
-plain forward pass.
+The MeanFlow identity needs dg/dt as a number, and g with a gradient. `torch.func.jvp` gives both, but in eager mode it
+uses slow Python decompositions and keeps a graph for the derivative too. In this module each layer applies its own
+rule to the tangent, without a graph, so that one pass through the network gives g and dg/dt. A :class:`Dual` whose
+tangent is None is a plain value, and the same code is then the plain forward pass.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks import primitives
 from mfrl.networks.primitives import affine, gelu_tangent
 
 
 class Dual(NamedTuple):
-    """x and dx/dt of the same shape; ``tangent=None`` where only x is wanted or where dx/dt = 0."""
+    """x and dx/dt, of one shape. ``tangent=None`` means that dx/dt is zero or that nobody asks for it."""
 
     value: Tensor
     tangent: Tensor | None = None
@@ -42,7 +41,7 @@ def gelu(x: Dual) -> Dual:
 
 
 def silu(x: Dual) -> Dual:
-    """x sigmoid(x), whose backward kernel is silu'(x) times a factor: with dx as factor, the tangent."""
+    """x sigmoid(x). The tangent silu'(x) dx is PyTorch's backward kernel of SiLU applied to dx."""
     value = F.silu(x.value)
     if x.tangent is None:
         return Dual(value)
@@ -51,7 +50,7 @@ def silu(x: Dual) -> Dual:
 
 
 def add(x: Dual, y: Dual) -> Dual:
-    """x + y, where a missing tangent is zero."""
+    """x + y; a tangent of None counts as zero."""
     if x.tangent is None or y.tangent is None:
         return Dual(x.value + y.value, x.tangent if y.tangent is None else y.tangent)
     value = x.value + y.value
@@ -104,36 +103,42 @@ def lerp(x: Dual, y: Dual, weight: float) -> Dual:
 
 
 class DualNetwork(nn.Module):
-    """An actor written on duals: its one pass gives g, or g and its derivative along the path."""
+    """An actor whose layers map duals, so that one pass gives g, or g and its derivative along the path.
 
-    def forward(self, observations: Tensor, actions: Tensor, time: Time) -> Tensor:
-        """g ``(..., batch, action_dim)`` for observations ``(batch, observation_dim)``.
+    A subclass defines :meth:`run`, and :meth:`folded` if it can be folded.
+    """
 
-        Actions may lead with further axes, e.g. ``(candidate, batch, action_dim)``; time then has one row.
+    def forward(self, observations: Tensor, actions: Tensor, times: Times) -> Tensor:
+        """g ``(..., batch, action_dim)``.
+
+        Args:
+            observations: ``(batch, observation_dim)``.
+            actions: ``(..., batch, action_dim)``; all leading axes (candidates) share the observations.
+            times: of each sample; one row where actions have leading axes.
         """
-        return self.run(observations, Dual(actions), time).value
+        return self.run(observations, Dual(actions), times).value
 
-    def jvp(self, observations: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """g and its derivative along the path, tangents (velocity, 1); the derivative carries no graph."""
-        g = self.run(observations, Dual(actions, velocity), time)
+    def jvp(self, observations: Tensor, actions: Tensor, times: Times, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """g, and its derivative along the path without a graph; the tangents of (a_t, t) are (velocity, 1)."""
+        g = self.run(observations, Dual(actions, velocity), times)
         assert g.tangent is not None
         return g.value, g.tangent
 
-    def folded(self, time: Time) -> nn.Module:
-        """A network for this one time alone, called alike: what depends on time only is constant, and folded in.
+    def folded(self, times: Times) -> nn.Module:
+        """A faster network for one time, called in the same way: everything that depends on time alone is constant.
 
         Args:
-            time: of one row.
+            times: one row.
         """
         raise NotImplementedError
 
-    def run(self, observations: Tensor, actions: Dual, time: Time) -> Dual:
-        """The pass itself; a tangent of the actions asks for the derivative, time's own tangent being 1."""
+    def run(self, observations: Tensor, actions: Dual, times: Times) -> Dual:
+        """The forward pass. If the actions have a tangent, so does the result; the tangent of t is then 1."""
         raise NotImplementedError
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` on duals, initialised with variance ``scale / fan_in`` (truncated normal) and zero bias."""
+    """`nn.Linear` on duals. Weights start truncated normal with variance ``scale / fan_in``, biases at zero."""
 
     def __init__(self, in_features: int, out_features: int, scale: float = 0.01) -> None:
         self.scale = scale
@@ -148,7 +153,7 @@ class Linear(nn.Linear):
 
 
 def variance_scaling_(weight: Tensor, scale: float, fan_in: int) -> Tensor:
-    """Truncated normal (at two standard deviations) of variance scale / fan_in; scale 0 gives zeros."""
+    """Fill from a normal of variance scale / fan_in, truncated at two standard deviations; scale 0 gives zeros."""
     if scale == 0.0:
         return nn.init.zeros_(weight)
     # 0.8796... is the standard deviation of a standard normal truncated at +-2.

@@ -1,4 +1,4 @@
-"""From images to the vectors that actors and critics take for observations."""
+"""Image encoders, and the pair of a network and its encoder that algorithms hold."""
 
 from __future__ import annotations
 
@@ -10,56 +10,58 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfrl.meanflow import Time, path_derivative
+from mfrl.meanflow import Times, path_derivative
 from mfrl.networks.dual import DualNetwork
 
 
-class Sees(nn.Module):
-    """A network that sees its observations through an encoder of its own, or, of states, as they are.
+class EncodedNetwork(nn.Module):
+    """An actor or a critic with its own image encoder, or without one where observations are states.
 
-    Of images, the features ``(batch, width)`` are costly: :meth:`see` makes them once, and the network is called with
-    them as often as needed.
+    Features of images are costly: call :meth:`encode` once, then call the network with the features as often as
+    needed.
 
     Args:
-        network: called with what :meth:`see` gives in place of observations.
-        encoder: of images; None where observations are states.
+        network: takes features ``(batch, width)`` (or states) in place of observations.
+        encoder: from images to features; None where observations are states.
     """
 
     def __init__(self, network: nn.Module, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder, self.network = encoder, network
 
-    def see(self, observations: Tensor) -> Tensor:
-        """What :meth:`forward` takes in place of these observations."""
+    def encode(self, observations: Tensor) -> Tensor:
+        """The features that :meth:`forward` and :meth:`jvp` take; states stay as they are."""
         return observations if self.encoder is None else self.encoder(observations)
 
-    def forward(self, seen: Tensor, *inputs: Any) -> Any:
-        return self.network(seen, *inputs)
+    def forward(self, features: Tensor, *inputs: Any) -> Any:
+        return self.network(features, *inputs)
 
-    def jvp(self, seen: Tensor, actions: Tensor, time: Time, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """Of an actor: g and its derivative along the path, see :func:`mfrl.meanflow.path_derivative`."""
+    def jvp(self, features: Tensor, actions: Tensor, times: Times, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """An actor's g and its derivative along the path, see :func:`mfrl.meanflow.path_derivative`."""
         if isinstance(self.network, DualNetwork):
-            return self.network.jvp(seen, actions, time, velocity)
-        return path_derivative(self.network, seen, actions, time, velocity)
+            return self.network.jvp(features, actions, times, velocity)
+        return path_derivative(self.network, features, actions, times, velocity)
 
-    def folded(self, time: Time) -> Sees:
-        """Of an actor: for this one time alone, see :meth:`DualNetwork.folded`; another network stays as it is."""
-        return Sees(self.network.folded(time), self.encoder) if isinstance(self.network, DualNetwork) else self
+    def folded(self, times: Times) -> EncodedNetwork:
+        """An actor folded for one time, see :meth:`DualNetwork.folded`; a network of another class stays as it is."""
+        if not isinstance(self.network, DualNetwork):
+            return self
+        return EncodedNetwork(self.network.folded(times), self.encoder)
 
 
 class ImpalaEncoder(nn.Module):
     """The convolutional network of IMPALA (arXiv 1802.01561), in the form FQL published for OGBench's pixel tasks.
 
-    Pixels / 255 -> per stack (convolution, max pooling by 2, residual blocks) -> ReLU -> linear, GELU. Every
-    convolution is 3 x 3; all weights are Xavier uniform, all biases zero (FQL's utils/encoders.py and networks.py,
-    ``impala_small``, where no layer is normalised).
+    Pixels / 255 -> for each stack (convolution, max pooling by 2, residual blocks) -> ReLU -> linear, GELU. Every
+    convolution is 3 x 3. Weights start Xavier uniform, biases at zero. No layer is normalised (``impala_small`` in
+    FQL's utils/encoders.py and networks.py).
 
     Args:
-        image_shape: ``(frames, height, width, channels)`` of an observation; frames are channels to the network,
+        image_shape: ``(frames, height, width, channels)`` of an observation. The network takes frames as channels,
             the oldest first.
         stacks: channels of each stack; published: 16, 32, 32.
-        blocks: residual blocks a stack; published: 1.
-        width: of the features; published: 512.
+        blocks: residual blocks in each stack; published: 1.
+        width: number of features; published: 512.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class ImpalaEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``(batch, frames, height, width, channels)`` -> features ``(batch, width)``."""
-        # Frames and channels side by side in memory, behind height and width: the layout convolutions are fast in.
+        # Memory holds frames and channels last, the layout in which convolutions are fast.
         x = images.permute(0, 2, 3, 1, 4).flatten(3).to(self.head.weight.dtype) / 255.0
         x = F.relu(self.stacks(x.permute(0, 3, 1, 2)))
         return F.gelu(self.head(x.permute(0, 2, 3, 1).flatten(1)), approximate="tanh")
@@ -119,7 +121,7 @@ class ResidualBlock(nn.Module):
 def max_pool(x: Tensor) -> Tensor:
     """Maximum over 3 x 3 windows in steps of 2, ``(..., h, w)`` -> ``(..., ceil(h / 2), ceil(w / 2))``.
 
-    JAX's SAME padding: where a side is even, all of its one row of padding lies behind; PyTorch's ``padding=1`` would
-    lie before and shift the windows by a pixel.
+    The padding is JAX's SAME: an even side gets one row of padding at its end. PyTorch's ``padding=1`` would put it at
+    the start and shift the windows by a pixel.
     """
     return F.max_pool2d(x, 3, stride=2, padding=(x.shape[-2] % 2, x.shape[-1] % 2), ceil_mode=True)

@@ -1,4 +1,4 @@
-"""A state-conditional Gaussian."""
+"""A network for a Gaussian policy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 
 class GaussianMLP(nn.Module):
-    """s -> mean and log standard deviation of every dimension of the action.
+    """Maps s to the mean and the log standard deviation of every dimension of the action.
 
-    The deviation lies in [exp(log_std_min), exp(log_std_max)]: log std = min + (max - min) sigmoid(x).
+    A sigmoid keeps the log standard deviation within its limits: log std = min + (max - min) sigmoid(x).
 
     Args:
-        observation_dim, action_dim: sizes of the flat inputs and of each output.
+        observation_dim, action_dim: sizes of the input and of each output.
         hidden: width of each hidden layer (GELU).
+        log_std_min, log_std_max: limits of the log standard deviation.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Layers' arithmetic in the form that is fastest where it runs: PyTorch's kernels eagerly, what fuses when compiled."""
+"""The arithmetic of layers, in the faster of two forms: PyTorch's kernels when eager, what fuses when compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CUBE = 0.044715
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, x (1 + tanh z) / 2 with z = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    Compiled, as x sigmoid(2 z), which is the same function: a compiled tanh takes more than twice as long.
+    The compiled form is x sigmoid(2 z), which is the same function. A compiled tanh takes more than twice as long.
     """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(_TWICE * x * (1.0 + _CUBE * x * x))
@@ -34,7 +34,7 @@ def gelu_tangent(x: Tensor, dx: Tensor) -> Tensor:
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for ``(..., in)`` and ``(out, in)``."""
     if bias is not None and torch.compiler.is_compiling():
-        return F.linear(x, weight) + bias  # the sum is a part of what follows; addmm would copy b into every row first
+        return F.linear(x, weight) + bias  # the sum fuses with what follows; addmm would first copy b into every row
     return F.linear(x, weight, bias)
 
 

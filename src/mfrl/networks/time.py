@@ -1,4 +1,4 @@
-"""Time as network input."""
+"""The embedding of time, as networks take it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks.dual import Dual, Linear, add, silu
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of t in [0, 1], then two linear layers with SiLU between.
+    """Sinusoidal features of t in [0, 1], then two linear layers with a SiLU between them.
 
-    Features are cos and sin of t w_k with w_k = period^(-k / half), k = 0 .. half - 1 (period 10000), as in the
-    published actor.
+    The features are cos and sin of t w_k with w_k = period^(-k / half), k = 0 .. half - 1, as in the published actor.
 
     Args:
-        two_times: the start b of the interval gets an embedding of its own, added to that of t.
+        width: size of the embedding.
+        two_times: the start b of the interval gets its own embedding, which is added to that of t.
+        num_features: 2 half.
+        period: published: 10000.
     """
 
     frequencies: Tensor
@@ -33,13 +35,13 @@ class TimeEmbedding(nn.Module):
         self.out = Linear(width, width)
         self.start = TimeEmbedding(width, False, num_features, period) if two_times else None
 
-    def forward(self, time: Time, with_tangent: bool = False) -> Dual:
-        """``(rows, width)`` of the distinct times, with the derivative with respect to t (b fixed) where asked."""
-        of_t = self.embed(time.rows, with_tangent)
+    def forward(self, times: Times, with_tangent: bool = False) -> Dual:
+        """Embeddings of the distinct times ``(rows, width)``; ``with_tangent`` adds their derivative in t, b fixed."""
+        embedded_t = self.embed(times.rows, with_tangent)
         if self.start is None:
-            return of_t
-        assert time.start is not None, "a network of two times is told where the interval starts"
-        return add(of_t, self.start.embed(time.start))
+            return embedded_t
+        assert times.start is not None, "a network of two times needs Times.start, where the interval starts"
+        return add(embedded_t, self.start.embed(times.start))
 
     def embed(self, t: Tensor, with_tangent: bool = False) -> Dual:
         """``(rows, 1)`` times -> ``(rows, width)``."""

@@ -1,4 +1,4 @@
-"""The actor of FQL's code (arXiv 2502.02538): an MLP that takes time as it is."""
+"""The actor of FQL's code (arXiv 2502.02538): an MLP that takes time as a plain number."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mfrl.meanflow import Time
+from mfrl.meanflow import Times
 from mfrl.networks.dual import Dual
 from mfrl.networks.mlp import MLP
 
 
 class PlainTime(nn.Module):
-    """t, and the start b of the interval where there is one, as one number each."""
+    """Stands in for :class:`TimeEmbedding`: passes on t, and the interval's start b if there is one."""
 
-    def forward(self, time: Time, with_tangent: bool = False) -> Dual:
-        """``(rows, 1)`` or ``(rows, 2)``, with the derivative with respect to t (b fixed) where asked."""
-        t = time.rows
-        if time.start is None:
+    def forward(self, times: Times, with_tangent: bool = False) -> Dual:
+        """``(rows, 1)`` or ``(rows, 2)``; ``with_tangent`` adds the derivative in t, b fixed."""
+        t = times.rows
+        if times.start is None:
             return Dual(t, torch.ones_like(t) if with_tangent else None)
         tangent = torch.cat([torch.ones_like(t), torch.zeros_like(t)], -1) if with_tangent else None
-        return Dual(torch.cat([t, time.start], -1), tangent)
+        return Dual(torch.cat([t, times.start], -1), tangent)
 
 
 class VectorField(MLP):
-    """v(s, a_t, t): GELU layers over [s, a_t, t], all of them, the head too, Xavier uniform with zero bias.
+    """v(s, a_t, t): GELU layers over [s, a_t, t]. All weights, the head's too, start Xavier uniform; biases at zero.
 
-    At a fixed time, as in a one-step policy, t is one more bias.
+    At a fixed time, as in a one-step policy, the weights of t are a second bias.
 
     Args:
         observation_dim, action_dim: sizes of the flat inputs.
         hidden: width of each hidden layer; published: 4 x 512.
-        two_times: whether the network takes the start b of the interval too.
+        two_times: the network takes the start b of the interval too.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from contextlib import suppress
@@ -14,6 +13,7 @@ import torch
 from mfrl.errors import CheckpointError
 from mfrl.runs.former import with_todays_names
 from mfrl.runs.saved import Saved
+from mfrl.system.files import refuse_dangling
 
 RECORD = ("config", "spec", "env", "provenance")  # what the key "mfrl" of a checkpoint holds, each a dictionary
 
@@ -34,17 +34,6 @@ def find_checkpoint(path: str | Path) -> Path:
             return candidate
     what = f"neither {tried[0]} nor {tried[1]}" if path.is_dir() else f"no file or folder {path}"
     raise CheckpointError(f"no checkpoint: {what} exists")
-
-
-def refuse_dangling(*paths: Path) -> None:
-    """Refuse links that lead nowhere: what they led to is not gone for good.
-
-    Raises:
-        CheckpointError: naming the link.
-    """
-    for path in paths:
-        if path.is_symlink() and not path.exists():
-            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which is not there: is its disk mounted?")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mfrl.data import records
 from mfrl.errors import CheckpointError, ConfigError, MfrlError, RefusedRun
-from mfrl.runs.checkpoint import refuse_dangling
 from mfrl.runs.read import ERROR_FILE, evaluations_in, overrides_in
-from mfrl.system.files import Locked, one_at_a_time, remove_abandoned, write_json, write_text
+from mfrl.system.files import Locked, one_at_a_time, refuse_dangling, remove_abandoned, write_json, write_text
 from mfrl.system.paths import run_folder
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *records.SIMULATION)

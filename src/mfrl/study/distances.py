@@ -1,7 +1,7 @@
-"""How far samples are from a distribution: pure functions of point clouds ``(n, dim)``, of two clouds or of one.
+"""Distances between samples and a distribution, as pure functions of one or two point clouds ``(n, dim)``.
 
-Distances shrink with the number of samples even between two draws of the same distribution, so a number means
-little without that floor: see :meth:`mfrl.study.evaluate.SampleEvaluator.floor`.
+Two draws of one distribution have a positive distance too, which shrinks with the number of samples. Compare every
+distance with this floor: see :meth:`mfrl.study.evaluate.SampleEvaluator.floor`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def wasserstein2(x: np.ndarray, y: np.ndarray) -> float:
     if x.shape != y.shape:
         raise ValueError(f"clouds of shapes {x.shape} and {y.shape}; exact matching needs as many points in both")
     square = cdist(x, y, "sqeuclidean")
-    # What a whole row or column has in common changes no comparison of matchings; without it, a cloud that has
-    # collapsed into one point, a policy before its first update, costs no time.
+    # Subtracting a number from a whole row or column does not change which matching is best. It makes a cloud that
+    # has collapsed into one point, as of a policy before its first update, cost no time.
     cost = square - square.min(axis=0)
     cost -= cost.min(axis=1, keepdims=True)
     return float(np.sqrt(square[linear_sum_assignment(cost)].mean()))
@@ -55,7 +55,7 @@ def nearest_mode(x: np.ndarray, centres: np.ndarray, radius: float, order: float
 
     Args:
         centres: ``(modes, dim)``.
-        order: of the norm that measures the way: 2 makes modes discs, ``inf`` squares.
+        order: of the norm that measures distances; with 2 modes are discs, with ``inf`` squares.
     """
     way = np.linalg.norm(x[:, None] - centres, ord=order, axis=-1)
     return np.where(way.min(1) <= radius, way.argmin(1), -1)

@@ -1,11 +1,11 @@
-r"""Data on a line whose flow is known exactly, to see what each reformulation asks of its network.
+r"""Data on a line whose flow is known exactly. They show what each reformulation asks of its network.
 
     data and noise    a ~ 1/K sum_k N(mu_k, sd^2),  e ~ N(0, 1)
     path              a_t = (1 - t) a + t e  ~  1/K sum_k N((1 - t) mu_k, S_t^2),   S_t^2 = (1 - t)^2 sd^2 + t^2
     flow              F_b(a_b) = F_t(a_t) with the distribution functions F: on a line, points keep their order
     average velocity  u(a_t, 0, t) = (a_t - a_0) / t
 
-A product of such lines, as the toy ``grid`` is, flows in each coordinate by itself. Arrays broadcast; t is in (0, 1].
+In a product of such lines, as the toy ``grid`` is, each coordinate flows by itself. Arrays broadcast; t is in (0, 1].
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LineMixture:
         return np.hypot((1.0 - np.asarray(t)) * self.sd, t)
 
     def density(self, x: ArrayLike, t: ArrayLike) -> np.ndarray:
-        """Of a_t at x."""
+        """The density of a_t at x."""
         return np.exp(-0.5 * self._standard(x, t) ** 2).mean(-1) / (np.sqrt(2.0 * np.pi) * self.scale(t))
 
     def cdf(self, x: ArrayLike, t: ArrayLike) -> np.ndarray:
@@ -63,7 +63,7 @@ class LineMixture:
         return 0.5 * (low + high)
 
     def flow(self, x: ArrayLike, t: ArrayLike, b: ArrayLike = 0.0) -> np.ndarray:
-        """a_b of the flow line that is at x at time t."""
+        """The point a_b at time b of the flow line that passes through x at time t."""
         return self.quantile(self.cdf(x, t), b)
 
     def average_velocity(self, x: ArrayLike, t: ArrayLike) -> np.ndarray:
@@ -80,7 +80,7 @@ class LineMixture:
         return (x - (1.0 - np.asarray(t)) * self.expected_action(x, t)) / t
 
     def noise_deviation(self, x: ArrayLike, t: ArrayLike) -> np.ndarray:
-        """Standard deviation of e given a_t = x: how far apart the noises are that lead through one point; t > 0."""
+        """The standard deviation of e given a_t = x, for t > 0: the spread of the noises whose paths meet in x."""
         weights, means = self._posterior(x, t)
         between = (weights * (means - self.expected_action(x, t)[..., None]) ** 2).sum(-1)
         within = (self.sd * np.asarray(t) / self.scale(t)) ** 2
@@ -94,11 +94,12 @@ class LineMixture:
 
             g(e, 1) = integral_0^1 E[a | a_t] dt,
 
-        the expected action averaged over the way, in the place of a_0, where the way ends. Of a network this holds
-        under the plain squared error (gamma_adaptive = 1); adaptive weights make the mean of its target a weighted one.
+        which is the expected action averaged over the path, instead of the end a_0 of the path. A network learns this
+        with the plain squared error (gamma_adaptive = 1); adaptive weights make the mean a weighted one.
 
         Args:
-            nodes: of the Gauss-Legendre quadrature.
+            e: noise.
+            nodes: number of nodes of the Gauss-Legendre quadrature.
         """
         e = np.asarray(e, float)
         places, weights = np.polynomial.legendre.leggauss(nodes)

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mfrl.errors import MfrlError
+from mfrl.errors import CheckpointError, MfrlError
 
 # Before the tokens there were process numbers.
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(\d+|[0-9a-f]{16})\.tmp(\.[^.]+)?")
@@ -123,6 +123,17 @@ def remove_abandoned(folder: Path, stems: str) -> None:
     for path in folder.glob(".*.tmp*"):
         if (match := _TEMPORARY.fullmatch(path.name)) and re.fullmatch(stems, match["stem"]):
             path.unlink(missing_ok=True)
+
+
+def refuse_dangling(*paths: Path) -> None:
+    """Refuse links that lead nowhere, of a run or a checkpoint: what they led to is not gone for good.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which is not there: is its disk mounted?")
 
 
 class Locked(MfrlError):
