@@ -29,8 +29,8 @@ train:
 	@$(MAKE) --no-print-directory $(READY)
 	$(BIN)/mfrl train experiment=quickstart $(ARGS)
 
-# A file's tests share what they train, so that files and not tests go to processes.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+# Each process takes a run of files, whose tests share what they train; one that is done early takes half of another's rest.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 test: $(READY)
 	$(PYTEST) $(ARGS)

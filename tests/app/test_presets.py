@@ -30,7 +30,8 @@ from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
-METHODS = ("code", "fql", "paper")
+METHODS = ("code", "fql", "paper")  # whose published figures are here for every task of the benchmark
+BASELINES = ("fbrac", "ifql", "iql", "rebrac")  # whose published commands are for some tasks alone
 TASKS = {task.name: task for task in benchmark()}
 #: Settings that are no method's but ours, and what they are where a method as published has none of it.
 OURS_OFF = {"algo.clip_targets": False, "algo.actor_average": None}
@@ -52,11 +53,12 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def value(text: str) -> Any:
-    """Of a cell, or of a flag of the published commands, which are Python's."""
+    """Of a cell, or of a flag of the published commands, which are Python's; lists as :func:`flatten` has them."""
     try:
-        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
+        found = json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
     except ValueError:
         return text
+    return tuple(found) if isinstance(found, list) else found
 
 
 def kind(task: Task) -> str:
@@ -78,7 +80,7 @@ def in_commands_of_fql(task: Task) -> dict[str, Any]:
     given = {name.removeprefix("agent."): value(text) for name, text in flags.items()}
     assert (given["normalize_q_loss"], given["layer_norm"], given["actor_layer_norm"]) == (False, True, False)
     assert given.get("encoder") == ("impala_small" if kind(task) == "images" else None)
-    hidden = [int(width) for width in re.findall(r"\d+", given["value_hidden_dims"])]
+    hidden = tuple(int(width) for width in re.findall(r"\d+", given["value_hidden_dims"]))
     assert given["actor_hidden_dims"] == given["value_hidden_dims"]
     expected = {
         "algo_name": given["agent_name"],
@@ -121,10 +123,8 @@ def test_every_preset_is_what_was_published(method: str) -> None:
         task = TASKS[name]
         expected = published(method, task) | {"env.dataset": environments()[task.env], "env.task": task.number}
         found = flatten(OmegaConf.to_container(cfg, resolve=False))
-        of_algorithm = {
-            key for key, known in found.items() if key.startswith("algo.") and not str(known).startswith("$")
-        }
-        of_algorithm -= {key for key in of_algorithm if re.search(r"\._|\.reformulation\.", key)}
+        of_algorithm = {key for key in found if re.match(r"algo\.(?!_|reformulation)", key)}
+        of_algorithm -= {key for key in of_algorithm if str(found[key]).startswith("${")}
         for key in expected.keys() | of_algorithm:
             if key in expected:
                 wrong |= {} if found[key] == expected[key] else {f"{name} {key}": (found[key], expected[key])}
@@ -134,10 +134,44 @@ def test_every_preset_is_what_was_published(method: str) -> None:
             assert source.startswith("no value known"), (name, key)
             if near := re.search(r"no value known: (\S+)'s \(", source):
                 assert found[key] == published("paper", TASKS[near[1]])[key], (name, key)
-        wrong |= {} if ("encoder" in found) == (kind(task) != "images") else {name: "encoder"}
+        wrong |= {} if (cfg.get("encoder") is None) == (kind(task) != "images") else {name: "encoder"}
         check_settings(cfg)
         refuse_settings_of_another_algorithm(cfg, [])
     assert not wrong
+
+
+#: Flags of the published commands of other methods, as our settings.
+FLAGS = {
+    "offline_steps": "updates",
+    "frame_stack": "env.frames",
+    "p_aug": "env.crop_probability",
+    "agent.discount": "algo.discount",
+    "agent.alpha": "algo.alpha",
+    "agent.alpha_actor": "algo.alpha",
+    "agent.alpha_critic": "algo.alpha_critic",
+    "agent.num_samples": "algo.num_candidates",
+}
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_s_presets_are_its_published_commands(method: str) -> None:
+    table = presets.read(CONFIG_DIR / "presets" / f"{method}.csv")
+    commands = {row["task"]: row for row in rows("baseline_commands") if row["method"] == method}
+    assert table.keys() == commands.keys()
+    for name, command in commands.items():
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            cfg = hydra.compose("train", [f"experiment={method}/{name}"])
+        expected = {"offline_steps": "1000000", "agent.discount": "0.99"}  # of main.py and of the agent's file
+        given = expected | dict(flag.split("=") for flag in command["settings"].split(";"))
+        assert given.pop("agent.encoder", None) == ("impala_small" if "encoder" in cfg and cfg.encoder else None)
+        for flag, text in given.items():
+            assert OmegaConf.select(cfg, FLAGS.get(flag, flag)) == value(text), (name, flag)
+        own = {key for key in table[name].settings if key != "updates"}
+        assert all(command["source"].split("@")[1].split()[0] in table[name].sources[key] for key in own)
+        assert (cfg.algo_name, cfg.batch_size, cfg.data.normalize) == (method, 256, False)
+        assert list(cfg.network.critic.hidden) == 4 * [512]
+        check_settings(cfg)
+        refuse_settings_of_another_algorithm(cfg, [])
 
 
 def test_a_preset_is_of_the_environment_it_is_named_after() -> None:
@@ -150,14 +184,16 @@ def test_a_preset_is_of_the_environment_it_is_named_after() -> None:
             assert re.fullmatch(name.replace("-", "[-/]", 2) + r"-v\d", cfg.env.dataset.removeprefix("D4RL/"))
 
 
-def test_every_method_has_a_preset_for_each_of_the_73_tasks_and_a_source_for_each_of_its_numbers() -> None:
+def test_these_methods_have_a_preset_for_each_of_the_73_tasks() -> None:
     assert len(TASKS) == 73
-    assert tuple(presets.tables()) == METHODS
+    for method in METHODS:
+        assert [*presets.read(presets.tables()[method])] == [*TASKS]
+    assert {*METHODS} <= {*presets.methods("pen-human")} <= {*presets.tables()}
+
+
+def test_every_number_has_a_source() -> None:
     for method, path in presets.tables().items():
-        table = presets.read(path)
-        assert [*table] == [*TASKS]
-        assert presets.methods("pen-human") == [*METHODS]
-        for preset in table.values():
+        for preset in presets.read(path).values():
             assert preset.settings.keys() == preset.sources.keys(), preset.task.name
         before = block = ""
         for line in (CONFIG_DIR / "presets" / f"{method}.yaml").read_text(encoding="utf-8").splitlines():
@@ -169,14 +205,18 @@ def test_every_method_has_a_preset_for_each_of_the_73_tasks_and_a_source_for_eac
             before = line
 
 
-@pytest.mark.parametrize(("method", "algorithm"), [("paper", "meanflowql"), ("fql", "fql")])
-def test_presets_restate_every_setting_of_their_algorithm(method: str, algorithm: str) -> None:
+def test_presets_restate_every_setting_of_their_algorithm() -> None:
     """Or else a default that moves would move them."""
     plumbing = {"_target_", "_partial_", "actor", "critic", "encoder", "reformulation", "variant", "updates", "seed"}
-    wanted = load(CONFIG_DIR / "algo" / f"{algorithm}.yaml")["algo"].keys() - plumbing
-    shared = {f"algo.{key}" for key in load(CONFIG_DIR / "presets" / f"{method}.yaml")["algo"]}
-    for preset in presets.read(presets.tables()[method]).values():
-        assert {key.removeprefix("algo.") for key in shared | preset.settings.keys() if key != "updates"} == wanted
+    for method, path in presets.tables().items():
+        shared, rows = load(path.with_suffix(".yaml")), presets.read(path).values()
+        if any(preset.base for preset in rows):
+            continue
+        (algorithm,) = (choice["override /algo"] for choice in shared["defaults"] if "override /algo" in choice)
+        wanted = load(CONFIG_DIR / "algo" / f"{algorithm}.yaml")["algo"].keys() - plumbing
+        for preset in rows:
+            given = {key.removeprefix("algo.") for key in preset.settings if key.startswith("algo.")}
+            assert given | shared["algo"].keys() == wanted, f"{method}/{preset.task.name}"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -223,7 +263,7 @@ def test_hydra_knows_every_name() -> None:
     composer = Composer("train")
     known = {name for name in composer.all_names("experiment") if not name.startswith("_")}
     files = {path.stem for path in (CONFIG_DIR / "experiment").glob("[!_]*.yaml")}
-    assert known == files | {f"{method}/{name}" for method in METHODS for name in TASKS}
+    assert known == files | {f"{m}/{name}" for m, table in presets.tables().items() for name in presets.read(table)}
     toys = {f"toy/{path.stem}" for path in (CONFIG_DIR / "env" / "toy").glob("[!_]*.yaml")}
     known = {name for name in composer.all_names("env") if not name.rpartition("/")[2].startswith("_")}
     assert known == {*environments(), *toys, "minari/dataset"}
@@ -234,9 +274,8 @@ def test_hydra_knows_every_name() -> None:
 def test_other_applications_of_hydras_find_none_of_our_names(tmp_path: Path) -> None:
     (tmp_path / "app.yaml").write_text("seed: 0\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
-        assert hydra.compose("app").seed == 0
-        with pytest.raises(hydra.errors.HydraException):
-            hydra.compose("app", ["+experiment=paper/pen-human"])
+        cfg = hydra.compose("app", ["+experiment=paper/pen-human"])
+    assert cfg == {"seed": 0, "experiment": "paper/pen-human"}  # a setting of its own
 
 
 @pytest.mark.parametrize(

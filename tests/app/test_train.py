@@ -22,17 +22,18 @@ from omegaconf import OmegaConf
 from processes import Command
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import compose, mfrl
+from tiny import SPEC, compose, mfrl
 
-from mfrl.app.config import refuse_settings_of_another_algorithm
+from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.train import fetch_missing, final_scores, refuse_other_data, summarise, train
+from mfrl.callbacks.evaluation import action_samples
 from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.evaluation import Evaluator
 from mfrl.errors import CheckpointError, ConfigError, DataError, DivergedError, RefusedRun
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
-from mfrl.runs.load import load_algorithm
+from mfrl.runs.load import load_algorithm, load_data
 from mfrl.system.files import one_at_a_time
 from mfrl.system.paths import CONFIG_DIR
 
@@ -239,6 +240,19 @@ def test_metrics_go_to_csv_and_tensorboard_by_update(reference: tuple[Path, dict
     assert [e.step for e in events.Images("figures/paths")] == [12, 24]
 
 
+def test_states_whose_actions_are_drawn_are_told_by_their_place_in_the_maze(reference: tuple[Path, dict]) -> None:
+    algorithm, record = load_algorithm(reference[0])
+    data = load_data(record)
+    data.setup()
+    *_, names = action_samples(algorithm.policy(), data.train, in_maze=True)
+    places = np.array([[float(number) for number in re.findall(r"-?[\d.]+", name)] for name in names])
+    states = np.load(Path(data.data_dir) / f"{data.dataset}.npz")["observations"][:, :2]
+    assert len(places) == 4
+    assert np.linalg.norm(states[:, None] - places, axis=-1).min(0).max() < 0.08, "rounded to one digit"
+    *_, names = action_samples(algorithm.policy(), data.train)
+    assert all(re.fullmatch(r"transition [\d,]+", name) for name in names)
+
+
 @pytest.mark.parametrize(
     ("overrides", "by"),
     [
@@ -317,8 +331,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_finished_run_can_be_given_more_updates(reference: tuple[Path, dict], data_dir: Path, tmp_path: Path) -> None:
     run(data_dir, tmp_path / "long", "updates=36")
-    run(data_dir, tmp_path / "grown")
-    with pytest.raises(ConfigError, match="raise updates="):
+    shutil.copytree(reference[0], tmp_path / "grown")
+    with pytest.raises(ConfigError, match="updates="):
         resume(tmp_path / "grown")
     resume(tmp_path / "grown", "updates=36")
     overrides = list(OmegaConf.load(tmp_path / "grown" / "overrides.yaml"))
@@ -472,17 +486,27 @@ def test_every_variant_file_has_its_equation_here() -> None:
     assert {path.stem for path in (CONFIG_DIR / "variant").glob("*.yaml")} == set(VARIANTS)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_is_a_yaml_file(variant: str, data_dir: Path, tmp_path: Path) -> None:
-    coefficients = OF_CUSTOM if variant == "custom" else ()
-    result = run(data_dir, tmp_path / "run", f"variant={variant}", *coefficients, "updates=6", "eval.every=6")
-    assert result["variant"] == variant
-    module, _ = load_algorithm(tmp_path / "run")
+def assert_reformulates(module: Any, variant: str) -> None:
     g = module.reformulation
     assert tuple(list(c.coefficients) for c in (g.p, g.q, g.s)) == VARIANTS[variant]
     assert g.two_times == (variant == "two_time_residual")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_a_yaml_file(variant: str) -> None:
+    coefficients = OF_CUSTOM if variant == "custom" else ()
+    cfg = compose("train", *TINY, f"variant={variant}", *coefficients)
+    assert cfg.variant.name == variant
+    assert_reformulates(build_algorithm(cfg, SPEC), variant)
     first, *_ = (CONFIG_DIR / "variant" / f"{variant}.yaml").read_text().splitlines()
     assert first.startswith("# g"), "a variant's file opens with its equation"
+
+
+@pytest.mark.parametrize("variant", ["time_residual", "two_time_residual"])  # a list for a coefficient, and two times
+def test_a_variant_is_in_its_checkpoint(variant: str, data_dir: Path, tmp_path: Path) -> None:
+    result = run(data_dir, tmp_path / "run", f"variant={variant}", "updates=6", "eval.every=6")
+    assert result["variant"] == variant
+    assert_reformulates(load_algorithm(tmp_path / "run")[0], variant)
 
 
 def test_a_variant_can_be_written_on_the_command_line(data_dir: Path, tmp_path: Path) -> None:

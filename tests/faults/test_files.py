@@ -200,7 +200,7 @@ TRICKS = {
     "a package": ({"_target_": "mfrl"}, "not a class of mfrl"),
     "an empty name": ({"_target_": ""}, "not a class of mfrl"),
     "what a module of mfrl imported": ({"_target_": "mfrl.networks.mlp.nn.Linear"}, "not a class of mfrl"),
-    "the same by another name": ({"_target_": "mfrl.networks.mlp.MLP"}, "not a class of mfrl"),
+    "the same by another name": ({"_target_": "mfrl.networks.vector_field.MLP"}, "not a class of mfrl"),
     "a name with a space": ({"_target_": f"{MLP} "}, "not a class of mfrl"),
     "in a list": ([[{"_target_": "os.getcwd"}]], "not a class of mfrl"),
     "in a dictionary": ({"a": {"b": {"_target_": "os.getcwd"}}}, "not a class of mfrl"),

@@ -26,7 +26,6 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 
 from mfrl import algorithms
 from mfrl.algorithms.base import Algorithm
@@ -42,7 +41,6 @@ from mfrl.envs import minari as minari_envs
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import ConfigError, DataError, DivergedError, MfrlError
-from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.networks.gaussian import GaussianMLP
 from mfrl.randomness import generator
@@ -664,28 +662,3 @@ def test_policies_act_and_losses_are_held_out_without_dropout_and_training_goes_
     assert actor.training
     assert actor.network.dropout.training
     assert not critic.training
-
-
-COLD = [(name, {}) for name in algorithms.__all__] + [
-    ("MeanFlowQL", {"reformulation": Reformulation(1.0, (0.0, -1.0))})
-]
-
-
-@pytest.mark.parametrize(("name", "settings"), COLD)
-def test_an_update_compiles_to_one_graph_cold(name: str, settings: dict[str, Any]) -> None:
-    def learner() -> Learner:
-        torch.manual_seed(0)
-        return Learner([build(name, **settings)], 16)
-
-    torch._dynamo.reset()
-    graphs = CompileCounter()
-    eager, traced = learner(), learner()
-    traced._step = torch.compile(traced._update, fullgraph=True, dynamic=False, backend=graphs)
-    for k in range(3):
-        b = batch(16, seed=k, dtype=torch.float32)
-        (names, wanted), (same, values) = eager.update(b), traced.update(b)
-        assert names == same
-        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-6)
-    assert graphs.frame_count == 1, "neither the learning rate nor the update or alpha makes another graph"
-    for mine, other in zip(traced.algorithms[0].parameters(), eager.algorithms[0].parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)

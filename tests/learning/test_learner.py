@@ -127,13 +127,19 @@ def stacked(members: list[Batch]) -> Batch:
 )
 def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int):
     torch._dynamo.reset()
-    learner = Learner([make(name, seed) for seed in range(members)], SIZE)
+    traced, eager = (Learner([make(name, seed) for seed in range(members)], SIZE) for _ in range(2))
     counter = CompileCounter()
-    learner._step = learner._compiled(counter)
+    traced._step = traced._compiled(counter)
     for one in batches(8):  # rates and alpha change from update to update
-        learner.update(one if members == 1 else stacked([one] * members))
+        (names, values), (same, wanted) = (
+            learner.update(one if members == 1 else stacked([one] * members)) for learner in (traced, eager)
+        )
+        assert names == same
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
     stages = 2 if name in ("flow_distilled", "rebrac") else 1  # rebrac: with a step of the policy, and without
     assert counter.frame_count == stages
+    for mine, other in zip(traced.algorithms, eager.algorithms, strict=True):
+        torch.testing.assert_close(parameters(mine), parameters(other), rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -7,8 +7,8 @@ r"""Flow behaviour-regularised actor-critic: Q-learning through the steps of a f
     L_critic  E (Q_i(s, a) - y)^2,  y = r + discount mask agg_i Q_target,i(s', clip(euler(v, s', e')))
 
 What FQL (arXiv 2502.02538) avoids by distilling: an update costs flow_steps passes of the flow forward and back, in the
-policy loss, and as many forward in the target. Two forms are published, this one (agents/fbrac.py of qam's code) and
-L_flow - Q / alpha.
+policy loss, and as many forward in the target. Two forms are published, this one (agents/fbrac.py of the code of
+value flows, github.com/chongyi-zheng/value-flows) and L_flow - Q / alpha.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mfrl.schedules import FixedAlpha
 
 @dataclass(frozen=True, kw_only=True)
 class FBRACSettings(TD):
-    """Defaults are those of qam's code (agents/fbrac.py), with two critics.
+    """Defaults are those of value flows' code (agents/fbrac.py), with the alpha of its commands.
 
     Attributes:
         alpha: weight of the flow loss.

@@ -26,9 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from mfrl.catalogue import Task, tasks
 from mfrl.errors import ConfigError, did_you_mean
@@ -38,6 +37,7 @@ FOLDER = "presets"
 TASK, BASE, SOURCE = "task", "base", " source"
 #: Groups of configurations whose settings a table may have as columns, besides those of train.yaml.
 GROUPS = ("algo", "data", "encoder", "env", "evaluation", "network", "trainer", "variant")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it: ten times as fast
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     for path, package in files:
         try:
             text = path.read_text(encoding="utf-8")
-            content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException):  # Hydra says so, once it is chosen
+            content = yaml.load(text, _LOADER)
+        except (OSError, ValueError, yaml.YAMLError):  # Hydra says so, once it is chosen
             continue
         header = re.match(r"# @package (\S+)", text)
         package = header[1] if header else package

@@ -198,7 +198,9 @@ def action_samples(
         drawn = policy.candidates(chosen, noise)
     actions = pool.actions[nearest]
     if in_maze and not images:
-        names = [f"x = {x:.1f}, y = {y:.1f}" for x, y in chosen[:, :2].tolist()]
+        normalizer = policy.normalizer
+        places = (chosen.to(normalizer.mean.device) * normalizer.std + normalizer.mean)[:, :2]
+        names = [f"x = {x:.1f}, y = {y:.1f}" for x, y in places.tolist()]
     else:
         names = [f"transition {number:,}" for number in index[:states].tolist()]
     return drawn.transpose(0, 1).cpu().numpy(), list(actions.cpu().numpy()), names

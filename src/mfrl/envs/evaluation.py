@@ -245,10 +245,10 @@ class Evaluator:
         while any(play.active.any() for play in plays):
             signals.leave_if_asked()
             active = np.zeros(env.num_envs, np.bool_)
-            for play in plays:
-                if play.active.any():
-                    actions[play.slots] = play.act()
-                    active[play.slots] = play.active  # after acting: it may have left
+            # On a GPU all policies are at work before the first answer is waited for.
+            for play, acted in [(play, play.act()) for play in plays if play.active.any()]:
+                actions[play.slots] = play.checked(acted)
+                active[play.slots] = play.active  # it may have left
             if not active.any():
                 break
             step = env.step(actions, active)
@@ -336,10 +336,13 @@ class _Play:
         if slots.size and self._finite(slots):
             self._recorder.start(slots, self._playing[slots])
 
-    def act(self) -> np.ndarray:
-        """The next action of every slot, ``(num_envs, action_dim)`` in [-1, 1]; leaves where one is not finite."""
+    def act(self) -> Tensor:
+        """The next action of every slot, ``(num_envs, action_dim)``."""
         # Idle slots stay in the batch: with one shape, equal evaluations give equal numbers.
-        actions = self.policy.act(torch.from_numpy(self._observations), self._noise.next())
+        return self.policy.act(torch.from_numpy(self._observations), self._noise.next())
+
+    def checked(self, actions: Tensor) -> np.ndarray:
+        """Actions on the CPU, clipped to [-1, 1]; leaves where one is not finite."""
         if actions.shape != (expected := (len(self._playing), self.policy.action_dim)):
             raise ValueError(f"policy gave actions {tuple(actions.shape)}, expected {expected}")
         on_cpu = actions.float().cpu().numpy()

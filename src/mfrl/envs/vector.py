@@ -51,20 +51,20 @@ class WorkerError(MfrlError, RuntimeError):
 
 
 class Maker(Protocol):
-    """What builds an environment in a worker: picklable, an :class:`mfrl.envs.spec.EnvSpec` or alike."""
+    """Builds an environment in a worker, e.g. an :class:`mfrl.envs.spec.EnvSpec`. It must be picklable."""
 
     def make(self, *, render: bool = False) -> gymnasium.Env: ...
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What an environment says about itself once it is built.
+    """The shapes and the properties of an environment, read off one that was built.
 
     Attributes:
         observation_shape, observation_dtype: uint8 for images, else float32.
         max_episode_steps: of the environment's own time limit.
-        has_position: whether it has an (x, y) place to report.
-        maze: its walls and goal, where it is a maze.
+        has_position: whether the agent has an (x, y) position.
+        maze: walls and goal; None where there is no maze.
     """
 
     observation_shape: tuple[int, ...]
@@ -111,10 +111,10 @@ class Signature:
 
 
 class Step(NamedTuple):
-    """One step of all environments, leading axis ``num_envs``; an inactive one repeats its last row.
+    """One step of all environments, with a leading axis ``num_envs``; an inactive one repeats its last row.
 
-    ``told`` says whether the environment spoke of a success or a failure at all; where it did not, ``success`` is False
-    and means nothing.
+    ``told`` says whether the environment reported a success or a failure. If it did not, ``success`` is False and
+    means nothing.
     """
 
     observations: np.ndarray
@@ -130,7 +130,7 @@ class EnvGroup:
 
     Args:
         maker: builds one of them.
-        count: how many.
+        count: number of environments.
         render: prepare them for rendering.
     """
 
@@ -209,8 +209,7 @@ class VectorEnv:
         num_envs: N.
         workers: processes; 0 steps the environments here, None takes one a core (N at most).
         render: prepare for :meth:`render`; takes worker processes, in which MuJoCo is not imported yet.
-        patience: seconds that a worker, once it has built its environments, may take for an answer before it is held
-            to be dead.
+        patience: a worker that has built its environments and does not answer for so many seconds counts as dead.
 
     Raises:
         EnvError: the environment cannot be built.
@@ -406,10 +405,10 @@ class _Crew:
 class _SharedRecords:
     """An array of records in memory that processes share.
 
-    The memory has no name: the system frees it with the last process that uses it, however they end.
+    The memory has no name, so that the system frees it when the last process that uses it ends in any way.
 
     Args:
-        descriptor: of memory that another process made; None: make it.
+        descriptor: of memory that another process made; None makes it.
     """
 
     def __init__(self, num_envs: int, record: np.dtype, descriptor: int | None = None) -> None:
@@ -485,7 +484,7 @@ _GUARD = (
 
 
 def refuse_unguarded_script() -> None:
-    """End a worker process that is about to do what its parent does, as it imports a script without the guard."""
+    """End a worker process that imports a script without the ``__main__`` guard and would repeat its parent's work."""
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself finds it out, but before any work
         raise SystemExit(_GUARD)
 
@@ -502,7 +501,7 @@ def _as_global(generator: np.random.BitGenerator) -> Iterator[None]:
 
 @contextmanager
 def global_state_kept() -> Iterator[None]:
-    """The caller's own draws from NumPy's global generator go on as if nothing had been drawn here."""
+    """A context that restores NumPy's global generator, so that draws inside do not change the caller's."""
     # Exchanging bit generators drops the normal variate that NumPy's global generator may hold back.
     state = np.random.get_state()  # noqa: NPY002 - the caller's stream, not ours
     try:
