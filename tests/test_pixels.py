@@ -21,11 +21,17 @@ from tiny import ACTION_DIM, RESIDUAL, doubled, noise_of, randomise_, tiny_criti
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.bc import BC
+from mfrl.algorithms.fbrac import FBRAC
 from mfrl.algorithms.flow_bc import FlowBC
 from mfrl.algorithms.flow_distilled import FlowDistilled
 from mfrl.algorithms.gaussian_bc import GaussianBC
+from mfrl.algorithms.ifql import IFQL
+from mfrl.algorithms.iql import IQL
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
+from mfrl.algorithms.meanflow_distill import MeanFlowDistill
 from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.algorithms.rebrac import ReBRAC
 from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.train import train
@@ -42,8 +48,10 @@ from mfrl.errors import CollectError, ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
 from mfrl.meanflow import meanflow_loss
+from mfrl.networks.critic import StateValue
 from mfrl.networks.encoder import EncodedNetwork, ImpalaEncoder, max_pool
 from mfrl.networks.gaussian import GaussianMLP
+from mfrl.networks.mean import MeanMLP
 from mfrl.runs.load import load_algorithm
 
 SIZE = 6
@@ -53,6 +61,8 @@ STATES = DataSpec(3, ACTION_DIM, (0.0,) * 3, (1.0,) * 3, reward_min=-1.0, reward
 
 tiny_encoder = partial(ImpalaEncoder, stacks=[2, 3], width=5)
 tiny_gaussian = partial(GaussianMLP, hidden=[16])
+tiny_mean = partial(MeanMLP, hidden=[16])
+tiny_value = partial(StateValue, hidden=[16])
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "meanflowql": partial(MeanFlowQL, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
@@ -60,6 +70,12 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "flow_bc": partial(FlowBC, actor=tiny_dit),
     "gaussian_bc": partial(GaussianBC, actor=tiny_gaussian),
     "flow_distilled": partial(FlowDistilled, actor=tiny_dit),
+    "bc": partial(BC, actor=tiny_mean),
+    "iql": partial(IQL, actor=tiny_mean, critic=tiny_critic, value=tiny_value),
+    "ifql": partial(IFQL, actor=tiny_dit, critic=tiny_critic, value=tiny_value, flow_steps=2),
+    "rebrac": partial(ReBRAC, actor=tiny_mean, critic=tiny_critic, alpha_critic=0.1),
+    "fbrac": partial(FBRAC, actor=tiny_dit, critic=tiny_critic, flow_steps=2),
+    "meanflow_distill": partial(MeanFlowDistill, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
 }
 
 
@@ -73,7 +89,7 @@ def batch(size: int = SIZE, seed: int = 0) -> Batch:
     window = images(size, SHAPE[0] + 1, *SHAPE[1:], seed=seed)
     actions = 1.8 * torch.rand(size, ACTION_DIM, generator=g) - 0.9
     masks = (torch.arange(size) % 3 > 0).float()
-    return Batch(window[:, :-1], actions, masks * -1.0, masks, window[:, 1:], 0.99 * masks)
+    return Batch(window[:, :-1], actions, masks * -1.0, masks, window[:, 1:], 0.99 * masks, actions.flip(0))
 
 
 def double(b: Batch) -> Batch:
@@ -199,7 +215,16 @@ def test_images_without_an_encoder_and_states_with_one_are_refused(name):
         ALGORITHMS[name](STATES, updates=4, encoder=tiny_encoder)
 
 
-ONCE = {"meanflowql": {"actor": 2, "critic": 1, "target_critic": 1}, "flow_distilled": {"flow": 1, "student": 0}}
+IMPLICIT = {"value": 2, "critic": 1, "target_critic": 1, "actor": 1}
+ONCE = {
+    "meanflowql": {"actor": 2, "critic": 1, "target_critic": 1},
+    "flow_distilled": {"flow": 1, "student": 0},
+    "iql": IMPLICIT,
+    "ifql": IMPLICIT,
+    "rebrac": {"actor": 1, "critic": 1, "target_actor": 1, "target_critic": 1},
+    "fbrac": {"actor": 2, "critic": 1, "target_critic": 1},
+    "meanflow_distill": {"flow": 1, "actor": 2, "critic": 1, "target_critic": 1},
+}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -218,7 +243,8 @@ def test_acting_encodes_an_image_once_however_many_candidates_there_are(name):
     policy = module.policy()
     noise = policy.sample_noise((policy.num_candidates, SIZE, ACTION_DIM), torch.Generator().manual_seed(0))
     seen = calls(module, lambda: policy.act(batch().observations, noise))
-    acting = {"meanflowql": ["actor", "target_critic"], "flow_distilled": ["flow"]}.get(name, ["actor"])
+    choosing = {"meanflowql": ["actor", "target_critic"], "ifql": ["actor", "critic"]}
+    acting = (choosing | {"flow_distilled": ["flow"]}).get(name, ["actor"])
     assert seen == {network: int(network in acting) for network in seen}
     actions = policy.act(batch().observations, noise)
     assert actions.shape == (SIZE, ACTION_DIM)
@@ -322,7 +348,8 @@ def test_updates_train_every_encoder_and_repeat(name):
     def trained() -> Algorithm:
         torch.manual_seed(0)
         module = ALGORITHMS[name](SPEC, updates=4, encoder=tiny_encoder, seed=3)
-        loader = ChunkLoader(transitions(), SIZE, 3, 0, 4, 2, (), 0.99, RandomCrop(0.5, 3))
+        crop, following = RandomCrop(0.5, 3), module.next_actions
+        loader = ChunkLoader(transitions(), SIZE, 3, 0, 4, 2, (), 0.99, crop, following)
         options = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, **options).fit(Training(module, SIZE), loader)
         return module

@@ -90,8 +90,8 @@ class IFQL(Algorithm):
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
-        expectile = self.settings.expectile
-        value_loss, scalars = implicit_value_loss(self.value, self.critic, self.target_critic, batch, expectile)
-        s = self.actor.encode(batch.observations)
-        flow_loss = flow_matching_loss(self.actor, s, batch.actions, drawn["flow"], drawn["time"])
+        s = self.encode(batch.observations, "value", "critic", "actor")
+        networks = self.value, self.critic, self.target_critic
+        value_loss, scalars = implicit_value_loss(*networks, batch, s, self.settings.expectile)
+        flow_loss = flow_matching_loss(self.actor, s["actor"], batch.actions, drawn["flow"], drawn["time"])
         return value_loss + flow_loss, scalars | {"flow_loss": flow_loss}

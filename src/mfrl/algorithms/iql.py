@@ -66,15 +66,20 @@ def implicit_value_loss(
     critic: EncodedNetwork,
     target_critic: EncodedNetwork,
     batch: Batch,
+    s: Mapping[str, Tensor],
     expectile: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L_V + L_Q, of which each trains its own network, and the scalars to log."""
+    """L_V + L_Q, of which each trains its own network, and the scalars to log.
+
+    Args:
+        s: the batch's observations as "value" and "critic" take them.
+    """
     with torch.no_grad():
         q = target_critic(target_critic.encode(batch.observations), batch.actions).amin(0)
         y = batch.rewards + batch.discounts * value(value.encode(batch.next_observations))
-    v = value(value.encode(batch.observations))
+    v = value(s["value"])
     value_loss = expectile_loss(q - v, expectile)
-    critic_loss, scalars = td_loss(critic, critic.encode(batch.observations), batch.actions, y)
+    critic_loss, scalars = td_loss(critic, s["critic"], batch.actions, y)
     return value_loss + critic_loss, scalars | {"value_loss": value_loss, "v": v.mean()}
 
 
@@ -123,25 +128,21 @@ class IQL(Algorithm):
     def policy(self) -> MeanPolicy:
         return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
 
-    def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L_pi; Q and V are used, not trained."""
-        c = self.settings
-        mu = self.actor(self.actor.encode(batch.observations))
+        mu, alpha = self.actor(s["actor"]), self.alpha.alpha
         log_pi = log_probability(mu, batch.actions)
         scalars = {
             "log_probability": log_pi.mean(),
             "distance_to_data": (mu.detach() - batch.actions).square().mean(),
-            "alpha": self.alpha.alpha,
+            "alpha": alpha,
         }
+        if self.settings.extraction == "ddpgbc":
+            loss, q = q_loss(self.critic, s["critic"], mu, "value", "min")
+            return loss - alpha * log_pi.mean(), scalars | {"q_loss": loss, "policy_q": q}
         with torch.no_grad():
-            s = self.critic.encode(batch.observations)
-        if c.extraction == "ddpgbc":
-            loss, q = q_loss(self.critic, s, mu, "value", "min")
-            return loss - self.alpha.alpha * log_pi.mean(), scalars | {"q_loss": loss, "policy_q": q}
-        with torch.no_grad():
-            v = self.value(self.value.encode(batch.observations))
-            advantage = self.critic(s, batch.actions).amin(0) - v
-            weight = (self.alpha.alpha * advantage).exp().clamp(max=LARGEST_WEIGHT)
+            advantage = self.critic(s["critic"], batch.actions).amin(0) - self.value(s["value"])
+            weight = (alpha * advantage).exp().clamp(max=LARGEST_WEIGHT)
         loss = -(weight * log_pi).mean()
         return loss, scalars | {"awr_loss": loss, "advantage": advantage.mean(), "weight": weight.mean()}
 
@@ -149,7 +150,8 @@ class IQL(Algorithm):
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The single-stage objective and its parts."""
-        expectile = self.settings.expectile
-        value_loss, value_scalars = implicit_value_loss(self.value, self.critic, self.target_critic, batch, expectile)
-        policy_loss, policy_scalars = self.policy_loss(batch)
+        s = self.encode(batch.observations, "value", "critic", "actor")
+        networks = self.value, self.critic, self.target_critic
+        value_loss, value_scalars = implicit_value_loss(*networks, batch, s, self.settings.expectile)
+        policy_loss, policy_scalars = self.policy_loss(batch, s)
         return value_loss + policy_loss, value_scalars | policy_scalars

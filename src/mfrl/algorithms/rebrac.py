@@ -95,7 +95,7 @@ class ReBRAC(Algorithm):
     def draws(self, batch_size: int) -> dict[str, Draw]:
         return {"target": Normal((batch_size, self.spec.action_dim), self.settings.actor_noise)}
 
-    def critic_loss(self, batch: Batch, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """TD to the penalised value of the target policy's action."""
         c = self.settings
         assert batch.next_actions is not None, "every batch of an algorithm that asks for next actions holds them"
@@ -108,17 +108,15 @@ class ReBRAC(Algorithm):
             y = batch.rewards + batch.discounts * (Q_AGGREGATION[c.q_aggregation](q) - c.alpha_critic * penalty)
             if self.value_range is not None:
                 y = y.clamp(*self.value_range)
-        loss, scalars = td_loss(self.critic, self.critic.encode(batch.observations), batch.actions, y)
+        loss, scalars = td_loss(self.critic, s["critic"], batch.actions, y)
         return loss, scalars | {"next_distance_to_data": penalty.mean()}
 
-    def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L_q + alpha L_bc; the critic is differentiated, not trained."""
         c = self.settings
-        mu = self.actor(self.actor.encode(batch.observations))
+        mu = self.actor(s["actor"])
         bc_loss = (mu - batch.actions).square().sum(-1).mean()
-        with torch.no_grad():
-            s = self.critic.encode(batch.observations)
-        loss, q = q_loss(self.critic, s, mu, c.normalize_q, c.q_aggregation)
+        loss, q = q_loss(self.critic, s["critic"], mu, c.normalize_q, c.q_aggregation)
         return loss + self.alpha.alpha * bc_loss, {
             "q_loss": loss,
             "policy_q": q,
@@ -130,8 +128,9 @@ class ReBRAC(Algorithm):
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss, and in every second update the policy's."""
-        loss, scalars = self.critic_loss(batch, drawn["target"])
+        s = self.encode(batch.observations, *trained)
+        loss, scalars = self.critic_loss(batch, drawn["target"], s)
         if "actor" in trained:
-            policy_loss, policy_scalars = self.policy_loss(batch)
+            policy_loss, policy_scalars = self.policy_loss(batch, s)
             loss, scalars = loss + policy_loss, scalars | policy_scalars
         return loss, scalars
