@@ -290,7 +290,7 @@ def test_the_table_has_a_line_for_every_dataset_with_its_tasks(
 
 
 @pytest.mark.parametrize("state", ["nothing", "official"])
-@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("width", [80, 120, 140, 200])
 @pytest.mark.parametrize("all_tasks", [False, True])
 def test_a_table_fits_the_terminal_and_keeps_names_and_what_to_do(
     state: str, width: int, all_tasks: bool, tmp_path: Path

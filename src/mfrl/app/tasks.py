@@ -34,7 +34,8 @@ from mfrl.errors import did_you_mean
 Justify = Literal["left", "right"]
 
 _FEW = 4  # so many commands are printed in full
-_MIDDLING, _WIDE = 120, 170  # characters of a line from which on tables have more columns
+#: Characters that a line needs for these columns; ``default`` is the number of the default task in brackets.
+_ROOM = {"default": 100, "updates": 100, "presets": 140, "env": 200}
 _PIPE = 1000  # characters of a line in a pipe, where no cell is folded
 _SIZES: dict[str, Justify] = {"obs": "right", "act": "right", "updates": "right"}
 _DATA = "data or how to get it"
@@ -108,7 +109,7 @@ def show(rows: Sequence[tuple[Task, Data]], console: Console, all_tasks: bool = 
     if "paper" in presets.methods(example.name):
         notes.append(f"Published settings:  mfrl train experiment=paper/{example.name}")
     if not all_tasks and len({task.env for task, _ in rows}) < len(rows):
-        brackets = "In brackets OGBench's default task. " if console.width >= _MIDDLING else ""
+        brackets = "In brackets OGBench's default task. " if console.width >= _ROOM["default"] else ""
         notes.append(f"{brackets}A line for each task:  mfrl tasks --all-tasks")
     wanted = list(dict.fromkeys(command for _, data in rows for command in data.get.values()))
     if wanted:
@@ -123,26 +124,29 @@ def show(rows: Sequence[tuple[Task, Data]], console: Console, all_tasks: bool = 
 def _table_of_tasks(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
     """A row for each task."""
     columns = {"task": "left", "env": "left", **_SIZES, "presets": "left", _DATA: "left"}
-    omitted = {head for head, least in {"env": _WIDE, "presets": _MIDDLING}.items() if width < least}
+    omitted = {head for head in ("env", "presets") if width < _ROOM[head]}
     table = _empty_table({head: side for head, side in columns.items() if head not in omitted})
     for task, data in rows:
         default = " (default)" if task.number and task.default else ""
-        _add_row(table, task, data, {"task": task.name, "env": task.overrides + default})
+        methods = ", ".join(presets.methods(task.name)) or "-"
+        _add_row(table, task, data, {"task": task.name, "env": task.overrides + default, "presets": methods})
     return table
 
 
 def _table_of_datasets(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
     """A row for each dataset with the numbers of its tasks; a wide table has the default one in brackets."""
     columns = {"env": "left", "task": "left", **_SIZES, "presets": "left", _DATA: "left"}
-    omitted = {"presets", "updates"} if width < _MIDDLING else set()
+    omitted = {head for head in ("updates", "presets") if width < _ROOM[head]}
     table = _empty_table({head: side for head, side in columns.items() if head not in omitted})
     datasets: dict[str, list[tuple[Task, Data]]] = {}
     for task, data in rows:
         datasets.setdefault(task.env, []).append((task, data))
     for env, members in datasets.items():
         numbers = _span([task.number for task, _ in members if task.number])
-        default = [f" ({task.number})" for task, _ in members if task.number and task.default]
-        _add_row(table, *members[0], {"env": env, "task": numbers + "".join(default if not omitted else [])})
+        if width >= _ROOM["default"]:
+            numbers += "".join(f" ({task.number})" for task, _ in members if task.number and task.default)
+        methods = dict.fromkeys(method for task, _ in members for method in presets.methods(task.name))
+        _add_row(table, *members[0], {"env": env, "task": numbers, "presets": ", ".join(methods) or "-"})
     return table
 
 
@@ -165,7 +169,6 @@ def _add_row(table: Table, task: Task, data: Data, named: dict[str, str]) -> Non
         "obs": "x".join(map(str, task.observation)),
         "act": str(task.action),
         "updates": str(task.updates or "-"),
-        "presets": ", ".join(presets.methods(task.name)) or "-",
         _DATA: data.state + (f" ({data.checked})" if data.checked else ""),
     }
     if data.state == "nothing":

@@ -1,4 +1,4 @@
-"""What an algorithm sees of the data: batches, and the sizes and ranges of what is in them."""
+"""The data as algorithms get them: batches, and their sizes and ranges."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ ACTION_CLIP = 1e-5
 
 
 class Batch(NamedTuple):
-    """One batch of transitions: states normalised, images as they are.
+    """A batch of transitions. States are normalised, images are not.
 
-    A value is learned towards ``rewards + discounts * Q(next_observations, .)``, whatever made the batch.
+    Critics learn towards ``rewards + discounts * Q(next_observations, .)``.
     """
 
     observations: Tensor  #: (batch, observation_dim), or uint8 (batch, frames, height, width, channels)
     actions: Tensor  #: (batch, action_dim), or (batch, horizon, action_dim) of chunks, in [-1 + 1e-5, 1 - 1e-5]
     rewards: Tensor  #: (batch,)
-    masks: Tensor  #: (batch,) 0 where the task is complete: no bootstrap
+    masks: Tensor  #: (batch,) 0 where the episode terminated, so that no value follows
     next_observations: Tensor  #: like observations
-    discounts: Tensor  #: (batch,) of the value of the next observation: discount * mask
+    discounts: Tensor  #: (batch,) factor of the next observation's value: discount * mask
     #: like actions: the data's in the next observation, where they were asked for; NaN where the trajectory ends there
     next_actions: Tensor | None = None
 
@@ -51,11 +51,13 @@ def normalize_(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What an algorithm must know of the data: sizes, statistics and the range of returns. Plain numbers only.
+    """The data's sizes, statistics and range of rewards, as plain numbers.
 
     Attributes:
-        observation_dim: of states; 0 where observations are images.
-        observation_mean, observation_std: of states, per dimension; empty where observations are images.
+        observation_dim: size of a state; 0 where observations are images.
+        action_dim: size of an action.
+        observation_mean, observation_std: of each dimension of a state; empty where observations are images.
+        reward_min, reward_max: range of the rewards.
         image_shape: ``(frames, height, width, channels)`` of an observation; None for states.
     """
 
@@ -71,6 +73,6 @@ class DataSpec:
         return asdict(self)
 
     def value_range(self, discount: float) -> tuple[float, float]:
-        """Bounds of every discounted return: rewards within [min, max], ended at any time by a mask."""
+        """Bounds of all discounted returns: rewards lie in [min, max], and any step may terminate."""
         horizon = 1.0 / (1.0 - discount)
         return min(self.reward_min, 0.0) * horizon, max(self.reward_max, 0.0) * horizon

@@ -1,13 +1,13 @@
-"""Prepared transitions in files that are mapped into memory, made once and shared by all runs of a machine.
+"""The cache of prepared transitions: files that are made once and that all runs of a machine map into memory.
 
-A preparation streams into ``.npy`` files; the next start opens them::
+A preparation writes ``.npy`` files; the next start opens them::
 
     <data_dir>/.prepared/<name>/meta.json            what was prepared from what, and the checksums of all files
     <data_dir>/.prepared/<name>/observations.npy     one file a field
     <data_dir>/.prepared/checksums.json              checksums by size, time and inode, see records.Checksums
 
-An entry appears by a rename when all of it is on the disk, so there is no half-written one; one that was damaged
-later, or whose sources have other bytes now, is made again in its place.
+A rename makes an entry appear once all of it is on the disk, so that no entry is half-written. The cache makes an entry
+anew that was damaged later, or whose sources have changed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class CacheError(DataError):
-    """Prepared data cannot be kept: no room, or nowhere to write."""
+    """Prepared data cannot be kept: there is no room, or nowhere to write."""
 
 
 class Store(Protocol):
-    """Where a preparation writes its fields."""
+    """Takes the fields that a preparation writes."""
 
     def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        """Store a field that comes in blocks of rows, and return it, mapped if it went into a file."""
+        """Store a field that arrives in blocks of rows, and return it, mapped if it lies in a file."""
 
 
 #: Writes every field to a store, and returns what else is to be kept, as plain data.
@@ -59,8 +59,8 @@ class Prepared:
     """A prepared part of a dataset.
 
     Attributes:
-        arrays: its fields; those in files are read-only ``np.memmap``, of which nothing has been read yet.
-        facts: what the preparation returned.
+        arrays: its fields. Those in files are read-only ``np.memmap``, of which nothing has been read yet.
+        facts: the plain data that the preparation returned.
     """
 
     arrays: dict[str, np.ndarray]
@@ -71,16 +71,16 @@ class Cache:
     """The prepared data of one ``data_dir``.
 
     Args:
-        data_dir: where the sources lie.
-        where: a folder, which several ``data_dir`` may share; False: nothing is kept; True: in ``data_dir``, or, where
-            that is read-only, below ``$XDG_CACHE_HOME`` (``~/.cache``). None is True with a way out: where
-            there is no room and the data fit into memory, they are prepared there, at every start.
-        memory_gib: how much data may lie in memory.
-        read_only: entries are looked for where they would be, and new ones kept below ``$XDG_CACHE_HOME`` alone.
+        data_dir: the folder of the sources.
+        where: the folder of the entries, which several ``data_dir`` may share. False keeps nothing. True means
+            ``data_dir`` or, if that is read-only, a folder below ``$XDG_CACHE_HOME`` (``~/.cache``). None is like True,
+            but if there is no room on the disk, data that fit into memory are prepared there at every start.
+        memory_gib: the most data that may lie in memory.
+        read_only: use entries in ``data_dir``, but write new ones only below ``$XDG_CACHE_HOME``.
 
     Attributes:
         checksums: of the sources, remembered beside the entries.
-        warnings: what a user should know before training.
+        warnings: sentences that a user should read before training.
     """
 
     def __init__(
@@ -98,16 +98,17 @@ class Cache:
         self.warnings: list[str] = []
 
     def prepared(self, name: str, key: dict[str, Any], build: Build) -> Prepared:
-        """The entry ``name``, made by ``build`` unless there is one with this ``key``.
+        """The entry ``name``. ``build`` makes it unless there is one with this ``key``.
 
         Args:
             name: of the entry's folder.
-            key: everything that shapes the content, checksums of the sources first of all. Plain data. A part that an
-                entry has and ``key`` leaves out is not compared.
+            key: everything that shapes the content, above all checksums of the sources, as plain data. A part of the
+                entry's key that ``key`` leaves out is not compared.
+            build: writes the fields to a store.
 
         Raises:
-            CacheError: it cannot be written, and does not fit into memory.
-            DataError: what ``build`` raises.
+            CacheError: the entry cannot be written and does not fit into memory.
+            DataError: from ``build``.
         """
         key = json.loads(json.dumps({"format": FORMAT, **key}))  # as it comes back from a file
         for root in (*self.read, *self.roots):
@@ -137,7 +138,7 @@ class Cache:
         return prepared
 
     def _opened(self, folder: Path, key: dict[str, Any], tell: bool = False) -> Prepared | None:
-        """The entry in ``folder``, if it is whole and has this key."""
+        """The entry in ``folder`` if it is whole and has this key, otherwise None."""
         if not os.path.exists(folder):
             return None
         meta = _meta(folder)
@@ -174,7 +175,7 @@ class Cache:
         return Prepared({field: _map(folder / f"{field}.npy") for field in store.files}, facts)
 
     def in_memory(self, parts: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-        """The same fields, the smallest read into memory while there is room; the others stay ``np.memmap``."""
+        """The same fields. The smallest are read into memory while there is room; the others stay ``np.memmap``."""
         fields = [(array.nbytes, k, field) for k, part in enumerate(parts) for field, array in part.items()]
         parts = [dict(part) for part in parts]
         for size, k, field in sorted(fields):
@@ -212,8 +213,8 @@ class _Files:
     """A store of ``.npy`` files, with their checksums.
 
     Args:
-        folder: where they are written.
-        root: where they will lie, to be told.
+        folder: the folder to write to.
+        root: the folder in which they will lie, for messages.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -247,7 +248,7 @@ class _Files:
 
 
 def _roots(data_dir: Path, where: bool | str | None) -> list[Path]:
-    """Where entries may lie, the best first."""
+    """Folders that may hold entries, the best one first."""
     if where is False:
         return []
     digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
@@ -259,7 +260,7 @@ def _roots(data_dir: Path, where: bool | str | None) -> list[Path]:
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:
-    """What an entry says of itself; None where there is no entry, or none that can be understood."""
+    """An entry's description of itself; None if there is no entry, or if it cannot be understood."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -269,7 +270,7 @@ def _meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether plain data are equal, NaN to NaN as well: a dataset's own description may hold it."""
+    """Whether plain data are equal. NaN equals NaN here, because a dataset's own description may hold it."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -282,7 +283,7 @@ def _map(path: Path) -> np.ndarray:
 
 
 def _read(array: np.memmap) -> np.ndarray:
-    """A copy in memory, for which only a part at a time is mapped."""
+    """A copy in memory, read part by part so that little is mapped at a time."""
     pages, copy = Pages([array]), np.empty(array.shape, array.dtype)
     for start in range(0, len(array), step := max(1, len(array) * _BLOCK // (array.nbytes + 1))):
         copy[start : start + step] = array[start : start + step]

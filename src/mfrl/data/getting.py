@@ -1,4 +1,4 @@
-"""How the files of a dataset are had: the commands that collect or download them, and in words for who misses them."""
+"""How to get the files of a dataset: the commands that collect or download them, and sentences for error messages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mfrl.system.paths import pasted
 
 
 def commands(dataset: str, data_dir: str | Path | None = None, suite: str = "ogbench") -> dict[str, str]:
-    """What makes a dataset's files: the commands `collect` and `download`, where they can.
+    """The commands that make a dataset's files, by their verb, `collect` or `download`.
 
     Args:
         dataset: OGBench's name with its `-v0`, or a Minari id.
-        data_dir: where the files shall lie; None: OGBench's or Minari's default.
-        suite: `ogbench`, else of Minari.
+        data_dir: the folder for the files; None: OGBench's or Minari's own.
+        suite: `ogbench`; any other name means Minari.
     """
     if suite == "ogbench":
         chosen, default = [f"env=ogbench/{dataset.removesuffix('-v0')}"], DEFAULT_DATA_DIR
@@ -39,7 +39,7 @@ def commands(dataset: str, data_dir: str | Path | None = None, suite: str = "ogb
 
 
 def _choice_of_minari(dataset: str) -> list[str]:
-    """The overrides that name a Minari dataset: a choice of ``env=`` where it has one of its own."""
+    """The overrides that name a Minari dataset: its own choice of ``env=`` if it has one."""
     named = spelled(dataset) or ""
     return (
         [named] if named.startswith(("env=d4rl/", "env=minari/")) else ["env=minari/dataset", f"env.dataset={dataset}"]
@@ -47,7 +47,7 @@ def _choice_of_minari(dataset: str) -> list[str]:
 
 
 def how_to_get(dataset: str, data_dir: str | Path | None = None, suite: str = "ogbench") -> str:
-    """What to do about a dataset that is missing from ``data_dir``, in words; arguments as of :func:`commands`."""
+    """A sentence that says how to get a missing dataset; arguments as in :func:`commands`."""
     ways = commands(dataset, data_dir, suite)
     if "collect" in ways:
         published = f", or fetch OGBench's own:  {ways['download']}" if "download" in ways else ""
@@ -58,7 +58,7 @@ def how_to_get(dataset: str, data_dir: str | Path | None = None, suite: str = "o
 
 
 def why_not_collected(dataset: str, data_dir: str | Path | None = None) -> str:
-    """Why no script makes an OGBench dataset here (its `-v0` may be left out), and where else its files are."""
+    """A sentence that says why no script makes an OGBench dataset (with or without `-v0`), and where its files are."""
     try:
         generation_settings(dataset)
     except CollectError as error:

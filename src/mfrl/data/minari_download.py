@@ -1,4 +1,4 @@
-"""Minari datasets from the servers that offer them, by Minari's own client."""
+"""Download Minari datasets with Minari's own client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def download(root: Path, dataset: str) -> None:
     """Fetch a dataset into a temporary folder beside it, check it, write its record, and move it into place.
 
     Raises:
-        DataError: in one sentence; ``root`` is left as it was.
+        DataError: the download failed; ``root`` is unchanged.
     """
     target = root / checked_id(dataset)
     if dataset.startswith(f"{OWN_NAMESPACE}/"):
@@ -42,7 +42,7 @@ def download(root: Path, dataset: str) -> None:
 
 
 def _refuse_offline(dataset: str, remote: str) -> None:
-    """One short attempt, for the clients of the servers try for minutes."""
+    """Try the server once for a short time, because its client would try for minutes."""
     if remote.startswith("gcp://"):
         return
     try:

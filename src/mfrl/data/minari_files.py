@@ -1,6 +1,6 @@
-"""Minari datasets as folders: their ids, which of them are there, and where they came from.
+"""Minari datasets as folders: their ids, which of them exist, and the records of their origin.
 
-Importing it imports neither torch nor Minari.
+This module imports neither torch nor Minari.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mfrl.data import records
 from mfrl.errors import DataError
 from mfrl.system.processes import environment
 
-#: Namespace of the sets collected here, never presented as anybody else's.
+#: Namespace of the datasets that mfrl collects. They are never presented as anybody else's.
 OWN_NAMESPACE = "mfrl"
 DEFAULT_ROOT = "~/.minari/datasets"
 RECORD = "provenance.json"
@@ -30,10 +30,10 @@ def data_root(data_dir: str | Path | None) -> Path:
 
 
 def checked_id(dataset: str) -> str:
-    """A Minari id with its version; what could lead out of the root folder is none.
+    """Check that a Minari id has a version and cannot lead out of the root folder.
 
     Raises:
-        DataError: for anything else.
+        DataError: it is no such id.
     """
     if not isinstance(dataset, str) or not _ID.fullmatch(dataset):
         raise DataError(
@@ -54,20 +54,20 @@ def present(root: Path) -> list[str]:
 
 
 def root_of_minari(folder: Path) -> AbstractContextManager[None]:
-    """Have Minari take a folder for its root, which it lets an environment variable say and nothing else."""
+    """A context in which Minari uses ``folder`` as its root. Minari reads the root from an environment variable."""
     return environment({_ROOT_VARIABLE: str(folder)})
 
 
 def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
-    """Say where a dataset came from, in ``provenance.json`` beside its ``data`` folder.
+    """Write the record of a dataset's origin to ``provenance.json`` beside its ``data`` folder.
 
     Args:
         root: Minari's root folder.
         source: ``official`` or ``collected``.
-        details: what else is known, as JSON.
+        details: further entries of the record, as JSON.
 
     Returns:
-        the file.
+        the path of the record.
     """
     path = root / dataset / RECORD
     files = fingerprints(root / dataset)
@@ -78,10 +78,10 @@ def write_record(root: Path, dataset: str, source: str, **details: Any) -> Path:
 
 
 def describe(root: Path, dataset: str, fingerprint: records.Fingerprint = records.fingerprint) -> dict[str, Any]:
-    """The record of a dataset if it speaks of exactly these files, else the source ``unrecorded``.
+    """The record of a dataset if it describes exactly its files; otherwise one with the source ``unrecorded``.
 
     Args:
-        fingerprint: how checksums are had; by default each file is read.
+        fingerprint: gives a file's checksum; the default reads every file.
 
     Raises:
         ProvenanceError: the record cannot be understood.

@@ -1,4 +1,4 @@
-"""What every datamodule shares with Lightning: transitions on the device of training, handed out in chunks."""
+"""The base of all datamodules: transitions on the training device, which Lightning gets in chunks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from mfrl.errors import DataError
 class OfflineData(L.LightningDataModule):
     """A LightningDataModule whose ``setup`` fills ``train``, ``val`` and ``spec``.
 
-    A subclass sets ``dataset``, ``env``, ``data_dir`` and ``paths`` when it is made, and defines ``setup`` and
+    A subclass sets ``dataset``, ``env``, ``data_dir`` and ``paths`` in its constructor, and defines ``setup`` and
     ``provenance``.
 
     Attributes:
-        train, val: transitions to train on and to hold out; ``val`` stays None where nothing is held out.
-        dataset: name of the data set.
-        env: the environment its policies are evaluated in.
-        data_dir: the folder the files lie in; None where nothing is read.
-        paths: the files that must be there before ``setup``.
-        warnings: what ``setup`` found that a user should know before training.
-        augment: changes each batch before it is trained on; None leaves them as they are.
-        action_bounds: after ``setup``, lowest and highest actions in the files, each ``(action_dim,)``, which became -1
-            and 1; None where they are of no environment.
-        writes_apart: nothing is written beside the files or into ``cache``: a checkpoint named them, and not the user.
+        train, val: transitions for training and held-out ones; ``val`` is None if nothing is held out.
+        dataset: name of the dataset.
+        env: the environment that evaluates policies.
+        data_dir: the folder of the files; None if nothing is read.
+        paths: the files that must exist before ``setup``.
+        warnings: sentences of ``setup`` that a user should read before training.
+        augment: changes each batch before training; None changes nothing.
+        action_bounds: after ``setup``, the lowest and the highest actions in the units of the files, each
+            ``(action_dim,)``, which became -1 and 1; None without an environment.
+        writes_apart: write nothing beside the files or into ``cache``, because a checkpoint named them and not the
+            user.
 
     Args:
-        batch_size, chunk, seed, updates, marks: of the sampling, see :class:`ChunkLoader`.
+        batch_size, chunk, seed, updates, marks: see :class:`ChunkLoader`.
     """
 
     dataset: str
@@ -63,14 +64,14 @@ class OfflineData(L.LightningDataModule):
         self.augment: RandomCrop | None = None
 
     def provenance(self) -> dict[str, Any]:
-        """Where the data come from, with checksums, and which part of them is used; after ``setup``."""
+        """The origin of the data with checksums, and the part of them that is used. Call :meth:`setup` first."""
         raise NotImplementedError
 
     def download(self, **settings: Any) -> None:
         """Fetch the files from the server that offers them.
 
         Raises:
-            DataError: where none does, or none can be reached.
+            DataError: no server offers them, or it cannot be reached.
         """
         raise DataError(f"{self.dataset} cannot be downloaded: no server offers it")
 

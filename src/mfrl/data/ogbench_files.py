@@ -1,4 +1,4 @@
-"""OGBench's datasets as files: their names, which of them are read, and where they came from."""
+"""OGBench's datasets as files: their names, which of them are read, and the records of their origin."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def data_paths(data_dir: str | Path, dataset: str) -> tuple[Path, Path]:
 
 
 def data_files(data_dir: str | Path, dataset: str) -> tuple[list[Path], list[Path]]:
-    """The files of a dataset that are read, for training and for validation.
+    """The files of a dataset for training and for validation, in the order in which they are read.
 
-    They are those of :func:`data_paths`, or, of a dataset in many files, what the folder ``<data_dir>/<dataset>``
-    holds: OGBench's sets of 100 million transitions are numbered files ``cube-triple-play-v0-000.npz`` and
-    ``cube-triple-play-v0-000-val.npz`` (github.com/seohongpark/horizon-reduction, README.md), read in that order.
+    They are those of :func:`data_paths`. A dataset in many files is a folder ``<data_dir>/<dataset>``: OGBench's sets
+    of 100 million transitions are numbered files ``cube-triple-play-v0-000.npz`` and
+    ``cube-triple-play-v0-000-val.npz`` (github.com/seohongpark/horizon-reduction, README.md).
 
     Raises:
-        ProvenanceError: that folder lacks one of the two, or a file in the middle of a series.
+        ProvenanceError: the folder lacks training or validation files, or a file in the middle of a series.
     """
     train, val = data_paths(data_dir, dataset)
     folder = train.with_suffix("")
@@ -43,7 +43,7 @@ def data_files(data_dir: str | Path, dataset: str) -> tuple[list[Path], list[Pat
 
 
 def _series(paths: list[Path]) -> list[Path]:
-    """Numbered files in the order of their numbers, of which none may be missing between the first and the last."""
+    """Numbered files in the order of their numbers. No number between the first and the last may be missing."""
     numbered = {}
     for path in paths:
         match = re.fullmatch(r"(?P<head>.*?)(?P<number>\d+)(?P<tail>(-val)?\.npz)", path.name)
@@ -63,11 +63,11 @@ def _series(paths: list[Path]) -> list[Path]:
 def describe(
     data_dir: str | Path, dataset: str, fingerprint: records.Fingerprint = records.fingerprint
 ) -> dict[str, Any]:
-    """The record of a dataset if it speaks of exactly the files that are there, else the source ``unrecorded``.
+    """The record of a dataset if it describes exactly its files; otherwise one with the source ``unrecorded``.
 
     Args:
         data_dir, dataset: as for :func:`data_files`.
-        fingerprint: how checksums are had; by default each file is read.
+        fingerprint: gives a file's checksum; the default reads every file.
 
     Raises:
         FileNotFoundError: no data file exists.

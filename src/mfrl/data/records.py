@@ -1,8 +1,8 @@
-"""Where a dataset came from: a JSON record beside its files, with their checksums.
+"""Records of a dataset's origin: a JSON file beside the data, with the data's checksums.
 
-A record speaks only for the exact bytes it was written for. Files without one, or that differ from it, are
-"unrecorded": an official download or a user's own, we do not guess which. Where a record lies, and which files it is
-about, :mod:`mfrl.data.ogbench_files` and :mod:`mfrl.data.minari_files` say.
+A record describes only the exact bytes for which it was written. Files without a record, or that differ from it, are
+"unrecorded": they may be an official download or a user's own, and mfrl does not guess. The place of a record and the
+files that it describes are in :mod:`mfrl.data.ogbench_files` and :mod:`mfrl.data.minari_files`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sha256(path: str | Path) -> str:
 
 
 def fingerprint(path: str | Path) -> dict[str, Any]:
-    """What a record keeps of a file: `sha256` and its size in `bytes`."""
+    """A file's entry in a record: its `sha256` and its size in `bytes`."""
     return {"sha256": sha256(path), "bytes": Path(path).stat().st_size}
 
 
@@ -43,12 +43,12 @@ Fingerprint = Callable[[Path], dict[str, Any]]  #: how a file's checksum and siz
 
 
 class Checksums:
-    """Fingerprints of files, each computed once: remembered while size, time of change and inode stay the same.
+    """Fingerprints of files. Each is computed once and reused while size, time of change and inode stay the same.
 
     Args:
-        folders: where ``checksums.json`` may lie. Each is read, and the first that can be written to is kept up to
-            date. Without any, nothing is remembered.
-        read_only: folders whose checksums are used and neither changed nor written elsewhere.
+        folders: folders that may hold ``checksums.json``. All are read; the first one that is writable is kept up to
+            date. If there is none, the next start computes the checksums again.
+        read_only: folders whose checksums are used, and neither changed nor written elsewhere.
     """
 
     def __init__(self, folders: Sequence[Path] = (), read_only: Sequence[Path] = ()) -> None:
@@ -61,7 +61,7 @@ class Checksums:
             self.used |= self._read(folder / "checksums.json")
 
     def of(self, path: Path) -> dict[str, Any]:
-        """What :func:`fingerprint` says of it."""
+        """The file's :func:`fingerprint`."""
         state = self._state(path)
         for known in (self.known.get(str(path.resolve())), self.used.get(str(path.resolve()))):
             if isinstance(known, list) and len(known) == 4 and known[:3] == state:
@@ -70,7 +70,7 @@ class Checksums:
         return {"sha256": digest, "bytes": state[0]}
 
     def remember(self, path: Path, sha256: str, state: list[int] | None = None) -> None:
-        """Take a checksum as that of a file, in the ``state`` it was computed in, or the present one."""
+        """Store a file's checksum, for the ``state`` in which it was computed, by default the present one."""
         self.known[str(path.resolve())] = [*(state or self._state(path)), sha256]
         for file in self.files:
             with suppress(OSError):
@@ -104,7 +104,7 @@ def versions(packages: Sequence[str] = SIMULATION) -> dict[str, str | None]:
 
 
 def generator(function: str) -> dict[str, str]:
-    """What made the files, by its dotted name, as a record has it."""
+    """The record's entry of the function that made the files, by its dotted name."""
     return {"package": "mfrl", "version": mfrl.__version__, "function": function}
 
 
@@ -124,11 +124,11 @@ def write(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> Any:
-    """What the file of a record holds, not yet looked at.
+    """The content of a record's file, which is not checked yet.
 
     Raises:
-        FileNotFoundError: there is none.
-        ProvenanceError: it is not JSON; the message names it.
+        FileNotFoundError: there is no record.
+        ProvenanceError: the file is not JSON; the message names it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -153,15 +153,15 @@ def read(path: Path, dataset: str) -> dict[str, Any] | None:
 
 
 def describe(path: Path, dataset: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What can honestly be said of data files: their record if it speaks of exactly these, else "unrecorded".
+    """The record of data files if it describes exactly these files; otherwise a record that says "unrecorded".
 
     Args:
         path: of the record.
-        files: their fingerprints, by the names they have in it.
+        files: fingerprints by the names that the record uses.
 
     Returns:
         The record, or `{"dataset", "source": "unrecorded", "files": {name: {"sha256", "bytes"}}}`, with a
-        `note` when there is a record that the files do not match.
+        `note` if there is a record that does not match the files.
 
     Raises:
         ProvenanceError: the record cannot be read.
@@ -177,12 +177,12 @@ def describe(path: Path, dataset: str, files: Mapping[str, Mapping[str, Any]]) -
 
 
 def difference(record: Any, dataset: str, files: Mapping[str, Mapping[str, Any]], all_there: bool = True) -> str | None:
-    """Why a record does not speak of exactly these files; None where it does.
+    """The reason why a record does not describe exactly these files; None if it does.
 
     Args:
-        record: as :func:`load` gives it.
-        files: by name, what is to be compared of each: ``bytes``, or with ``sha256`` a whole fingerprint.
-        all_there: whether every file that the record speaks of must be among them.
+        record: from :func:`load`.
+        files: by name, the part of the fingerprint to compare: ``bytes``, or with ``sha256`` all of it.
+        all_there: whether every file of the record must be among ``files``.
     """
     recorded = record.get("files") if isinstance(record, dict) else None
     if not isinstance(recorded, dict) or not isinstance(record.get("source"), str):

@@ -1,16 +1,16 @@
 """Evaluation of policies: fixed episodes, many environments at once, one batched action call a step.
 
-Episode i starts from a seed that depends on (evaluation seed, i) alone, and its policy noise at step s on
-(evaluation seed, i, s) alone. So runs are paired episode by episode, and how many environments run side by
-side changes nothing but floating-point rounding in the batched call.
+The start of episode i is a function of (evaluation seed, i), and the policy's noise at step s of (evaluation seed, i,
+s). Runs are therefore paired episode by episode. The number of environments side by side changes nothing but the
+rounding of the batched call.
 
-Several policies are evaluated side by side: each acts in environments of its own, as many as it would have alone, and
-one call steps all of them. Alone or not, a policy's numbers are the same to the last bit.
+Several policies can be evaluated side by side. Each acts in its own environments, as many as it would have alone, and
+one call steps all of them. A policy's numbers are the same to the last bit as if it were alone.
 
-An episode is a success if any of its steps reports one. In OGBench's single-task environments, which
-terminate at success, that is the ``info["success"]`` of the last step, which OGBench's own evaluation
-reports. In environments that go on after a success, a task once solved stays solved. Where no step of any episode tells
-of a success or a failure (``info["success"]`` or ``info["is_success"]``), nothing is known, and nothing is reported.
+An episode is a success if any of its steps reports one. OGBench's single-task environments terminate at success, so
+that this is the ``info["success"]`` of the last step, which OGBench's own evaluation reports. In environments that go
+on after a success, a solved task stays solved. If no step of any episode reports a success or a failure
+(``info["success"]`` or ``info["is_success"]``), the evaluation has no success rate.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ Progress = Callable[[int, int, float | None], None]
 
 
 class Actor(Protocol):
-    """What can be evaluated.
+    """The interface of a policy that can be evaluated.
 
     Attributes:
         action_dim: size of an action.
-        num_candidates: how many noise vectors an action takes.
+        num_candidates: number of noise vectors for an action.
     """
 
     action_dim: int
     num_candidates: int
 
     def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Noise for actions, ``shape`` ending in action_dim, on the generator's device."""
+        """Noise for actions, on the generator's device; the last dimension of ``shape`` is action_dim."""
         ...
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What happened, episode by episode; arrays are ``(episodes,)``.
+    """The result of an evaluation, episode by episode; arrays are ``(episodes,)``.
 
     Attributes:
         seeds: environment seeds.
         returns: undiscounted sums of rewards.
-        successes: bool; None where the environment told of none, good or bad.
-        lengths: steps.
+        successes: bool; None if the environment reported neither successes nor failures.
+        lengths: numbers of steps.
         seconds: wall time.
         paths: ``(length + 1, 2)`` positions of the recorded episodes, where the environment has positions.
         frames: uint8 ``(frames, height, width, 3)`` of the filmed episodes.
@@ -92,7 +92,7 @@ class Evaluation:
     reference_returns: tuple[float, float] | None = None
 
     def summary(self) -> dict[str, float]:
-        """Means over episodes by their logged names; success and normalised score only where they are defined."""
+        """Means over episodes by their logged names; success and normalised score only if they are defined."""
         means = {} if self.successes is None else {"eval/success": float(self.successes.mean())}
         means |= {"eval/return": float(self.returns.mean()), "eval/length": float(self.lengths.mean())}
         if self.reference_returns is not None:
@@ -114,15 +114,15 @@ class Evaluation:
 
 
 class Evaluator:
-    """Runs policies in environments that stay alive between evaluations, since starting them takes seconds.
+    """Runs policies in environments that stay alive between evaluations, because starting them takes seconds.
 
     Args:
         spec: the environment.
-        num_envs: environments of each policy, which is also the batch of every action call.
-        workers: processes they run in; 0 steps them here, None takes one a core.
+        num_envs: number of environments of each policy, which is also the batch size of every action call.
+        workers: number of processes that step the environments; 0 steps them in this process, None takes one a core.
         seed: of the episodes; keep it fixed to compare runs episode by episode.
-        policies: how many are evaluated side by side. Where all of their environments were more than
-            ``MOST_SIDE_BY_SIDE``, fewer are: the others have their turn after them.
+        policies: number of policies side by side. If they would need more than ``MOST_SIDE_BY_SIDE`` environments,
+            they are evaluated in several turns.
     """
 
     def __init__(
@@ -135,16 +135,16 @@ class Evaluator:
 
     @property
     def env(self) -> VectorEnv:
-        """The environments, started when first asked for; its ``signature`` has the maze and the shapes."""
+        """The environments, which start at the first use; their ``signature`` has the maze and the shapes."""
         if self._env is None:
             self._env = VectorEnv(self.spec, self._at_once * self.num_envs, self.workers, render=self._renders)
         return self._env
 
     def check_filming(self) -> None:
-        """Start the environments so that they can be filmed, and take one picture.
+        """Start the environments so that they can be filmed, and render one frame.
 
         Raises:
-            EnvError: there is none to take.
+            EnvError: no frame can be rendered.
         """
         if not self._renders:
             self.close()
@@ -161,11 +161,11 @@ class Evaluator:
 
         Args:
             progress: called whenever episodes have finished with (finished, episodes, success rate so far or None).
-            recording: see :meth:`run_each`, as what may be raised besides.
+            recording: see :meth:`run_each`, which raises further errors.
 
         Raises:
             DivergedError: the policy gave an action that is not finite.
-            EnvError: so did the environment with an observation or a reward.
+            EnvError: the environment gave an observation or a reward that is not finite.
         """
 
         def report(finished: int, rates: Sequence[float]) -> None:
@@ -200,15 +200,15 @@ class Evaluator:
             max_frames: frames are taken every so many steps that a full-length episode has about this many.
 
         Returns:
-            of each policy what happened, or why it was not evaluated to the end: it gave an action, or its environment
-            an observation or a reward, that is not finite. The others go on.
+            for each policy its evaluation, or the error that ended it: the policy gave an action that is not finite, or
+            its environment an observation or a reward. The other policies go on.
 
         Raises:
             ValueError: a policy's actions have the wrong shape.
-            EnvError, WorkerError: from what all policies share.
-            Interrupted: a signal has come, where signals are noted.
+            EnvError, WorkerError: the environments failed for all policies.
+            Interrupted: a signal has come, if signals are noted.
 
-        Whatever the error, Ctrl-C included, the environments are closed and a later call starts them afresh.
+        Any error, Ctrl-C included, closes the environments; a later call starts them anew.
         """
         if episodes < 1:
             raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
@@ -260,7 +260,7 @@ class Evaluator:
             play.seconds = (time.perf_counter() - started) / len(plays)
 
     def _start_episodes(self, plays: Sequence[_Play]) -> None:
-        """The next episodes in all slots that have none."""
+        """Start the next episodes in all free slots."""
         seeds: dict[int, int] = {}
         for play in plays:
             seeds |= play.next_episodes()
@@ -283,16 +283,16 @@ class Evaluator:
 
 
 class _Play:
-    """The episodes of one policy, in slots of its own: which of them wait and play, and what has come of them.
+    """The episodes of one policy, in its own slots: which ones wait, which ones run, and their results.
 
     Args:
-        slots: in the environments; here they are counted from 0.
+        slots: the policy's slots in the environments; this class counts them from 0.
         seeds: of the episodes ``(episodes,)``.
         seed: of the evaluation.
 
     Attributes:
         active: the slots with an episode, ``(num_envs,)`` bool.
-        seconds: its share of the time that those took which played side by side.
+        seconds: the policy's share of the time of all policies side by side.
     """
 
     def __init__(
@@ -316,12 +316,12 @@ class _Play:
 
     @property
     def success_rate(self) -> float | None:
-        """Of the episodes that have finished; None where nothing is known."""
+        """The success rate of finished episodes; None if the environment reports no success."""
         known = self._error is None and self.finished.any() and self.told.any()
         return float(self.successes[self.finished].mean()) if known else None
 
     def next_episodes(self) -> dict[int, int]:
-        """Put those that wait into the slots that have none; the environments to start, and their seeds."""
+        """Put waiting episodes into free slots. Returns the environments to start, and their seeds."""
         slots = np.flatnonzero(~self.active)[: len(self._waiting)]
         self._playing[slots] = [self._waiting.popleft() for _ in slots]
         self._noise.restart(slots, self._playing[slots])
@@ -330,7 +330,7 @@ class _Play:
         return dict(zip((self.slots.start + slots).tolist(), seeds.tolist(), strict=True))
 
     def begin(self, observations: np.ndarray) -> None:
-        """Take up the episodes that have been started; observations are those of all environments."""
+        """Take the first observations of started episodes; ``observations`` are those of all environments."""
         slots = self._begun
         self._observations = observations[self.slots]
         if slots.size and self._finite(slots):
@@ -342,7 +342,7 @@ class _Play:
         return self.policy.act(torch.from_numpy(self._observations), self._noise.next())
 
     def checked(self, actions: Tensor) -> np.ndarray:
-        """Actions on the CPU, clipped to [-1, 1]; leaves where one is not finite."""
+        """Actions on the CPU, clipped to [-1, 1]; an action that is not finite ends the policy's evaluation."""
         if actions.shape != (expected := (len(self._playing), self.policy.action_dim)):
             raise ValueError(f"policy gave actions {tuple(actions.shape)}, expected {expected}")
         on_cpu = actions.float().cpu().numpy()
@@ -358,7 +358,7 @@ class _Play:
         return on_cpu.clip(-1.0, 1.0)
 
     def take(self, step: Step) -> bool:
-        """What a step of all environments has brought; whether episodes have ended. Leaves where that is no number."""
+        """Take a step of all environments; returns whether episodes have ended. NaN ends the policy's evaluation."""
         active = self.active
         if not active.any():
             return False
@@ -377,7 +377,7 @@ class _Play:
         return bool(done.any())
 
     def outcome(self) -> Evaluation | DivergedError | EnvError:
-        """What happened, or why it came to no end."""
+        """The evaluation, or the error that ended it."""
         return self._error or Evaluation(
             seeds=self._seeds,
             returns=self.returns,
@@ -391,7 +391,7 @@ class _Play:
         )
 
     def _finite(self, slots: np.ndarray) -> bool:
-        """Whether observations and returns are; else it was the environment, which no policy can act on."""
+        """Whether observations and returns are finite; otherwise the error names the environment, not the policy."""
         playing = self._playing[slots]
         good = np.isfinite(self._observations[slots]).reshape(len(slots), -1).all(axis=1)
         what = "an observation"
@@ -415,7 +415,7 @@ class _Play:
 
 
 class _NoiseStreams:
-    """A stream of policy noise for each slot, started over from its episode's own seed."""
+    """A stream of policy noise for each slot. Each episode restarts its slot's stream from the episode's seed."""
 
     def __init__(self, policy: Actor, num_envs: int, seed: int) -> None:
         self._policy, self._seed = policy, seed
@@ -443,7 +443,7 @@ class _Recorder:
     """Keeps the paths and the frames of the first episodes, by episode.
 
     Args:
-        first: the slot of the environments that is counted as 0 here.
+        first: the slot of the environments that this class counts as 0.
     """
 
     def __init__(self, env: VectorEnv, first: int, record_paths: int, video_episodes: int, max_frames: int) -> None:
@@ -481,5 +481,5 @@ class _Recorder:
 
 
 def _turn(policies: int, most: int) -> int:
-    """How many of so many policies to evaluate at once, at most ``most``, so that every turn has about as many."""
+    """The number of policies in a turn, at most ``most``, so that all turns have about the same number."""
     return math.ceil(policies / math.ceil(policies / most))
