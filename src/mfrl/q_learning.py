@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mfrl.data.batch import Batch
 
 #: How the ensemble's values ``(ensemble, ...)`` are aggregated, e.g. in the Bellman target.
-Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
+Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 #: :func:`unit_pull` shortens gradients that are longer than this many times the median length.
 LONGEST_PULL = 10.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mfrl.errors import ConfigError, did_you_mean, require
 
@@ -89,7 +89,7 @@ CHOICES = {
 }
 
 
-def check(name: str, value: object) -> None:
+def check(name: str, value: Any) -> None:
     """Refuse a number out of the setting's range, NaN, or a name that is not among the setting's choices.
 
     Raises:

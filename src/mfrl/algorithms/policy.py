@@ -31,6 +31,9 @@ def action_scalars(a: Tensor, data: Tensor) -> dict[str, Tensor]:
 class Normalizer(nn.Module):
     """Normalises states with the statistics of the training data; images have no statistics and stay as they are."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean.float().clone())
@@ -122,6 +125,7 @@ class Policy(nn.Module):
         return self._best(observations, candidates)[1].mean(0)
 
     def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.critic is not None
         features = self.critic.encode(observations)
         return best_of_n(self.critic, features, candidates, self.ceiling, self.q_aggregation)
 

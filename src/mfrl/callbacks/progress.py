@@ -83,7 +83,9 @@ class Progress(L.Callback):
 
     def left(self, k: int) -> str:
         """What is left at update ``k``: training at the present rate, and the evaluations that are due."""
-        training = (self._total - k) / self.rate
+        rate = self.rate
+        assert rate is not None, "nothing is told of the time left before the second chunk"
+        training = (self._total - k) / rate
         on_the_way = (self._total - 1) // self.every - k // self.every
         due = max(on_the_way, 0) + (k < self._total)
         if self._evaluation_seconds is None and due:

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -131,7 +131,7 @@ def refuse_groups(cfg: DictConfig, key: str) -> None:
     Raises:
         ConfigError: naming the group, and what of it is a name.
     """
-    written = OmegaConf.to_container(cfg, resolve=False)[key]
+    written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))[key]
     for name in re.findall(r"(?<!\\)\$\{([\w.]+)\}", str(written)):
         if isinstance(OmegaConf.select(cfg, name), DictConfig | ListConfig):
             names = [other for other in (f"{name}.name", f"{name}_name") if OmegaConf.select(cfg, other) is not None]
