@@ -40,8 +40,8 @@ from mfrl.algorithms.flow_distilled import FlowDistilled
 from mfrl.algorithms.flow_matching import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import GaussianBC, negative_log_likelihood
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
-from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.callbacks.monitor import Monitor
 from mfrl.data.sampling import ChunkLoader

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from algorithms.test_baselines import TINY, moved, snapshot, trainer
 from mfrl.algorithms.fql import FQL
-from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import ChunkLoader

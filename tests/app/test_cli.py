@@ -10,7 +10,7 @@ import pytest
 from processes import Command
 from tiny import mfrl
 
-from mfrl.app.cli import check_overrides
+from mfrl.app.overrides import check_overrides
 from mfrl.app.presets import methods
 from mfrl.app.tasks import choose
 from mfrl.collect.ogbench.runner import collect

@@ -15,7 +15,7 @@ from conftest import DATASET
 from processes import Command, shorten_episodes
 from tiny import mfrl
 
-from mfrl.app.cli import spell_out_seeds
+from mfrl.app.overrides import spell_out_seeds
 from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint

@@ -30,7 +30,8 @@ from tiny import COMMAND, ENVIRONMENT, TOY, mfrl, program
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
-from mfrl.app.train import processes, train
+from mfrl.app.train import train
+from mfrl.app.watch import processes
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.folder import RunFolder

@@ -24,9 +24,13 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SPEC, compose, mfrl
 
-from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
+from mfrl.app.checks import refuse_settings_of_another_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
-from mfrl.app.train import fetch_missing, final_scores, refuse_other_data, summarise, train
+from mfrl.app.fetch import fetch_missing
+from mfrl.app.parts import build_algorithm
+from mfrl.app.results import final_scores, summarise
+from mfrl.app.resume import refuse_other_data
+from mfrl.app.train import train
 from mfrl.callbacks.evaluation import action_samples
 from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.evaluation import Evaluator

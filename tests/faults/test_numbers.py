@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.app.fetch import fetch_missing
 from mfrl.app.report import report
-from mfrl.app.train import fetch_missing, train
+from mfrl.app.train import train
 from mfrl.callbacks.explosions import Explosions
 from mfrl.collect.minari.runner import collect
 from mfrl.data.minari import MinariData
@@ -307,7 +308,7 @@ def test_a_run_whose_environment_tells_nothing_shows_no_column_of_it_anywhere(
 def test_an_environment_that_tells_of_successes_only_is_averaged_over_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mfrl.app.train import final_scores
+    from mfrl.app.results import final_scores
     from mfrl.runs.folder import RunFolder
 
     path = tmp_path / "eval.jsonl"

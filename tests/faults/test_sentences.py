@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tiny import ENVIRONMENT, TOY, compose, mfrl, program
 
-from mfrl.app.cli import check_overrides, run
+from mfrl.app.cli import run
+from mfrl.app.overrides import check_overrides
 from mfrl.app.sweep import attempt
 from mfrl.app.train import train
 from mfrl.collect.minari.runner import collect
