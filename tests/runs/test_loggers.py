@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from tiny import compose
 
+from mfrl import algorithms
 from mfrl.report.groups import score_of
 from mfrl.runs.loggers import compared, layout, tag
 from mfrl.runs.read import FINISHED, Run
 from mfrl.runs.scores import averaged, score_curve
 
+ALGORITHMS = Path(algorithms.__file__).parent
+LOSS = re.compile(r'"((?!q_)\w+_loss)"')  # q_loss is -Q, which is shown
 COLUMNS = [
     "actor_lr",
     "actor_grad_norm",
@@ -48,6 +52,11 @@ def test_no_chart_is_laid_out_without_a_curve_and_none_holds_training_and_held_o
     shown = [sorted(tag for tag in tags if any(re.fullmatch(p, tag) for p in patterns)) for patterns in charts]
     assert sorted(shown) == [["critic/policy_q"], ["eval/return"], ["train/flow_loss"], ["val/flow_loss"]]
     assert layout([]) == {}
+
+
+@pytest.mark.parametrize("name", sorted({n for p in ALGORITHMS.glob("*.py") for n in LOSS.findall(p.read_text())}))
+def test_every_loss_of_every_algorithm_has_a_chart_in_training_and_held_out(name: str) -> None:
+    assert len(layout([tag(f"train/{name}"), f"val/{name}"])) == 2
 
 
 def columns(*overrides: str) -> dict[str, float | str]:

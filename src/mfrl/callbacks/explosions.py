@@ -10,11 +10,11 @@ from mfrl.errors import CheckpointError
 #: Q may leave the range of what the rewards can add up to by so many times its width, and by Q_SLACK where that is
 #: more: a new critic knows nothing of rewards that are tiny.
 Q_FACTOR, Q_SLACK = 1.0, 10.0
-#: A loss may be so many times its scale: the square of that range's width for the critic's, else 1, or its own least
+#: A loss may be so many times its scale: the square of that range's width for a value's, else 1, or its own least
 #: value so far where that is more. Flow losses are about 1, as actions lie in [-1, 1].
 LOSS_FACTOR = 1000.0
 
-_Q = ("q", "q_min", "q_max", "policy_q", "target")
+_Q = ("q", "q_min", "q_max", "policy_q", "target", "v")
 
 
 class Explosions:
@@ -47,7 +47,7 @@ class Explosions:
         for name, value in metrics.items():
             if not name.endswith("_loss") or name == "q_loss":  # which is -Q
                 continue
-            scale = max(1.0, width**2 if name == "critic_loss" else 1.0, self._least.get(name, 0.0))
+            scale = max(1.0, width**2 if name in ("critic_loss", "value_loss") else 1.0, self._least.get(name, 0.0))
             if value > LOSS_FACTOR * scale:
                 self._note(
                     name,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -32,7 +32,7 @@ Layout = dict[str, dict[str, list[Any]]]
 # Numbers that users know by name keep it in TensorBoard too: what to look at first. The other columns of metrics.csv
 # that begin with train/ are grouped there by whose they are.
 _STABLE = ("train/critic_loss", "train/flow_loss", "train/q", "train/alpha")
-_OF_CRITIC = ("q_min", "q_max", "target", "policy_q")
+_OF_CRITIC = ("q_min", "q_max", "target", "policy_q", "v", "advantage")
 
 
 def tag(column: str) -> str:
@@ -44,7 +44,7 @@ def tag(column: str) -> str:
     section, _, name = column.partition("/")
     if section != "train" or column in _STABLE:
         return column
-    if name in _OF_CRITIC or name.startswith("critic_"):
+    if name in _OF_CRITIC or name.startswith(("critic_", "value_")):
         return f"critic/{name.removeprefix('critic_')}"
     return f"actor/{name.removeprefix('actor_')}"
 
@@ -160,7 +160,8 @@ def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
     changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     keys = ["algo_name", "updates", "batch_size", "data.dataset", "data.fraction"]
     keys += [f"algo.{key}" for key in cfg.algo if not key.startswith("_")]
-    keys += [key for key in flatten(OmegaConf.to_container(cfg.network), "network.") if "._" not in key]
+    network = cast(dict[str, Any], OmegaConf.to_container(cfg.network))
+    keys += [key for key in flatten(network, "network.") if "._" not in key]
     keys += [key for key in changed if "." in key and not key.startswith(_NOT_COMPARED)]
     values = {key: OmegaConf.select(cfg, key) for key in dict.fromkeys(keys) if key not in _SAID_ALREADY}
     optional = {f"algo.{key}" for key, annotation in (settings_of(cfg.algo) or {}).items() if "None" in annotation}
@@ -224,7 +225,8 @@ class RunEvents(TensorBoardLogger):
     Tags are grouped (see :func:`tag`), and the tab is laid out anew where an evaluation finds tags without a place.
     """
 
-    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+    def __init__(self, run_dir: str | Path, purge_step: int | None = None) -> None:
+        run_dir = Path(run_dir)
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
         _let_a_second_pass(run_dir)
         self.run_dir = run_dir
@@ -266,7 +268,7 @@ def layout(tags: Collection[str]) -> Layout:
     Args:
         tags: of the run's scalars.
     """
-    charts = {
+    charts: dict[str, dict[str, list[str] | tuple[str, ...]]] = {
         "evaluation": {
             "success": ["eval/success"],
             "return": ["eval/return"],
@@ -283,6 +285,8 @@ def layout(tags: Collection[str]) -> Layout:
             "flow error": ["actor/flow_error"],
             "distillation loss": ["actor/distillation_loss"],
             "negative log-likelihood": ["actor/nll_loss"],
+            "behaviour cloning loss": ["actor/bc_loss"],
+            "advantage-weighted loss": ["actor/awr_loss"],
             "alpha": ["train/alpha"],
             "bound loss": ["actor/bound_loss"],
             "actions out of bounds": ["actor/out_of_bounds"],
@@ -291,17 +295,23 @@ def layout(tags: Collection[str]) -> Layout:
         },
         "critic": {
             "critic loss": ["train/critic_loss"],
+            "value loss": ["critic/value_loss"],
             "Q of the data, from the smallest to the largest": ("train/q", "critic/q_min", "critic/q_max"),
             "Bellman target": ["critic/target"],
             "Q of the policy": ["critic/policy_q"],
+            "V of the data": ["critic/v"],
+            "advantage of the data": ["critic/advantage"],
             "gradient norm": ["critic/(.+_)?grad_norm"],
         },
         "held out": {
             "flow loss": ["val/flow_loss"],
             "distillation loss": ["val/distillation_loss"],
             "negative log-likelihood": ["val/nll_loss"],
+            "behaviour cloning loss": ["val/bc_loss"],
+            "advantage-weighted loss": ["val/awr_loss"],
             "bound loss": ["val/bound_loss"],
             "critic loss": ["val/critic_loss"],
+            "value loss": ["val/value_loss"],
         },
         "speed": {
             "updates per second": ["perf/updates_per_second"],

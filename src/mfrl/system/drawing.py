@@ -18,8 +18,9 @@ from matplotlib.patches import Rectangle
 BLUE, ORANGE, YELLOW = "#0072B2", "#D55E00", "#F0E442"
 GREEN, PURPLE, SKY = "#009E73", "#CC79A7", "#56B4E9"
 AMBER, BLACK = "#E69F00", "#000000"
-# Four of Paul Tol's, where those are not enough.
+# Paul Tol's, where those are not enough.
 INDIGO, WINE, OLIVE, TEAL = "#332288", "#882255", "#999933", "#44AA99"
+ROSE, MAUVE, BROWN, GREY = "#CC6677", "#AA4499", "#661100", "#888888"
 OF_OBSERVATION = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 _DPI = 110
 
@@ -49,8 +50,13 @@ LOOKS = {
     "flow_distilled": Look(WINE, "<"),
     "gaussian_bc": Look(OLIVE, ">"),
     "fql": Look(INDIGO, "p"),
+    "bc": Look(GREY, "h"),
+    "iql": Look(TEAL, "*"),
+    "ifql": Look(MAUVE, "d"),
+    "rebrac": Look(BROWN, "8"),
+    "fbrac": Look(ROSE, "H"),
 }
-_OTHERS = [Look(*pair) for pair in product((TEAL, "#CC6677", "#6699CC", "#661100"), ("h", "*", "d", "8"))]
+_OTHERS = [Look(*pair) for pair in product(("#6699CC", "#DDCC77", "#117733", "#B07AA1"), ("h", "*", "d", "8"))]
 
 
 def look_of(name: str) -> Look:
