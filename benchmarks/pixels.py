@@ -23,7 +23,7 @@ import lightning as L
 import torch
 
 from mfrl.app.cli import quiet_lightning
-from mfrl.app.config import build_algorithm
+from mfrl.app.parts import build_algorithm
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import DataSpec
 from mfrl.data.sampling import ChunkLoader

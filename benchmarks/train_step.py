@@ -39,7 +39,7 @@ from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfrl.algorithms.meanflowql import MeanFlowQL
-from mfrl.app.config import build_algorithm
+from mfrl.app.parts import build_algorithm
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.learning.learner import Learner
 from mfrl.runs.folder import versions

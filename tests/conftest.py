@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import kill_what_is_left
+from processes import kill_what_is_left, shorten_episodes
 
 torch.set_num_threads(1)  # tiny networks: threads only get in each other's way
 
@@ -22,6 +22,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     collect(DATASET, folder, episodes=12, val_episodes=2, episode_steps=101, workers=1, progress=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def short_episodes() -> Iterator[None]:
+    """For runs that are not about their episodes."""
+    before = shorten_episodes()
+    yield
+    shorten_episodes(before)
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ class Command:
         self,
         arguments: Sequence[str],
         cwd: Path,
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], object] | None = None,
         cfg: DictConfig | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
@@ -108,11 +108,13 @@ def _run(
     cwd: Path,
     outputs: list[Path],
     environment: dict[str, str],
-    prepare: Callable[[], None] | None,
+    prepare: Callable[[], object] | None,
     cfg: DictConfig | None,
 ) -> None:
     os.setsid()
     os.chdir(cwd)
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored where the tests themselves run in the background
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     for number, path in enumerate(outputs, start=1):
@@ -130,6 +132,16 @@ def _run(
         return
     sys.argv = ["mfrl", *arguments]
     main()
+
+
+def shorten_episodes(steps: int = 50) -> int:
+    """End the episodes of the shared data's environment after so many steps; how many they were, 1000 at first."""
+    import gymnasium
+    import ogbench  # noqa: F401 - registers the environments
+
+    spec = gymnasium.spec("pointmaze-medium-singletask-v0")
+    before, spec.max_episode_steps = spec.max_episode_steps, steps
+    return before
 
 
 def kill_what_is_left() -> None:

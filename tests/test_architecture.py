@@ -40,6 +40,13 @@ def test_an_algorithm_of_ones_own_is_trained_evaluated_and_reported(tmp_path: Pa
     assert "noisy_bc" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_a_logger_of_lightnings_has_what_metrics_csv_has(tmp_path: Path) -> None:
+    run_page("architecture.md", tmp_path, SMALLER, "Add a callback or a logger")
+    folder = tmp_path / "runs" / "with_table"
+    columns = (folder / "table" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {*(folder / "metrics.csv").read_text().splitlines()[0].split(",")} - {"updates"} == {*columns} - {"step"}
+
+
 @pytest.mark.slow
 def test_an_environment_of_gymnasium_and_one_of_ogbench_are_trained_in(tmp_path: Path) -> None:
     said = run_page("architecture.md", tmp_path, SMALLER, "Add an environment")

@@ -8,7 +8,8 @@ import shlex
 import pytest
 from pages import DOCS
 
-from mfrl.app.cli import COMMANDS, check_overrides, spell_out_seeds
+from mfrl.app.cli import COMMANDS
+from mfrl.app.overrides import check_overrides, spell_out_seeds
 
 ROOT = DOCS.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]

@@ -32,8 +32,8 @@ from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.algorithms.meanflow_distill import MeanFlowDistill
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.algorithms.rebrac import ReBRAC
-from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.catalogue import generation_settings
 from mfrl.collect.ogbench.runner import collect

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,10 +71,14 @@ def compose(command: str, *overrides: str) -> DictConfig:
 
 
 def mfrl(
-    *arguments: str, cwd: Path | None = None, timeout: float = 240.0, env: Mapping[str, str] = ENVIRONMENT
+    *arguments: str,
+    cwd: Path | None = None,
+    timeout: float = 240.0,
+    env: Mapping[str, str] = ENVIRONMENT,
+    prepare: Callable[[], object] | None = None,
 ) -> CompletedProcess[str]:
-    """``mfrl ARGUMENTS`` in a process of its own, come to its end."""
-    command = Command(arguments, cwd or Path.cwd(), environment=env)
+    """``mfrl ARGUMENTS`` in a process of its own, come to its end; ``prepare`` is called in it first."""
+    command = Command(arguments, cwd or Path.cwd(), prepare, environment=env)
     try:
         return CompletedProcess(arguments, command.end(timeout), command.stdout, command.stderr)
     finally:
@@ -82,7 +86,10 @@ def mfrl(
 
 
 def program(*arguments: str, **settings: Any) -> CompletedProcess[str]:
-    """The same by an interpreter that imports everything first; ``settings`` are those of `subprocess.run`."""
+    """The same by an interpreter that imports everything first, and that ends as one does: jobs side by side need it.
+
+    ``settings`` are those of `subprocess.run`.
+    """
     keywords = {"capture_output": True, "text": True, "timeout": 240, "check": False, "env": ENVIRONMENT} | settings
     return subprocess.run([*COMMAND, *arguments], **keywords)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from multiprocessing import active_children
@@ -15,19 +16,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, read_write
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.cli import Composer, change, explain, parse
+from mfrl.app.overrides import Composer, change, explain, parse, values_of
 from mfrl.app.sweep import packed
+from mfrl.app.tally import counted
 from mfrl.errors import ConfigError, refused_by_system
 from mfrl.runs.jobs import missing, print_outcomes, refuse_shared_folders
 from mfrl.system import signals
@@ -37,14 +41,31 @@ KILLED = "a process was killed from outside, perhaps for want of memory"
 RESTARTS = 2
 
 
-class MfrlSweeper(basic_sweeper.BasicSweeper):
-    """Hydra's own sweeper of comma-separated values, ending in a table; exits with 1 where a job failed."""
+class MfrlSweeper(Sweeper):
+    """Every combination of comma-separated values, as Hydra's own sweeper makes them, in packs, ending in a table.
 
-    def setup(self, *, config: DictConfig, **others: Any) -> None:
-        super().setup(config=config, **others)
-        self.launcher = Packing(self.launcher, config.get("pack", 1))
+    Exits with 1 where a job failed.
+
+    Args:
+        max_batch_size: jobs that are launched together; None: all.
+        params: overrides that a file gives; those of the command line replace them.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        self.max_batch_size, self.params = max_batch_size, params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose the jobs, to refuse here what cannot be, and note their folders.
+
+        Raises:
+            ConfigError: naming the setting, or a folder that two jobs would share.
+        """
         composed: dict[tuple[str, ...], DictConfig] = {}
         groups = self.config.hydra.runtime.choices
         for overrides in batch:
@@ -57,7 +78,7 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
                 GlobalHydra.instance().clear()  # the sweep is over: what explains the error composes for itself
                 composer = Composer.of(self.config.hydra.job.config_name, given)
-                raise ConfigError(explain(str(error), composer, given)) from error
+                raise ConfigError(explain(error, composer, given)) from error
             job = composed[chosen]
             for override in given:
                 if override.input_line not in chosen and not override.is_delete():
@@ -97,6 +118,7 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             sys.exit(1)
         finally:
             over.set()
+        _dismiss_jobs()
         returned = [job.return_value for batch in batches for job in batch]
         outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]
         print_outcomes(console, outcomes)
@@ -116,43 +138,73 @@ class MfrlSweeper(basic_sweeper.BasicSweeper):
             return "the same command again does only what is missing"
         return "an unfinished run goes on with  mfrl train resume=FOLDER"
 
-    def _sweep(self, arguments: list[str], console: Console) -> Any:
+    def _sweep(self, arguments: list[str], console: Console) -> list[Sequence[JobReturn]]:
         """The sweep, started again where a process was killed: that takes the jobs beside it along."""
+        given = [parse(text) for text in [*(f"{key}={value}" for key, value in self.params.items()), *arguments]]
+        jobs = combinations(given)
+        record = Path(self.config.hydra.sweep.dir)
+        record.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, record / "multirun.yaml")
         restarts = RESTARTS
         while True:
-            self.batch_index = 0
             self.folders.clear()
             try:
-                return super().sweep(arguments)
+                return self._launch(jobs, record, console)
             except BrokenExecutor:
                 if signals.received() or not (restarts and self.folders):  # without folders jobs would begin anew
                     raise
                 restarts -= 1
                 console.print(f"{KILLED}; going on with what is missing")
 
+    def _launch(self, jobs: list[list[str]], record: Path, console: Console) -> list[Sequence[JobReturn]]:
+        size = self.max_batch_size or len(jobs)
+        returned = []
+        for first in range(0, len(jobs), size):
+            batch = jobs[first : first + size]
+            self.validate_batch_is_legal(batch)
+            packs = packed(batch, self._pack(batch[0]))
+            with counted(record / f".jobs-{os.getpid()}", len(packs), len(batch), console):
+                results = self.launcher.launch(packs, initial_job_idx=first)
+            for result in results:
+                _ = result.return_value  # raises what the job raised
+            returned.append(results)
+        return returned
 
-class Packing:
-    """A launcher of jobs packed by :func:`mfrl.app.sweep.packed`.
+    def _pack(self, job: Sequence[str]) -> int:
+        """How many jobs are trained together.
 
-    Args:
-        launcher: Hydra's.
-        size: of a pack, where the jobs do not say.
-    """
-
-    def __init__(self, launcher: Launcher, size: int) -> None:
-        self.launcher, self.size = launcher, size
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        given = [text.partition("=")[2] for text in job_overrides[0] if text.startswith("pack=")]
-        size = given[-1] if given else str(self.size)
+        Raises:
+            ConfigError: it is no number of them.
+        """
+        given = [text.partition("=")[2] for text in job if text.startswith("pack=")]
+        size = given[-1] if given else str(self.config.get("pack", 1))
         if not size.isdecimal() or int(size) < 1:
             raise ConfigError(f"pack={size} must be a whole number of at least 1")
-        return self.launcher.launch(packed(job_overrides, int(size)), initial_job_idx)
+        return int(size)
+
+
+def combinations(overrides: Iterable[Override]) -> list[list[str]]:
+    """The overrides of every job: one of the values of each key, whose last mention counts."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        values[key] = [
+            key if one.value_type is None else f"{key}={one.get_value_element_as_str()}" for one in values_of(override)
+        ]
+    return [list(job) for job in itertools.product(*values.values())]
 
 
 def _jobs() -> list[BaseProcess]:
     """The processes that jobs run in, where they have some of their own."""
     return [child for child in active_children() if child.name.startswith("LokyProcess")]
+
+
+def _dismiss_jobs() -> None:
+    """End the processes of the jobs, which joblib keeps for some minutes in case that there is more to do."""
+    if _jobs():
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

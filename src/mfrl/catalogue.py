@@ -427,7 +427,9 @@ def spelled(name: str) -> str | None:
     """
     plain = plain_name(re.sub(r"^(ogbench|minari|mfrl)/", "", name.lower()))
     match = re.fullmatch(r"(?P<dataset>.+?)(-singletask)?(-task(?P<number>[1-5]))?", plain)
-    env = match and next((env for env in environments() if env.partition("/")[2] == match["dataset"]), None)
+    if match is None:
+        return None
+    env = next((env for env in environments() if env.partition("/")[2] == match["dataset"]), None)
     return env and f"env={env}" + (f" env.task={match['number']}" if match["number"] else "")
 
 

@@ -31,7 +31,7 @@ class Times(NamedTuple):
     """
 
     rows: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which times have no use for
     start: Tensor | None = None
 
     def spread(self, x: Tensor) -> Tensor:

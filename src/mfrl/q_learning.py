@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mfrl.settings import Settings
 
+if TYPE_CHECKING:
+    from mfrl.data.batch import Batch
+
 #: How the ensemble's values ``(ensemble, ...)`` are aggregated, e.g. in the Bellman target.
-Q_AGGREGATION = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
+Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
 #: :func:`unit_pull` shortens gradients that are longer than this many times the median length.
 LONGEST_PULL = 10.0
 
@@ -50,9 +54,8 @@ def bellman_target(
     target_critic: Critic,
     next_observations: Tensor,
     candidates: Tensor,
-    rewards: Tensor,
-    discounts: Tensor,
-    q_aggregation: str,
+    batch: Batch,
+    settings: TD,
     value_range: tuple[float, float] | None,
 ) -> Tensor:
     """y = r + discounts * agg_i Q_target,i(s', a'), a' the best of the candidates: ``(batch,)``, without gradient.
@@ -60,12 +63,13 @@ def bellman_target(
     Args:
         next_observations: what the target critic takes as observations.
         candidates: ``(candidate, batch, action_dim)`` in [-1, 1].
-        rewards, discounts: ``(batch,)``; discounts are 0 where the episode terminated.
+        batch: with rewards and discounts ``(batch,)``; discounts are 0 where the episode terminated.
+        settings: how the ensemble's values are aggregated.
         value_range: y is clipped to this range; None clips nothing.
     """
     with torch.no_grad():
         _, next_q = best_of_n(target_critic, next_observations, candidates)
-        y = rewards + discounts * Q_AGGREGATION[q_aggregation](next_q)
+        y = batch.rewards + batch.discounts * Q_AGGREGATION[settings.q_aggregation](next_q)
         return y if value_range is None else y.clamp(*value_range)
 
 

@@ -83,7 +83,7 @@ class Reformulation:
         size = sum(abs(c) for c in self._r.coefficients)
         roots = (float(t) for t in np.roots(self._r.coefficients[::-1]).real if 0.0 < t <= 1.0)
         # A multiple root comes out of np.roots as near misses off the real line, so the value decides.
-        if zeros := [t for t in (1.0, *roots) if abs(self._r(t)) <= 1e-9 * size]:
+        if zeros := [t for t in (1.0, *roots) if abs(float(self._r(t))) <= 1e-9 * size]:
             raise ConfigError(
                 f"q(t) with coefficients {list(self.q.coefficients)} is zero at t = {zeros[0]:g}: "
                 "u = (g - p a_t - s e) / q cannot be recovered there"
@@ -200,6 +200,7 @@ def _polynomial(name: str, coefficients: float | Sequence[float]) -> Polynomial:
 
 
 def _horner(coefficients: Sequence[float], t: Coefficient) -> Coefficient:
+    value: Coefficient
     *lower, value = coefficients
     for c in reversed(lower):
         value = value * t + c

@@ -35,6 +35,9 @@ class FixedAlpha(nn.Module):
         alpha, start: the present and the first value, each a buffer without dimensions.
     """
 
+    alpha: Tensor
+    start: Tensor
+
     def __init__(self, alpha: float, total: int) -> None:
         super().__init__()
         self.total = total
@@ -66,6 +69,8 @@ class DynamicAlpha(FixedAlpha):
     [0.1, 10] times its first value. Checks in the first tenth of training, and those with fewer than two earlier
     checks, only record the flow loss.
     """
+
+    history: Tensor
 
     def __init__(self, alpha: float, total: int, every: int = 2000, window: int = 20, threshold: float = 5.0) -> None:
         super().__init__(alpha, total)

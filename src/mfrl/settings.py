@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mfrl.errors import ConfigError, did_you_mean, require
 
@@ -18,12 +18,22 @@ class Range(NamedTuple):
     whole: bool = False
     optional: bool = False  #: null is allowed
 
+    def require(self, key: str, value: object) -> None:
+        """Refuse a setting that is none of these numbers.
+
+        Raises:
+            ConfigError: names the setting and says what is allowed.
+        """
+        number = type(value) is int or (type(value) is float and not self.whole)  # a bool is no number
+        holds = self.holds(value) if isinstance(value, int | float) and number else self.optional and value is None
+        require(key, holds, value, self.words)
+
 
 _POSITIVE = Range("positive and finite", lambda x: 0.0 < x < math.inf)
 _NOT_NEGATIVE = Range("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
 _LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
-_COUNT = Range("at least 1, and a whole number", lambda x: x >= 1, whole=True)
-_COUNT_OR_NULL = Range("at least 1 and a whole number, or null", lambda x: x >= 1, whole=True, optional=True)
+_COUNT = Range("a whole number of at least 1", lambda x: x >= 1, whole=True)
+_COUNT_OR_NULL = Range("null or a whole number of at least 1", lambda x: x >= 1, whole=True, optional=True)
 
 #: The range of every numeric setting, by its name, for all algorithms. A new setting needs a line here.
 RANGES = {
@@ -54,6 +64,22 @@ RANGES = {
     "actor_lr_floor": Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0),
     "max_grad_norm": _LIMIT,
 }
+#: The range of every number of a run that is none of its algorithm's, by its key.
+OF_A_RUN = {
+    "updates": _COUNT,
+    "batch_size": _COUNT,
+    "chunk": _COUNT,
+    "pack": _COUNT,
+    "threads": _COUNT_OR_NULL,
+    "log.every": _COUNT,
+    "checkpoint.every": _COUNT,
+    "checkpoint.minutes": Range("null or a positive number", lambda x: x > 0.0, optional=True),
+    "eval.every": _COUNT,
+    "eval.episodes": _COUNT,
+    "eval.interim_episodes": _COUNT_OR_NULL,
+    "eval.num_envs": _COUNT,
+    "eval.samples": _COUNT,
+}
 #: The choices of every setting that is a name.
 CHOICES = {
     "q_aggregation": ("mean", "min"),
@@ -63,7 +89,7 @@ CHOICES = {
 }
 
 
-def check(name: str, value: object) -> None:
+def check(name: str, value: Any) -> None:
     """Refuse a number out of the setting's range, NaN, or a name that is not among the setting's choices.
 
     Raises:
@@ -72,10 +98,8 @@ def check(name: str, value: object) -> None:
     key = name if name in ("updates", "seed") else f"algo.{name}"
     if (known := CHOICES.get(name)) and value not in known:
         raise ConfigError(f"{key}={value} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
-    if (allowed := RANGES.get(name)) is None or (value is None and allowed.optional):
-        return
-    number = type(value) is int or (type(value) is float and not allowed.whole)  # a bool is no number
-    require(key, number and allowed.holds(value), value, allowed.words)
+    if allowed := RANGES.get(name):
+        allowed.require(key, value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,8 +40,8 @@ from mfrl.algorithms.flow_distilled import FlowDistilled
 from mfrl.algorithms.flow_matching import euler, flow_matching_loss
 from mfrl.algorithms.gaussian_bc import GaussianBC, negative_log_likelihood
 from mfrl.algorithms.meanflow_bc import MeanFlowBC
-from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.callbacks.monitor import Monitor
 from mfrl.data.sampling import ChunkLoader
@@ -539,6 +539,7 @@ FEW_STEPS = {name: ["algo.flow_steps=2"] for name in ("flow_bc", "flow_distilled
 
 
 @each_algorithm
+@pytest.mark.usefixtures("short_episodes")
 def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and_resumed(
     name: str, data_dir: Path, tmp_path: Path
 ):

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from algorithms.test_baselines import TINY, moved, snapshot, trainer
 from mfrl.algorithms.fql import FQL
-from mfrl.app.config import build_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import ChunkLoader
@@ -455,6 +455,7 @@ def test_the_compiled_update_is_the_eager_one():
 # ---- in the real simulator
 
 
+@pytest.mark.usefixtures("short_episodes")
 def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and_resumed(
     data_dir: Path, tmp_path: Path
 ):

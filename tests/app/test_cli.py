@@ -10,7 +10,7 @@ import pytest
 from processes import Command
 from tiny import mfrl
 
-from mfrl.app.cli import check_overrides
+from mfrl.app.overrides import check_overrides
 from mfrl.app.presets import methods
 from mfrl.app.tasks import choose
 from mfrl.collect.ogbench.runner import collect
@@ -89,7 +89,7 @@ def test_a_collection_of_no_sense_is_refused(settings: dict[str, object], messag
 def test_a_policy_that_nobody_knows_is_refused(policy: str, tmp_path: Path) -> None:
     done = mfrl("collect", "env=minari/pointmaze-umaze", f"policy={policy}", f"data_dir={tmp_path}")
     assert done.returncode == 1
-    assert re.search(f"{policy}.*null, random.*ckpt:", " ".join(done.stderr.split()))
+    assert re.search(f"(?i){policy}.*null, random.*ckpt:", " ".join(done.stderr.split()))
 
 
 def test_what_ogbench_does_not_publish_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

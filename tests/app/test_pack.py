@@ -12,10 +12,10 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 from conftest import DATASET
-from processes import Command
+from processes import Command, shorten_episodes
 from tiny import mfrl
 
-from mfrl.app.cli import spell_out_seeds
+from mfrl.app.overrides import spell_out_seeds
 from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint
@@ -44,7 +44,7 @@ MEMBERS = [(alpha, seed) for alpha in (1.0, 30.0) for seed in (0, 1)]
 
 
 def start(cwd: Path, *arguments: str) -> CompletedProcess[str]:
-    return mfrl("train", *arguments, cwd=cwd, timeout=400)
+    return mfrl("train", *arguments, cwd=cwd, timeout=400, prepare=shorten_episodes)
 
 
 def folder(cwd: Path, alpha: float, seed: int) -> Path:
@@ -131,7 +131,7 @@ def test_members_differ_in_what_they_are_told_to(trained: tuple[Path, str]):
 def test_a_member_is_evaluated_and_goes_on_as_a_run_of_its_own(trained: tuple[Path, str], tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(folder(trained[0], 1.0, 1), run)
-    said = mfrl("eval", f"ckpt={run}")
+    said = mfrl("eval", f"ckpt={run}", prepare=shorten_episodes)
     assert said.returncode == 0, said.stderr
     result = json.loads((run / "result.json").read_text())
     (report,) = (json.loads(path.read_text()) for path in run.rglob("eval*.json"))
@@ -170,7 +170,7 @@ def test_a_member_that_diverges_leaves_the_others_to_finish(data_dir: Path, trai
 
 def test_a_pack_that_is_stopped_goes_on_to_the_same_weights(data_dir: Path, trained: tuple[Path, str], tmp_path: Path):
     arguments = ["-m", *SMALL, f"data_dir={data_dir}", FOLDER, "algo.alpha=1.0,30.0", "seed=0,1", "pack=8"]
-    command = Command(["train", *arguments], tmp_path)
+    command = Command(["train", *arguments], tmp_path, shorten_episodes)
     command.wait_until((folder(tmp_path, 30.0, 1) / "checkpoints" / "last.ckpt").exists)
     command.signal(signal.SIGTERM)
     assert command.end() == 128 + signal.SIGTERM, command.said

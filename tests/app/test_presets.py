@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from tiny import ENVIRONMENT, compose, mfrl
 
 from mfrl.app import presets
-from mfrl.app.cli import Composer, check_overrides
-from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
-from mfrl.app.train import check_settings
+from mfrl.app.checks import check_settings, refuse_settings_of_another_algorithm
+from mfrl.app.overrides import Composer, check_overrides
+from mfrl.app.parts import build_algorithm
 from mfrl.catalogue import Task, benchmark, environments, others, tasks
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError

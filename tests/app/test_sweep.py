@@ -26,11 +26,12 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-from tiny import COMMAND, ENVIRONMENT, TOY, mfrl
+from tiny import COMMAND, ENVIRONMENT, TOY, mfrl, program
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
-from mfrl.app.train import processes, train
+from mfrl.app.train import train
+from mfrl.app.watch import processes
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.folder import RunFolder
@@ -75,7 +76,7 @@ TRAIN = [*COMMAND, "train"]
 
 
 def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return mfrl("train", "sweep=reformulation", "jobs=2", *overrides, cwd=cwd, timeout=600)
+    return program("train", "sweep=reformulation", "jobs=2", *overrides, cwd=cwd, timeout=600)
 
 
 def written(folder: Path) -> dict[Path, int]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from tiny import compose
 
 from mfrl.app import tasks
-from mfrl.app.cli import check_overrides
+from mfrl.app.overrides import check_overrides
 from mfrl.app.tasks import choose, find_data
 from mfrl.catalogue import (
     LARGE,

@@ -24,9 +24,13 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SPEC, compose, mfrl
 
-from mfrl.app.config import build_algorithm, refuse_settings_of_another_algorithm
+from mfrl.app.checks import refuse_settings_of_another_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
-from mfrl.app.train import fetch_missing, final_scores, refuse_other_data, summarise, train
+from mfrl.app.fetch import fetch_missing
+from mfrl.app.parts import build_algorithm
+from mfrl.app.results import final_scores, summarise
+from mfrl.app.resume import refuse_other_data
+from mfrl.app.train import train
 from mfrl.callbacks.evaluation import action_samples
 from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.evaluation import Evaluator
@@ -36,6 +40,8 @@ from mfrl.runs.folder import RunFolder
 from mfrl.runs.load import load_algorithm, load_data
 from mfrl.system.files import one_at_a_time
 from mfrl.system.paths import CONFIG_DIR
+
+pytestmark = pytest.mark.usefixtures("short_episodes")
 
 TINY = [
     f"env=ogbench/{DATASET}",
@@ -114,7 +120,7 @@ def test_an_evaluation_on_the_way_is_no_longer_than_the_last(data_dir: Path, tmp
 
 @pytest.mark.parametrize("episodes", ["0", "1.5", "true"])
 def test_a_number_of_episodes_on_the_way_that_is_none_is_refused(data_dir: Path, tmp_path: Path, episodes: str) -> None:
-    with pytest.raises(ConfigError, match=rf"eval\.interim_episodes={episodes}"):
+    with pytest.raises(ConfigError, match=rf"(?i)eval\.interim_episodes={episodes}"):
         run(data_dir, tmp_path / "run", f"eval.interim_episodes={episodes}")
     assert not (tmp_path / "run").exists()
 
@@ -188,7 +194,7 @@ def test_a_dataset_that_another_process_collects_is_waited_for(
 
     monkeypatch.setattr("mfrl.collect.ogbench.runner.collect", never)
     data = OGBenchData(DATASET, data_dir=str(tmp_path))
-    cfg = OmegaConf.create({"collect": {}})
+    cfg = OmegaConf.create({"env": {"suite": "ogbench"}, "collect": {}})
     waiting = threading.Thread(target=fetch_missing, args=(cfg, data, Console(quiet=True)))
     with one_at_a_time(tmp_path / f".{data.dataset}.lock"):
         waiting.start()

@@ -23,8 +23,8 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from mfrl.app.cli import check_overrides
-from mfrl.app.train import fetch_missing
+from mfrl.app.fetch import fetch_missing
+from mfrl.app.overrides import check_overrides
 from mfrl.data import ogbench_download as module
 from mfrl.data import ogbench_files
 from mfrl.data.getting import commands

@@ -165,6 +165,7 @@ def test_prepared_data_need_no_simulator(folder: Path) -> None:
     assert float(out) == expected
 
 
+@pytest.mark.usefixtures("short_episodes")
 def test_a_run_on_mapped_data_resumes_and_equals_one_in_memory(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "memory", "data.cache=false")
     run(folder, tmp_path / "mapped", "data.memory_gib=0", "checkpoint.keep_all=true")

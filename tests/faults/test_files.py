@@ -32,8 +32,8 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
 from tiny import compose
 
-from mfrl.app.cli import Composer
 from mfrl.app.evaluate import EvaluationError, evaluate_checkpoint
+from mfrl.app.overrides import Composer
 from mfrl.app.train import train
 from mfrl.collect.minari.runner import collect
 from mfrl.data.batch import DataSpec

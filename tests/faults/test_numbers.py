@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
 from torch import Tensor, nn
 
-from mfrl import algorithms
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.app.fetch import fetch_missing
 from mfrl.app.report import report
-from mfrl.app.train import fetch_missing, train
+from mfrl.app.train import train
 from mfrl.callbacks.explosions import Explosions
 from mfrl.collect.minari.runner import collect
 from mfrl.data.minari import MinariData
@@ -42,6 +43,7 @@ from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import ConfigError, DataError, DivergedError, MfrlError
 from mfrl.learning.training import Training
+from mfrl.networks.critic import StateValue
 from mfrl.networks.gaussian import GaussianMLP
 from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
@@ -306,7 +308,7 @@ def test_a_run_whose_environment_tells_nothing_shows_no_column_of_it_anywhere(
 def test_an_environment_that_tells_of_successes_only_is_averaged_over_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mfrl.app.train import final_scores
+    from mfrl.app.results import final_scores
     from mfrl.runs.folder import RunFolder
 
     path = tmp_path / "eval.jsonl"
@@ -559,9 +561,9 @@ def test_a_checkpoint_is_spoken_of_only_where_there_is_one(tmp_path: Path, monke
 # ---- settings and the machine
 
 
-@pytest.mark.parametrize("name", algorithms.__all__)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_number_has_a_range_and_every_name_its_choices(name: str) -> None:
-    kinds = {key: kind.split(" |")[0] for key, kind in arguments_of(getattr(algorithms, name)).items()}
+    kinds = {key: kind.split(" |")[0] for key, kind in arguments_of(ALGORITHMS[name]).items()}
     numbers = {key for key, kind in kinds.items() if kind in ("int", "float")}
     assert {"updates", "seed", "actor_lr"} <= numbers
     assert numbers <= RANGES.keys(), f"no range in mfrl/settings.py: {numbers - RANGES.keys()}"
@@ -574,18 +576,19 @@ def build(name: str, **changes: Any) -> Algorithm:
         "spec": SPEC,
         "actor": GaussianMLP if name == "GaussianBC" else tiny_mlp,
         "critic": tiny_critic,
+        "value": partial(StateValue, hidden=[16]),
         "reformulation": Reformulation(1.0, -1.0),
         "updates": 10,
     }
-    kind = getattr(algorithms, name)
+    kind = ALGORITHMS[name]
     known = arguments_of(kind)
     return kind(**{key: value for key, value in (made | changes).items() if key in known or key in changes})
 
 
-@pytest.mark.parametrize("name", algorithms.__all__)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name: str) -> None:
     build(name)
-    known = arguments_of(getattr(algorithms, name)).keys()
+    known = arguments_of(ALGORITHMS[name]).keys()
     for setting in known & RANGES.keys():
         for value in (float("nan"), -5, -3.0, True):
             with pytest.raises(ConfigError, match=f"{setting}={value}"):

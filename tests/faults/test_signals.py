@@ -29,7 +29,8 @@ from processes import Command, processes_of_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import COMMAND, ENVIRONMENT
 
-from mfrl.app.train import check_settings, train
+from mfrl.app.checks import check_settings
+from mfrl.app.train import train
 from mfrl.envs import ogbench
 from mfrl.errors import ConfigError, DivergedError
 from mfrl.runs.checkpoint import load_checkpoint

@@ -401,6 +401,20 @@ def test_a_member_s_state_is_that_of_a_run_of_its_own():
         assert value.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_member_acts_to_the_bit_as_what_is_loaded_from_its_checkpoint(name: str):
+    together = Learner([make(name, seed) for seed in range(3)], SIZE)
+    train(together, [stacked([one] * 3) for one in batches(2)])
+    observations, generator = batch(5, dtype=torch.float32).observations, torch.Generator().manual_seed(0)
+    for algorithm in together.algorithms:
+        loaded = make(name)
+        loaded.load_state_dict(parameters(algorithm))
+        member, other = algorithm.policy().folded(), loaded.policy().folded()
+        noise = member.sample_noise((member.num_candidates, 5, ACTION_DIM), generator)
+        with torch.no_grad():
+            assert_same(member.act(observations, noise), other.act(observations, noise), name)
+
+
 def test_what_acts_shares_the_learner_s_parameters():
     algorithm = make("meanflowql")
     policy = algorithm.policy()

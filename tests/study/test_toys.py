@@ -18,8 +18,8 @@ from matplotlib.colors import to_rgb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mfrl.algorithms.policy import Normalizer, Policy
-from mfrl.app.cli import check_overrides
 from mfrl.app.evaluate import evaluate_checkpoint
+from mfrl.app.overrides import check_overrides
 from mfrl.app.train import train
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, DataError

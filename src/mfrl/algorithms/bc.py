@@ -14,20 +14,8 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.groups import ActorAdam
-from mfrl.algorithms.policy import Normalizer, Policy
+from mfrl.algorithms.policy import MeanPolicy
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.networks.encoder import EncodedNetwork
-
-
-class MeanPolicy(Policy):
-    """a = mu(s), whatever the noise."""
-
-    def __init__(self, actor: EncodedNetwork, normalizer: Normalizer, action_dim: int) -> None:
-        super().__init__(normalizer, action_dim)
-        self.actor = actor
-
-    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return self.actor(self.actor.encode(observations)).expand_as(noise)
 
 
 class BC(Algorithm):

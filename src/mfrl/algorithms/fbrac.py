@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.flow_matching import FlowPolicy, euler, flow_matching_loss
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.policy import action_scalars
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import TimeDraw
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
@@ -103,13 +104,7 @@ class FBRAC(Algorithm):
         with torch.no_grad():
             next_actions = euler(self.actor, next_s["actor"], e, self.settings.flow_steps).clamp(-1.0, 1.0)
         y = bellman_target(
-            self.target_critic,
-            next_s["target_critic"],
-            next_actions[None],
-            batch.rewards,
-            batch.discounts,
-            self.settings.q_aggregation,
-            self.value_range,
+            self.target_critic, next_s["target_critic"], next_actions[None], batch, self.settings, self.value_range
         )
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
@@ -129,8 +124,7 @@ class FBRAC(Algorithm):
             "flow_loss": flow_loss,
             "q_loss": loss,
             "policy_q": q,
-            "out_of_bounds": (a.detach().abs() > 1.0).float().mean(),
-            "distance_to_data": (a.detach() - batch.actions).square().mean(),
+            **action_scalars(a, batch.actions),
             "alpha": alpha,
         }
         return critic_loss + alpha * flow_loss + loss, scalars

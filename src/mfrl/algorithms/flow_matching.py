@@ -1,4 +1,4 @@
-r"""Flow matching (arXiv 2210.02747) on straight paths, and its one-step student. Three algorithms share this module.
+r"""Flow matching (arXiv 2210.02747) on straight paths, and its one-step student. Several algorithms share this module.
 
 a_t = (1 - t) a + t e                       t = 0 is data, t = 1 is noise
 L = E || v(s, a_t, t) - (e - a) ||^2        minimised by the marginal velocity E[e - a | s, a_t]
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from mfrl.algorithms.groups import ActorAdam
-from mfrl.algorithms.policy import Normalizer, Policy
+from mfrl.algorithms.policy import Normalizer, Policy, action_scalars
 from mfrl.meanflow import Network, Times, end_time, interpolate
 from mfrl.networks.encoder import EncodedNetwork
 
@@ -65,6 +65,22 @@ class FlowPolicy(Policy):
 def student_action(student: Network, observations: Tensor, e: Tensor) -> Tensor:
     """mu(s, e), the student's output at t = 1: ``(..., batch, action_dim)``, shaped like the noise e."""
     return student(observations, e, end_time(e, two_times=False))
+
+
+def student_loss(
+    mu: Tensor, target: Tensor, data: Tensor, alpha: Tensor, q_loss: Tensor, q: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """alpha L_distillation + L_q, and the scalars to log: what the student learns from where it is also to find value.
+
+    Args:
+        mu: the student's actions ``(batch, action_dim)`` before clipping.
+        target: the actions that they are to come near; without gradient.
+        data: the data's actions.
+        q_loss, q: of mu, see :func:`mfrl.q_learning.q_loss`.
+    """
+    distillation_loss = (mu - target).square().mean()
+    scalars = {"distillation_loss": distillation_loss, "q_loss": q_loss, "policy_q": q}
+    return alpha * distillation_loss + q_loss, scalars | action_scalars(mu, data)
 
 
 class StudentPolicy(Policy):

@@ -82,5 +82,5 @@ class ActorAdam(Settings):
 
     def group(self, network: str, end: int, begin: int = 0) -> Group:
         """A group with these settings, for the updates from ``begin`` to ``end``."""
-        rate = {"warmup": self.actor_warmup, "floor": self.actor_lr_floor}
-        return Group(network, self.actor_lr, end, self.max_grad_norm, begin=begin, **rate)
+        warmup, floor = self.actor_warmup, self.actor_lr_floor
+        return Group(network, self.actor_lr, end, self.max_grad_norm, warmup, floor, begin=begin)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.bc import MeanPolicy
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.policy import MeanPolicy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import Values, expectile_loss, q_loss, td_loss

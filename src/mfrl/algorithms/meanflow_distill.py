@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.flow_matching import StudentPolicy, student_action
+from mfrl.algorithms.flow_matching import StudentPolicy, student_action, student_loss
 from mfrl.algorithms.groups import Average, Group
 from mfrl.algorithms.policy import one_step
 from mfrl.data.batch import Batch, DataSpec
@@ -106,13 +106,7 @@ class MeanFlowDistill(Algorithm):
         with torch.no_grad():
             next_actions = student_action(self.actor, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
-            self.target_critic,
-            next_s["target_critic"],
-            next_actions[None],
-            batch.rewards,
-            batch.discounts,
-            self.settings.q_aggregation,
-            self.value_range,
+            self.target_critic, next_s["target_critic"], next_actions[None], batch, self.settings, self.value_range
         )
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
@@ -121,15 +115,8 @@ class MeanFlowDistill(Algorithm):
         with torch.no_grad():
             target = one_step(self.flow, self.reformulation, s["flow"], e).clamp(-1.0, 1.0)
         mu = student_action(self.actor, s["actor"], e)
-        distillation_loss = (mu - target).square().mean()
         loss, q = q_loss(self.critic, s["critic"], mu, self.settings.normalize_q)
-        return self.alpha.alpha * distillation_loss + loss, {
-            "distillation_loss": distillation_loss,
-            "q_loss": loss,
-            "policy_q": q,
-            "out_of_bounds": (mu.detach().abs() > 1.0).float().mean(),
-            "distance_to_data": (mu.detach() - batch.actions).square().mean(),
-        }
+        return student_loss(mu, target, batch.actions, self.alpha.alpha, loss, q)
 
     def loss(
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]

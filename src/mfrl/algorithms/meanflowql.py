@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import ActorAdam, Average, Group
-from mfrl.algorithms.policy import OneStepPolicy, one_step
+from mfrl.algorithms.policy import OneStepPolicy, action_scalars, one_step
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import MeanFlowSettings, TimeDraw, bound_loss, meanflow_loss
 from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
@@ -132,13 +132,7 @@ class MeanFlowQL(Algorithm):
         with torch.no_grad():
             candidates = one_step(self.actor, self.reformulation, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
-            self.target_critic,
-            next_s["target_critic"],
-            candidates,
-            batch.rewards,
-            batch.discounts,
-            self.settings.q_aggregation,
-            self.value_range,
+            self.target_critic, next_s["target_critic"], candidates, batch, self.settings, self.value_range
         )
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
@@ -151,8 +145,7 @@ class MeanFlowQL(Algorithm):
             "q_loss": loss,
             "policy_q": q,
             "bound_loss": bound,
-            "out_of_bounds": (a_hat.detach().abs() > 1.0).float().mean(),
-            "distance_to_data": (a_hat.detach() - batch.actions).square().mean(),
+            **action_scalars(a_hat, batch.actions),
         }
 
     def loss(

@@ -22,8 +22,17 @@ def one_step(actor: EncodedNetwork, reformulation: Reformulation, observations: 
     return reformulation.action(actor(observations, e, end_time(e, reformulation.two_times)), e)
 
 
+def action_scalars(a: Tensor, data: Tensor) -> dict[str, Tensor]:
+    """How far a policy's actions ``(batch, action_dim)``, before clipping, leave the bounds and the data's: to log."""
+    a = a.detach()
+    return {"out_of_bounds": (a.abs() > 1.0).float().mean(), "distance_to_data": (a - data).square().mean()}
+
+
 class Normalizer(nn.Module):
     """Normalises states with the statistics of the training data; images have no statistics and stay as they are."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -116,6 +125,7 @@ class Policy(nn.Module):
         return self._best(observations, candidates)[1].mean(0)
 
     def _best(self, observations: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.critic is not None
         features = self.critic.encode(observations)
         return best_of_n(self.critic, features, candidates, self.ceiling, self.q_aggregation)
 
@@ -149,3 +159,14 @@ class OneStepPolicy(Policy):
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         return one_step(self.actor, self.reformulation, self.actor.encode(observations), noise)
+
+
+class MeanPolicy(Policy):
+    """a = mu(s), whatever the noise."""
+
+    def __init__(self, actor: EncodedNetwork, normalizer: Normalizer, action_dim: int) -> None:
+        super().__init__(normalizer, action_dim)
+        self.actor = actor
+
+    def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return self.actor(self.actor.encode(observations)).expand_as(noise)

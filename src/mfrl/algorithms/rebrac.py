@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.bc import MeanPolicy
 from mfrl.algorithms.groups import Average, Group
+from mfrl.algorithms.policy import MeanPolicy
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.q_learning import Q_AGGREGATION, TD, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
@@ -81,7 +81,8 @@ class ReBRAC(Algorithm):
         self.target_actor, self.target_critic = frozen_copy(self.actor), frozen_copy(self.critic)
         self.alpha = FixedAlpha(c.alpha, updates)
         self.value_range = spec.value_range(c.discount) if c.clip_targets else None
-        now = {"every": c.actor_every, "begin": c.actor_every - 1}  # the first step is the actor_every-th update's
+        # The first step is the actor_every-th update's.
+        now: dict[str, Any] = {"every": c.actor_every, "begin": c.actor_every - 1}
         self.groups = Group("critic", c.critic_lr, updates), Group("actor", c.actor_lr, updates, **now)
         self.averages = (
             Average("target_critic", "critic", c.tau, before=True, **now),
@@ -97,6 +98,7 @@ class ReBRAC(Algorithm):
     def critic_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """TD to the penalised value of the target policy's action."""
         c = self.settings
+        assert batch.next_actions is not None, "every batch of an algorithm that asks for next actions holds them"
         with torch.no_grad():
             mu = self.target_actor(self.target_actor.encode(batch.next_observations))
             a = (mu + e.clamp(-c.actor_noise_clip, c.actor_noise_clip)).clamp(-1.0, 1.0)

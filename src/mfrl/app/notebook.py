@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mfrl.app.cli import Composer, explain, parse, quiet_lightning
+from mfrl.app.cli import quiet_lightning
+from mfrl.app.overrides import Composer, explain, parse
 from mfrl.app.train import train
 from mfrl.errors import ConfigError
 from mfrl.report.tables import markdown_table
@@ -29,7 +30,7 @@ def compose(*overrides: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(str(error), Composer("train"), [parse(text) for text in overrides])) from error
+        raise ConfigError(explain(error, Composer("train"), [parse(text) for text in overrides])) from error
 
 
 def run(*overrides: str) -> Path:

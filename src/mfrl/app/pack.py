@@ -19,24 +19,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.algorithms.base import Algorithm
-from mfrl.app.train import (
-    announce,
-    begin,
-    build_run,
-    build_trainer,
-    check_existing,
-    check_run,
-    final_share,
-    finished,
-    how_to_go_on,
-    left_in,
-    prepare,
-    run_trainer,
-)
+from mfrl.app.checks import OWN_CALLBACKS, check_existing, check_run
+from mfrl.app.parts import build_data, build_trainer, choose_arithmetic, composed, run_trainer, seeded_algorithm
+from mfrl.app.results import announce, finish
+from mfrl.app.resume import Start, finished, how_to_go_on, left_in, refuse_other_data
+from mfrl.app.watch import begin, build_progress
 from mfrl.callbacks.evaluation import Evaluate
 from mfrl.callbacks.interruption import Interruption
 from mfrl.callbacks.population import Each, EvaluateEach, Spread, Watched
-from mfrl.callbacks.progress import Progress
 from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError, MfrlError, RefusedRun
 from mfrl.learning.training import Member, Training
@@ -139,6 +129,8 @@ def _claim(job: Job, locks: ExitStack) -> None:
         job.folder = claim(cfg)
     settle(cfg)
     check_run(cfg, job.overrides)
+    if others := [name for name in cfg.callbacks if name not in OWN_CALLBACKS]:
+        raise ConfigError(f"callbacks.{others[0]} watches one run, and no pack of several: leave it out, or say pack=1")
     locks.enter_context(job.run.locked())
     if result := finished(cfg):
         job.outcome = Outcome(SKIPPED, job.folder, score(result))
@@ -167,18 +159,19 @@ def _fit(jobs: list[Job], console: Console) -> None:
     first = jobs[0].cfg
     if first.threads is not None:
         torch.set_num_threads(first.threads)
-    data = prepare(first, None, console)
+    data = build_data(first, composed(first, console), console)
     provenance = data.provenance()
-    jobs, algorithms, why = _build(jobs, data, provenance)
+    jobs, algorithms, why = _build(jobs, data, provenance, console)
     if not jobs:
         return
     training = Training(algorithms[0], first.batch_size, jobs[0].cfg.compile, beside=algorithms[1:])
-    progress = Progress(first.eval.every, final_share(first), console)
+    progress = build_progress(first, console)
     spread = Spread(progress)
     population, runs = [], []
     for index, job in enumerate(jobs):
         member = Member(training, index)
-        run = begin(job.cfg, job.overrides, console, job.run, job.updates, data, provenance, member, spread, None)
+        start = Start(job.cfg, composed(job.cfg, console), job.run, job.saved)
+        run = begin(start, job.overrides, data, provenance, member, spread, console)
         callbacks = run.monitor, run.checkpoints, run.evaluate
         if job.saved:
             training.load(job.saved, index)
@@ -186,7 +179,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
                 if state := job.saved["callbacks"].get(callback.state_key):
                     callback.load_state_dict(state)
         runs.append(run)
-        population.append(Watched(member, run.loggers, callbacks))
+        population.append(Watched(member, [*run.loggers.values()], callbacks))
     each = list(zip(*(watched.callbacks for watched in population), strict=True))
     monitors, checkpoints = (Each(population, callbacks) for callbacks in each[:2])
     in_simulator = isinstance(runs[0].evaluate, Evaluate)
@@ -221,7 +214,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
                 note = how_to_go_on(job.run, watched.member.updates, run.checkpoints)
                 job.outcome = Outcome(STOPPED, job.folder, note.removeprefix("stopped "))
             else:
-                job.outcome = Outcome(FINISHED, job.folder, score(run.finish(watched.member)))
+                job.outcome = Outcome(FINISHED, job.folder, score(finish(run, watched.member)))
                 job.run.error.unlink(missing_ok=True)
         except Exception as error:  # of this member alone
             job.outcome = failure(error, job.folder)
@@ -230,13 +223,16 @@ def _fit(jobs: list[Job], console: Console) -> None:
 
 
 def _build(
-    jobs: Sequence[Job], data: OfflineData, provenance: dict[str, Any]
+    jobs: Sequence[Job], data: OfflineData, provenance: dict[str, Any], console: Console
 ) -> tuple[list[Job], list[Algorithm], str]:
     """The jobs whose algorithm can be built, it, and why they are compiled or not; the others' outcome is set."""
     built, algorithms, why = [], [], ""
     for job in jobs:
         try:
-            algorithm, why = build_run(job.cfg, data, provenance, job.saved, None)
+            if job.saved:
+                refuse_other_data(job.saved["mfrl"]["provenance"], provenance)
+            algorithm = seeded_algorithm(job.cfg, data, composed(job.cfg, console))
+            why = choose_arithmetic(job.cfg)
             if job.saved:
                 algorithm.load_state_dict(job.saved["state_dict"])
         except Exception as error:

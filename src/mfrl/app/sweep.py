@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl.app.tally import note_beginning, note_end
 from mfrl.errors import InterruptedRun
 from mfrl.runs.jobs import COLOURS, FINISHED, SKIPPED, STOPPED, JobConsole, Outcome, changed, claim, failure, score
 from mfrl.system import signals
@@ -48,7 +49,11 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome | lis
     try:
         signals.install(signals.note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
-        return work(cfg, overrides, aside)
+        job = HydraConfig.get().job.num
+        note_beginning(job)
+        outcome = work(cfg, overrides, aside)
+        note_end(job, outcome if isinstance(outcome, list) else [outcome])
+        return outcome
     except KeyboardInterrupt:  # a second one, or one that came after training
         return Outcome(STOPPED, Path(cfg.resume or cfg.run_dir), "outside training")
     finally:
@@ -57,7 +62,8 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome | lis
 
 
 def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
-    from mfrl.app.train import finished, train
+    from mfrl.app.resume import finished
+    from mfrl.app.train import train
     from mfrl.runs.folder import RunFolder
 
     folder = Path(cfg.resume).expanduser() if cfg.resume else run_folder(cfg.run_dir)
@@ -150,10 +156,4 @@ def _stop_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# ---- folders
-
-
 OmegaConf.register_new_resolver("changed", changed, replace=True)
-
-
-# ---- the end

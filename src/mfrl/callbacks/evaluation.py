@@ -14,11 +14,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mfrl.callbacks import figures
 from mfrl.callbacks.periodic import due, keep_until, record
 from mfrl.callbacks.progress import Progress
-from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
+from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.maze import MazeLayout
-from mfrl.envs.spec import EnvError
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.video import tensorboard_gif, write_video
-from mfrl.errors import DivergedError
+from mfrl.errors import DivergedError, EnvError
 
 if TYPE_CHECKING:
     from mfrl.algorithms.policy import Policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def action_samples(
                 axes.set_xlabel(horizontal)
                 axes.tick_params(labelbottom=True)
     figure.suptitle(title)
-    dots = {"marker": "o", "linestyle": "none"}
+    dots: dict[str, Any] = {"marker": "o", "linestyle": "none"}
     dataset = Line2D([], [], color=BLUE, label="dataset", **dots)
     policy = Line2D([], [], color=ORANGE, label="policy, one step", **dots)
     _legend(figure, [dataset, policy])
@@ -113,8 +114,8 @@ def _new_maze(maze: MazeLayout, title: str) -> tuple[Figure, Axes]:
 
 
 def _draw_plane(axes: Axes, dataset: np.ndarray, policy: np.ndarray) -> None:
-    axes.scatter(*dataset.T, s=14, color=BLUE, alpha=0.45, linewidth=0)
-    axes.scatter(*policy.T, s=14, color=ORANGE, alpha=0.45, linewidth=0)
+    axes.scatter(dataset[:, 0], dataset[:, 1], s=14, color=BLUE, alpha=0.45, linewidth=0)
+    axes.scatter(policy[:, 0], policy[:, 1], s=14, color=ORANGE, alpha=0.45, linewidth=0)
     axes.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), box_aspect=1, xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -146,7 +147,7 @@ def _mark_task(axes: Axes, maze: MazeLayout, ink: str) -> list[Line2D]:
     axes.set(xlim=(left + rim, right - rim), ylim=(bottom + rim, top - rim))
     marks = []
     for xy, label, marker, size in ((maze.init_xy, "start", "s", 7), (maze.goal_xy, "goal", "*", 14)):
-        look = {"marker": marker, "color": YELLOW, "markeredgecolor": "black", "linestyle": "none"}
+        look: dict[str, Any] = {"marker": marker, "color": YELLOW, "markeredgecolor": "black", "linestyle": "none"}
         axes.plot(*xy, markersize=size, zorder=4, **look)
         marks.append(Line2D([], [], label=label, markersize=min(size, 11), **look))
     return marks

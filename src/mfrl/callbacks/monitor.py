@@ -83,6 +83,7 @@ class Monitor(L.Callback):
         self.updates += updates
         metrics["perf/updates_per_second"] = updates / seconds
         metrics["perf/loop_share"] = max(0.0, 1.0 - self._inside / seconds)
+        assert pl_module.learner is not None
         metrics |= {f"train/{name}_lr": rate for name, rate in pl_module.learner.rates().items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=pl_module.updates)
@@ -94,7 +95,8 @@ class Monitor(L.Callback):
 
 
 def _what_is_left(trainer: L.Trainer) -> str:
-    last = next((callback.last for callback in trainer.callbacks if isinstance(callback, Checkpoint)), None)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # missing from Lightning's types
+    last = next((callback.last for callback in callbacks if isinstance(callback, Checkpoint)), None)
     if last is not None and last.is_file():
         return f"The last good checkpoint is kept: {last}."
     return "No checkpoint had been written yet."

@@ -11,7 +11,9 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
+from mfrl.runs.jobs import COLUMNS, JobConsole
 from mfrl.runs.scores import format_score, format_seconds, score_name
 
 if TYPE_CHECKING:
@@ -81,7 +83,9 @@ class Progress(L.Callback):
 
     def left(self, k: int) -> str:
         """What is left at update ``k``: training at the present rate, and the evaluations that are due."""
-        training = (self._total - k) / self.rate
+        rate = self.rate
+        assert rate is not None, "nothing is told of the time left before the second chunk"
+        training = (self._total - k) / rate
         on_the_way = (self._total - 1) // self.every - k // self.every
         due = max(on_the_way, 0) + (k < self._total)
         if self._evaluation_seconds is None and due:
@@ -97,8 +101,13 @@ class Progress(L.Callback):
     def say(self, updates: int, scores: Sequence[str], over: str, seconds: float) -> None:
         """The line of :meth:`report`, of scores in words."""
         self._score, self._evaluation_seconds = scores[0], seconds
-        line = f"update {updates:>9,}   {'   '.join(scores)}   ({over})"
-        self.bar.console.print(line, highlight=False, soft_wrap=True)
+        room = self.console.room if isinstance(self.console, JobConsole) else COLUMNS
+        # As many as there is room for; eval.jsonl has all.
+        for gap, shown in [("   ", len(scores)), *(("  ", k) for k in range(len(scores), 0, -1))]:
+            line = Text.from_markup(gap.join([f"update {updates:>9,}", *scores[:shown], f"({over})"]))
+            if line.cell_len <= room:
+                break
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()

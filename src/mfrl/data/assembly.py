@@ -38,7 +38,8 @@ def loaded(cache: Cache, *parts: Sequence[Prepared], frames: int = 1) -> list[Tr
 
 def _transitions(entries: Sequence[dict[str, np.ndarray]], frames: int) -> Transitions:
     arrays = {field: array for entry in entries for field, array in entry.items()}
-    transitions = Transitions(**{field: as_tensor(array) for field, array in arrays.items()}, frames=frames)
+    tensors: dict[str, Any] = {field: as_tensor(array) for field, array in arrays.items()}
+    transitions = Transitions(**tensors, frames=frames)
     if mapped := [array for array in arrays.values() if isinstance(array, np.memmap)]:
         transitions.ships_to, transitions.pages = _CPU, Pages(mapped)
     return transitions
@@ -77,7 +78,8 @@ def summarise(transitions: Transitions, normalize: Normalize, known: Statistics 
     dim, image = transitions.observations.shape[1], None
     if transitions.observations.ndim > 2:
         dim, image = 0, (transitions.frames, *transitions.observations.shape[1:])
-    mean, std = [0.0] * dim, [1.0] * dim
+    mean: Sequence[float] = [0.0] * dim
+    std: Sequence[float] = [1.0] * dim
     if normalize and image is None:
         states = transitions.observations, transitions.starts, transitions.pages
         # What is known has deviation 1 where nothing varies, and so does not say what zeros among it make of it.

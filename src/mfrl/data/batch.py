@@ -28,8 +28,12 @@ class Batch(NamedTuple):
     #: like actions: the data's in the next observation, where they were asked for; NaN where the trajectory ends there
     next_actions: Tensor | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With every field changed that is there."""
+        return Batch(*(field if field is None else change(field) for field in self))  # type: ignore[arg-type]  # None stays
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(field if field is None else field.to(device) for field in self))
+        return self.each(lambda field: field.to(device))
 
 
 Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on

@@ -179,9 +179,10 @@ class Cache:
         fields = [(array.nbytes, k, field) for k, part in enumerate(parts) for field, array in part.items()]
         parts = [dict(part) for part in parts]
         for size, k, field in sorted(fields):
-            if isinstance(parts[k][field], np.memmap) and size <= self.budget:
+            array = parts[k][field]
+            if isinstance(array, np.memmap) and size <= self.budget:
                 self.budget -= size
-                parts[k][field] = _read(parts[k][field])
+                parts[k][field] = _read(array)
         return parts
 
 
@@ -189,7 +190,8 @@ class _Memory:
     """A store in memory, of limited size."""
 
     def __init__(self, budget: int) -> None:
-        self.left, self.arrays = budget, {}
+        self.left = budget
+        self.arrays: dict[str, np.ndarray] = {}
 
     def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
         self.left -= math.prod(shape) * np.dtype(dtype).itemsize
@@ -216,7 +218,8 @@ class _Files:
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
-        self.folder, self.root, self.files = folder, root, {}
+        self.folder, self.root = folder, root
+        self.files: dict[str, dict[str, Any]] = {}
 
     def write(self, field: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> np.ndarray:
         path, dtype = self.folder / f"{field}.npy", np.dtype(dtype)

@@ -27,8 +27,8 @@ from mfrl.data.minari_source import Description, Episode, Source, write_rows
 from mfrl.data.module import OfflineData
 from mfrl.data.storage import Transitions
 from mfrl.envs import minari as envs
-from mfrl.envs.spec import EnvError, EnvSpec
-from mfrl.errors import DataError, did_you_mean, require
+from mfrl.envs.spec import EnvSpec
+from mfrl.errors import DataError, EnvError, did_you_mean, require
 
 PREPARATION = 2  #: of the code that makes arrays of files; entries made by another are made again
 ADROIT_LABELS = "mfrl.envs.d4rl:AdroitLabels"
@@ -81,6 +81,8 @@ class MinariData(OfflineData):
             dataset, the episode and the field.
         EnvError: on loading, for an environment that is refused, cannot be built or has other spaces.
     """
+
+    data_dir: Path
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class MinariData(OfflineData):
         return self.data_dir / self.dataset
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Path, ...]:  # type: ignore[override]  # to be read alone
         return (self.folder / "data" / "metadata.json",)
 
     def provenance(self) -> dict[str, Any]:
@@ -172,9 +174,9 @@ class MinariData(OfflineData):
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
             train = replace(train, starts=assembly.keep_trajectories(train.starts, self.fraction, self.seed))
-        known = assembly.statistics(train.observations, train.starts, train.pages)
-        self.spec = assembly.summarise(train, self.normalize, known)
-        absurd = assembly.absurd_features(train, known, description.name_of)
+        statistics = assembly.statistics(train.observations, train.starts, train.pages)
+        self.spec = assembly.summarise(train, self.normalize, statistics)
+        absurd = assembly.absurd_features(train, statistics, description.name_of)
         self.warnings += [f"{self.dataset}: {text}" for text in absurd]
         assembly.normalize_states(self.spec, train, *([] if val is None else [val]))  # which share their rows
         self.warnings += [*cache.warnings, *unmet_requirements(description.metadata)]
@@ -301,7 +303,9 @@ def split(everything: Transitions, val_fraction: float) -> tuple[Transitions, Tr
 def reference_returns(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
     """The returns that score 0 and 100, where a dataset records them; most do not."""
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (low, high)) or low == high:
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    if not math.isfinite(low) or not math.isfinite(high) or low == high:
         return None
     return float(low), float(high)
 

@@ -15,8 +15,7 @@ import numpy as np
 from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.cache import Store
 from mfrl.envs import minari as envs
-from mfrl.envs.spec import EnvError
-from mfrl.errors import DataError
+from mfrl.errors import DataError, EnvError
 
 _ACTION_SLACK = 1e-5  # in units of [-1, 1]
 #: What reading a damaged or invented file raises in json, h5py, minari and gymnasium.

@@ -83,7 +83,7 @@ class OfflineData(L.LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         assert self.trainer is not None
-        training = self.trainer.lightning_module
+        training: Any = self.trainer.lightning_module
         seeds = [algorithm.seed for algorithm in (training.algorithm, *training.beside)]
         augment, alone = self.augment, len(seeds) == 1
         return ChunkLoader(

@@ -41,6 +41,8 @@ class OGBenchData(OfflineData):
         DataError: on loading, for files that are missing, damaged or do not fit the environment.
     """
 
+    data_dir: Path
+
     def __init__(
         self,
         dataset: str,
@@ -80,7 +82,7 @@ class OGBenchData(OfflineData):
         self._fingerprint: records.Fingerprint = records.fingerprint
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Path, ...]:  # type: ignore[override]  # to be read alone
         train, val = ogbench_files.data_files(self.data_dir, self.dataset)
         return (*train, *val)
 

@@ -135,14 +135,15 @@ def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> d
     there = [path for path in (train, val) if path.exists()]
     if len(there) == 2:
         return record
-    for path in there if record else []:
-        if path.name not in record.get("downloads", {}):
-            raise DataError(
-                f"{path} is {record['source']}, and a download would not be the other half of it: move it away, or "
-                "choose another data_dir"
-            )
-        if path.stat().st_size == record["files"][path.name]["bytes"]:
-            write_json(_note_path(path), record["downloads"][path.name] | record["files"][path.name])
+    if record is not None:
+        for path in there:
+            if path.name not in record.get("downloads", {}):
+                raise DataError(
+                    f"{path} is {record['source']}, and a download would not be the other half of it: move it away, or "
+                    "choose another data_dir"
+                )
+            if path.stat().st_size == record["files"][path.name]["bytes"]:
+                write_json(_note_path(path), record["downloads"][path.name] | record["files"][path.name])
     for path in (val, train):  # the training file last: without it nothing passes for a complete dataset
         if not path.exists():
             _fetch([f"{base}/{path.name}" for base in bases], path, bar)
@@ -173,9 +174,10 @@ def _many_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> 
 
 def _record(dataset: str, folder: Path, paths: Iterable[Path]) -> dict[str, Any] | None:
     """Write the provenance of complete files from their notes, which then go; None, and no record, if one has none."""
-    notes = {path: _read_note(path) for path in paths}
+    paths = list(paths)
+    notes = {path: note for path in paths if (note := _read_note(path)) is not None and note.sha256}
     record = None
-    if all(note is not None and note.sha256 for note in notes.values()):
+    if len(notes) == len(paths):
         official = all(note.url.startswith(f"{DOWNLOAD_URL}/") for note in notes.values())
         record = {
             "format": records.FORMAT,
@@ -187,7 +189,7 @@ def _record(dataset: str, folder: Path, paths: Iterable[Path]) -> dict[str, Any]
             "files": {path.name: {"sha256": note.sha256, "bytes": note.bytes} for path, note in notes.items()},
         }
         records.write(ogbench_files.record_path(folder, dataset), record)
-    for path in notes:
+    for path in paths:
         _note_path(path).unlink(missing_ok=True)
     return record
 
@@ -258,7 +260,7 @@ def _receive(url: str, path: Path, bar: Progress, task: TaskID) -> bool:
     have = part.stat().st_size if note else 0
     if note and have == note.bytes:
         return True
-    headers = {"Range": f"bytes={have}-", "If-Range": note.version} if note else {}
+    headers = {"Range": f"bytes={have}-", "If-Range": str(note.version)} if note else {}
     with _open(url, headers) as response:
         answer = Note(url, None, response.headers.get("ETag"), response.headers.get("Last-Modified"))
         resumes = response.status == 206

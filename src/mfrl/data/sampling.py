@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -30,16 +31,18 @@ class Chunk:
             yield self._alone(batch, k) if index.ndim == 1 else self._together(batch, k, len(index))
 
     def _alone(self, batch: Batch, k: int) -> Batch:
-        return batch if self.augment is None else self.augment(batch, k)
+        return self.augment(batch, k) if callable(self.augment) else batch
 
     def _together(self, batch: Batch, k: int, members: int) -> Batch:
         """The batches of all members, stacked: every field has an axis of members before that of the batch."""
-        stacked = Batch(*(None if field is None else field.unflatten(0, (members, -1)) for field in batch))
+        stacked = batch.each(lambda field: field.unflatten(0, (members, -1)))
         if self.augment is None:
             return stacked
-        each = (Batch(*(None if field is None else field[m] for field in stacked)) for m in range(members))
+        assert not callable(self.augment), "every member has its own"
+        each = (stacked.each(itemgetter(m)) for m in range(members))
         augmented = [augment(one, k) for augment, one in zip(self.augment, each, strict=True)]
-        return Batch(*(None if field[0] is None else torch.stack(field) for field in zip(*augmented, strict=True)))
+        fields = (None if field[0] is None else torch.stack(field) for field in zip(*augmented, strict=True))
+        return Batch(*fields)  # type: ignore[arg-type]  # None where a batch may have it
 
 
 def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:
@@ -91,11 +94,11 @@ class ChunkLoader:
 
     def __iter__(self) -> Iterator[Chunk]:
         device, at = self.transitions.starts.device, self.first
-        alone = isinstance(self.seed, int)
-        keys = [key_of(seed).to(device) for seed in ([self.seed] if alone else self.seed)]
+        seeds = [self.seed] if isinstance(self.seed, int) else self.seed
+        keys = [key_of(seed).to(device) for seed in seeds]
         for end in self.ends:
             k = torch.arange(at, end, device=device)
             drawn = [indices(key, "batch", k, self.batch_size, len(self.transitions)) for key in keys]
-            index = drawn[0] if alone else torch.stack(drawn, 1)
+            index = drawn[0] if isinstance(self.seed, int) else torch.stack(drawn, 1)
             yield Chunk(self.transitions, index, self.discount, at, self.augment, self.next_actions)
             at = end

@@ -6,6 +6,7 @@ import mmap
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class Transitions:
         if self.ships_to is not None and self.nbytes() > _room(device):
             statistics = None if self.statistics is None else self.statistics.to(device)
             return replace(self, ships_to=device, statistics=statistics)
-        moved = {name: self._moved(tensor, device) for name, tensor in self._tensors().items()}
+        moved: dict[str, Any] = {name: self._moved(tensor, device) for name, tensor in self._tensors().items()}
         return replace(self, ships_to=None, pages=None, **moved)
 
     def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -146,7 +147,7 @@ class Pages:
     """
 
     def __init__(self, arrays: Iterable[np.ndarray]) -> None:
-        self.maps: list[mmap.mmap] = [array.base for array in arrays]
+        self.maps = [cast(mmap.mmap, array.base) for array in arrays]
 
     def give_back(self) -> None:
         for file in self.maps:

@@ -7,7 +7,7 @@ evaluated by the labels it was trained on. docs/d4rl.md has the comparison. Sour
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -107,7 +107,8 @@ def _without_hand(rule: str, observation: np.ndarray, data: Any) -> float:
         return -0.1 * (observation[28] - 1.57) ** 2 - 1e-5 * np.sum(data.qvel**2)
     if rule == "hammer":
         head, nail, goal = (data.site(name).xpos for name in ("tool", "S_target", "nail_goal"))
-        return -np.linalg.norm(head - nail) - 10.0 * np.linalg.norm(nail - goal) - 1e-2 * np.linalg.norm(data.qvel)
+        swing = 1e-2 * np.linalg.norm(data.qvel)
+        return float(-np.linalg.norm(head - nail) - 10.0 * np.linalg.norm(nail - goal) - swing)
     return 0.0
 
 
@@ -152,7 +153,7 @@ class AdroitLabels(gym.Wrapper, RecordConstructorArgs):
         self.rule = rule
         self.departs = rule == "pen" or adds_hand_distance(rule, env.unwrapped)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         if not self.departs:
             return observation, reward, terminated, truncated, info

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.envs.spec import EnvError, EnvSpec
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Step, VectorEnv
-from mfrl.errors import DivergedError
+from mfrl.errors import DivergedError, EnvError
 from mfrl.randomness import derived_seed
 from mfrl.system import signals
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class MazeLayout:
 
 def maze_layout(env: gymnasium.Env) -> MazeLayout | None:
     """The maze of a single-task environment; None where there is no maze or no fixed task."""
-    core = env.unwrapped
+    core: Any = env.unwrapped
     task_id = getattr(core, "_reward_task_id", None)
     if not hasattr(core, "maze_map") or task_id is None:
         return None

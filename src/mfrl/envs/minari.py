@@ -55,13 +55,15 @@ def make(
     Raises:
         EnvError: it names foreign classes, is not installed, or has other spaces.
     """
+    from gymnasium.spaces import Box
+
     env = make_as_recorded(gym_spec, trust, render=render)
     low, high = action_bounds(env.action_space)
     keys = vector_keys(env.observation_space, observation_keys)
     env = _as_vector(env, keys)
     space = env.action_space
+    assert isinstance(space, Box)
     if (low != -1.0).any() or (high != 1.0).any() or not np.can_cast(np.float32, space.dtype):
-        from gymnasium.spaces import Box
         from gymnasium.wrappers import TransformAction
 
         scaled = Box(-1.0, 1.0, space.shape, np.float32)
@@ -75,8 +77,9 @@ def make_as_recorded(gym_spec: str, trust: tuple[str, ...] = (), *, render: bool
 
     spec = read_spec(gym_spec, trust)
     spec.kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    mode: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
     try:
-        env = gymnasium.make(spec, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
+        env = gymnasium.make(spec, disable_env_checker=True, **mode)
     except Exception as error:  # a constructor of any environment, with arguments out of a file
         raise EnvError(f"environment {spec.id} cannot be built: {_reason(error)}") from error
     remove_description(env)
@@ -260,7 +263,7 @@ def _import(module: str, name: str) -> Any:
         raise EnvError(f"{name!r} cannot be imported ({error}): install the package {package}, all of it") from error
 
 
-def action_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
+def action_bounds(space: Space[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds ``(action_dim,)`` of a vector of continuous actions.
 
     Raises:
@@ -287,7 +290,7 @@ def to_bounds(actions: np.ndarray, space: Box) -> np.ndarray:
     return np.clip(scaled.astype(space.dtype), low, high)
 
 
-def vector_keys(space: Space, wanted: Sequence[str] | None) -> tuple[str, ...] | None:
+def vector_keys(space: Space[Any], wanted: Sequence[str] | None) -> tuple[str, ...] | None:
     """The entries of a dictionary observation that make up the vector, in their order.
 
     They are ``wanted`` in its order, or else all entries in alphabetical order. Entries must be Boxes of numbers;
@@ -314,7 +317,7 @@ def vector_keys(space: Space, wanted: Sequence[str] | None) -> tuple[str, ...] |
     return keys
 
 
-def _check_numbers(space: Space, what: str) -> None:
+def _check_numbers(space: Space[Any], what: str) -> None:
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box):

@@ -46,7 +46,8 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
         _keep_one_action_space(env.unwrapped)
     if for_video:
         env.reset()  # the manipulation scenes compile their model at the first reset
-        env.unwrapped.model.light_castshadow[:] = False
+        scene: Any = env.unwrapped
+        scene.model.light_castshadow[:] = False
     if observes_pixels(env_id):
         # The stacking asks for the space at every step, and the manipulation environments render whenever asked.
         env.observation_space = env.observation_space

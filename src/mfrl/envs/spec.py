@@ -59,12 +59,14 @@ class EnvSpec:
                 f"{self.env_id} has another goal in every episode, which policies here do not see: name an environment "
                 f"with one task, e.g. {name}-singletask-{version} or {name}-singletask-task2-{version}"
             )
-        if self.suite == "minari" and self.gym_spec is None:
+        if self.suite == "ogbench":
+            return
+        if self.gym_spec is None:
             raise EnvError(
                 f"{self.env_id} does not say which environment it was recorded in, so there is none to evaluate in: "
                 "train with one that gymnasium knows (env.gym_id=NAME-v0), or do without (evaluation=held_out)"
             )
-        if self.suite == "minari" and minari.read_spec(self.gym_spec, tuple(self.trust)).max_episode_steps is None:
+        if minari.read_spec(self.gym_spec, tuple(self.trust)).max_episode_steps is None:
             raise EnvError(
                 f"{self.env_id} has no time limit, so that an episode might never end: set one, e.g. "
                 "env.max_episode_steps=1000, or do without the environment (evaluation=held_out)"
@@ -75,4 +77,5 @@ class EnvSpec:
         self.check()
         if self.suite == "ogbench":
             return ogbench.make(self.env_id, render=render, frames=self.frames)
+        assert self.gym_spec is not None
         return minari.make(self.gym_spec, self.observation_keys, tuple(self.trust), render=render)

@@ -142,7 +142,7 @@ class EnvGroup:
 
     def attach(self, records: np.ndarray) -> None:
         """Use ``records`` (count,) of the signature's record type for actions in and results out."""
-        self._views = {name: records[name] for name in records.dtype.names}
+        self._views = {name: records[name] for name in records.dtype.names or ()}
 
     def reset(self, seeds: Mapping[int, int]) -> None:
         """Start an episode in the environments that are keys, from the seeds that are values."""
@@ -156,7 +156,7 @@ class EnvGroup:
     def step(self) -> None:
         """Step the environments whose record is active with the action in it."""
         views = self._views
-        for i in np.flatnonzero(views["active"]):
+        for i in np.flatnonzero(views["active"]).tolist():
             with _as_global(self._generators[i]):
                 observation, reward, terminated, truncated, info = self._envs[i].step(views["action"][i].copy())
             self._write(
@@ -170,7 +170,7 @@ class EnvGroup:
 
     def render(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Frames, uint8 ``(height, width, 3)``."""
-        frames = [self._envs[i].render() for i in indices]
+        frames: list[Any] = [self._envs[i].render() for i in indices]
         for frame in frames:
             if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
                 what = f"an array {frame.shape} of {frame.dtype}" if isinstance(frame, np.ndarray) else repr(frame)[:80]
@@ -197,7 +197,8 @@ class EnvGroup:
         views["success"][i] = bool(success)
         views["told"][i] = success is not None
         if self.signature.has_position:
-            views["position"][i] = self._envs[i].unwrapped.get_xy()
+            maze: Any = self._envs[i].unwrapped
+            views["position"][i] = maze.get_xy()
 
 
 class VectorEnv:
@@ -361,8 +362,10 @@ class _Crew:
             raise self._death(w) from error
 
     def _hand_over(self, w: int) -> None:
+        descriptor = self._memory[0].descriptor
+        assert descriptor is not None, "it is given away when every worker has it"
         try:
-            reduction.send_handle(self._pipes[w], self._memory[0].descriptor, self._processes[w].pid)
+            reduction.send_handle(self._pipes[w], descriptor, self._processes[w].pid)
         except OSError as error:
             raise self._death(w) from error
 
@@ -391,9 +394,10 @@ class _Crew:
         process.join(_GOODBYE_SECONDS)
         code = process.exitcode
         self.close()
-        killed = code is not None and code < 0
-        cause = f"killed by signal {-code}, perhaps for memory" if killed else f"exit code {code}"
-        if not killed and not self._memory:
+        cause = f"exit code {code}"
+        if code is not None and code < 0:
+            cause = f"killed by signal {-code}, perhaps for memory"
+        elif not self._memory:
             cause += f", before it had built its environment. {_GUARD}"
         return WorkerError(f"environment worker {w} ended unexpectedly: {cause}")
 
@@ -411,7 +415,7 @@ class _SharedRecords:
         size = num_envs * record.itemsize
         self.descriptor: int | None = _nameless_file(size) if descriptor is None else descriptor
         self._memory = mmap.mmap(self.descriptor, size)
-        self.array: np.ndarray | None = np.ndarray(num_envs, record, self._memory)
+        self.array: np.ndarray = np.ndarray(num_envs, record, self._memory)
 
     def give_away(self) -> None:
         """Close the descriptor: everybody has mapped the memory, or has a descriptor of their own."""
@@ -421,7 +425,7 @@ class _SharedRecords:
 
     def close(self) -> None:
         self.give_away()
-        self.array = None
+        del self.array
         self._memory.close()
 
 
@@ -487,12 +491,12 @@ def refuse_unguarded_script() -> None:
 
 @contextmanager
 def _as_global(generator: np.random.BitGenerator) -> Iterator[None]:
-    outer = np.random.get_bit_generator()
-    np.random.set_bit_generator(generator)
+    outer = np.random.get_bit_generator()  # type: ignore[attr-defined]  # missing from NumPy's types
+    np.random.set_bit_generator(generator)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        np.random.set_bit_generator(outer)
+        np.random.set_bit_generator(outer)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,6 +76,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
     import imageio_ffmpeg
 
     # The pixel format that browsers play halves the colours' resolution, so sides must be even.
+    video: Any
     with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2) as video:
         for frame in frames:
             video.append_data(frame)

@@ -53,7 +53,7 @@ class Layout:
         self.names = [f"{prefix}.{name}" for name, _ in parameters]
         self.sizes = [p.numel() for _, p in parameters]
         # The order of dimensions in memory: convolutions have their channels last.
-        self._order = [sorted(range(p.ndim), key=lambda d, p=p: -p.stride(d)) for _, p in parameters]
+        self._order = [_in_memory(p) for _, p in parameters]
         self._shapes = [[p.shape[d] for d in order] for (_, p), order in zip(parameters, self._order, strict=True)]
         self._back = [[order.index(d) for d in range(len(order))] for order in self._order]
 
@@ -68,6 +68,12 @@ class Layout:
     def vector(self, named: Mapping[str, Tensor]) -> Tensor:
         """A new vector ``(size,)`` of parameters by name, the inverse of :meth:`views`."""
         return torch.cat([named[n].permute(o).flatten() for n, o in zip(self.names, self._order, strict=True)])
+
+
+def _in_memory(p: Tensor) -> list[int]:
+    """The dimensions, the one of the largest stride first."""
+    steps = p.stride()
+    return sorted(range(p.ndim), key=lambda d: -steps[d])
 
 
 class Learner:
@@ -290,7 +296,7 @@ class Learner:
     def _adopt_buffer(self, name: str) -> Tensor:
         owners = [algorithm.get_submodule(name.rpartition(".")[0]) for algorithm in self.algorithms]
         last = name.rpartition(".")[2]
-        stacked = self._stack([owner._buffers[last] for owner in owners])
+        stacked = self._stack([algorithm.get_buffer(name) for algorithm in self.algorithms])
         for member, owner in enumerate(owners):
             owner._buffers[last] = self._of(member, stacked)
         return stacked

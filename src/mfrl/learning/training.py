@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -172,11 +172,11 @@ class Training(Trained, L.LightningModule):
                 window.counts[member] = 0
         return means
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]  # no prefix, no destination
         """Copies of the algorithm's parameters and buffers, under the algorithm's own names."""
         return self.own_state()
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         return self.algorithm.load_state_dict(state_dict, strict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

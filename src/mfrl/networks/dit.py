@@ -133,6 +133,12 @@ class FoldedDiT(nn.Module):
         times: one row.
     """
 
+    w_s: Tensor
+    w_a: Tensor
+    averaging: Tensor
+    eps: Tensor
+    bias: Tensor
+
     def __init__(self, dit: DiT, times: Times) -> None:
         super().__init__()
         self.residual_scale = dit.residual_scale
@@ -146,6 +152,7 @@ class FoldedDiT(nn.Module):
         c = silu(dit.time(times))
         maps: list[tuple[Tensor, Tensor]] = []
         for block in dit.blocks:
+            assert isinstance(block, Block)
             shift1, scale1, gate1, shift2, scale2, gate2 = (m.value[0].double() for m in block.modulation(c, times))
             weight, bias = (x.double() for x in (block.attention_value.weight, block.attention_value.bias))
             out, out_bias = (x.double() for x in (block.attention_out.weight, block.attention_out.bias))

@@ -148,7 +148,7 @@ class Linear(nn.Linear):
         variance_scaling_(self.weight, self.scale, self.in_features)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Dual) -> Dual:
+    def forward(self, x: Dual) -> Dual:  # type: ignore[override]  # layers here take and give duals
         return linear(x, self.weight, self.bias)
 
 

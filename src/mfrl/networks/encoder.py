@@ -81,9 +81,10 @@ class ImpalaEncoder(nn.Module):
         self.width = width
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
+                assert module.bias is not None
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's types
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``(batch, frames, height, width, channels)`` -> features ``(batch, width)``."""

@@ -36,7 +36,7 @@ class MLP(DualNetwork):
     ) -> None:
         super().__init__()
         self.sizes = [observation_dim, action_dim, time_width]
-        self.time = TimeEmbedding(time_width, two_times)
+        self.time: nn.Module = TimeEmbedding(time_width, two_times)
         self.input = Linear(sum(self.sizes), hidden[0], scale=1.0)
         self.hidden = nn.ModuleList(Linear(i, o, scale=1.0) for i, o in pairwise(hidden))
         self.head = Linear(hidden[-1], action_dim, scale=0.0)
@@ -65,6 +65,10 @@ class FoldedMLP(nn.Module):
         times: one row.
     """
 
+    w_s: Tensor
+    w_a: Tensor
+    bias: Tensor
+
     def __init__(self, mlp: MLP, times: Times) -> None:
         super().__init__()
         w_s, w_a, w_t = mlp.input.weight.detach().split(mlp.sizes, dim=1)
@@ -77,5 +81,6 @@ class FoldedMLP(nn.Module):
         """g ``(..., batch, action_dim)``, like :meth:`MLP.forward`, at the time of folding; ``times`` is ignored."""
         x = F.linear(observations, self.w_s, self.bias) + F.linear(actions, self.w_a)
         for layer in self.layers:
+            assert isinstance(layer, Linear)
             x = F.linear(primitives.gelu(x), layer.weight, layer.bias)
         return x

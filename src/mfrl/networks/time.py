@@ -23,6 +23,8 @@ class TimeEmbedding(nn.Module):
         period: published: 10000.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, two_times: bool = False, num_features: int = 256, period: float = 10_000.0) -> None:
         super().__init__()
         half = num_features // 2

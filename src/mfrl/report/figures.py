@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,8 +20,8 @@ from mfrl.system.drawing import Look, look_of, new_figure
 TOGETHER = 3  #: groups whose bands can be told apart in one panel; of more, each method gets a panel
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.4, 1, 1.4)), (0, (2.2, 1)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 _DPI = 130
-_LEGEND = {"frameon": False, "fontsize": 8, "title_fontsize": 8, "handlelength": 4.2}
-_BEHIND = {"color": "0.82", "linewidth": 1.0, "zorder": 1}
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "title_fontsize": 8, "handlelength": 4.2}
+_BEHIND: dict[str, Any] = {"color": "0.82", "linewidth": 1.0, "zorder": 1}
 
 
 def look(method: Method) -> Look:
@@ -100,7 +101,7 @@ def _draw(axes: Axes, group: Group, dash: object, label: str | None) -> None:
     """A group's mean over seeds."""
     updates, values = curve(group)
     color, marker = look(group.method).color, look(group.method).marker
-    style = {"linestyle": dash, "linewidth": 1.7, "marker": marker, "markersize": 4.5}
+    style: dict[str, Any] = {"linestyle": dash, "linewidth": 1.7, "marker": marker, "markersize": 4.5}
     axes.plot(updates, values.mean(axis=1), color=color, label=label, zorder=3, **style)
 
 
@@ -136,7 +137,7 @@ def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Fi
     grid[0].set_ylim(len(rows) - 0.4, -0.6)
     if rows[0].metric.unit == "%":
         grid[0].set_xlim(-3, 103)
-    run = {"marker": "o", "linestyle": "none", "color": "0.62", "markersize": 4}
+    run: dict[str, Any] = {"marker": "o", "linestyle": "none", "color": "0.62", "markersize": 4}
     figure.legend(
         handles=[
             Line2D([], [], **run, label=f"single runs{_shared_count(rows)}"),
@@ -211,7 +212,7 @@ def _spread(row: int, count: int) -> np.ndarray:
     return row + np.linspace(0.18, 0.38, count)
 
 
-def _tidy(axes: Axes, grid: str) -> None:
+def _tidy(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
     axes.grid(axis=grid, color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,7 @@ from mfrl.runs.scores import PREFERRED, averaged
 
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
 # it changes roundings, which makes a run like one of another seed.
-_NO_SETTING = {"seed", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
+_NO_SETTING = {"seed", "runs", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
 _NO_SETTING |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing", "pack", "tf32"}
 _NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
 _IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # columns of their own
@@ -158,7 +158,7 @@ class Group:
 
     @property
     def seeds(self) -> list[int]:
-        return [run.seed for run in self.runs]
+        return [run.config["seed"] for run in self.runs]
 
     @property
     def episodes(self) -> int:
@@ -215,11 +215,12 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
     kept: dict[Hashable, dict[int, tuple[Run, Score]]] = defaultdict(dict)
     for run, points in sorted(scored, key=lambda item: (item[0].written, item[0].path), reverse=True):
         key = (task_of[run.path], run.algo, run.variant, values(run, differing))
-        if run.seed in kept[key]:
-            newest = kept[key][run.seed][0].path
+        seed = run.config["seed"]
+        if seed in kept[key]:
+            newest = kept[key][seed][0].path
             excluded.append(replace(run, status=DUPLICATE, reason=f"same settings, data and seed as {newest}"))
         else:
-            kept[key][run.seed] = (run, points)
+            kept[key][seed] = (run, points)
 
     def choice(run: Run, key: str) -> Hashable:
         """What explains a value of ``key``: the choice its section belongs to."""
@@ -259,8 +260,8 @@ def score_of(run: Run, metric: str | None = None, score: str | None = None) -> S
     if metric is None:
         metric = _default_metric([run], score)
     shown = known_metric(metric)
-    values = [evaluation.get(metric) for evaluation in recent]
-    if not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
+    values = [value for e in recent if isinstance(value := e.get(metric), int | float) and np.isfinite(value)]
+    if len(values) < len(recent):
         known = ", ".join(key for key in last if key.startswith("eval/"))
         raise KeyError(f"no finite {metric} in its last evaluations (eval.jsonl has {known})")
     episodes = sum(int(e.get("episodes", len(e.get("returns", [])))) for e in recent)
@@ -419,7 +420,7 @@ def _tasks(runs: Sequence[Run]) -> dict[Any, Task]:
         task = Task(env_id, dataset, data_identity(run), re.sub(r"-v\d+$", "", dataset))
         name = f"{task.name} task {task.number}" if task.number is not None else task.name
         raw[run.path] = replace(task, name=name)
-    told_apart = {}
+    told_apart: dict[Task, Task] = {}
     for run in runs:
         task = raw[run.path]
         if task not in told_apart and any(other.name == task.name for other in raw.values() if other != task):

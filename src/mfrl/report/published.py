@@ -54,22 +54,22 @@ class Published:
 @cache
 def published_scores() -> tuple[Published, ...]:
     """All of published.csv."""
-    with resources.files(__package__).joinpath("published.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Published(
-                method=row["method"],
-                suite=row["suite"],
-                dataset=row["dataset"],
-                tasks=_numbers(row["task"]),
-                default_task=int(row["default_task"]) if row["default_task"] else None,
-                phase=row["phase"],
-                score=float(row["score"]),
-                spread=float(row["spread"]),
-                unit=row["unit"],
-                source=row["source"],
-            )
-            for row in csv.DictReader(file)
+    lines = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8").splitlines()
+    return tuple(
+        Published(
+            method=row["method"],
+            suite=row["suite"],
+            dataset=row["dataset"],
+            tasks=_numbers(row["task"]),
+            default_task=int(row["default_task"]) if row["default_task"] else None,
+            phase=row["phase"],
+            score=float(row["score"]),
+            spread=float(row["spread"]),
+            unit=row["unit"],
+            source=row["source"],
         )
+        for row in csv.DictReader(lines)
+    )
 
 
 def beside(groups: Collection[Group]) -> list[Published]:

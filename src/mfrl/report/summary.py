@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from mfrl.report import statistics
 from mfrl.report.groups import Group, Grouping, Method, Metric
 from mfrl.report.published import Published, beside, remark
-from mfrl.report.statistics import Interval
+from mfrl.report.statistics import Interval, Strata
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Bootstrap:
     confidence: float = statistics.CONFIDENCE
     seed: int = statistics.SEED
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         return {"resamples": self.resamples, "confidence": self.confidence, "seed": self.seed}
 
 
@@ -68,7 +68,10 @@ def summarise(groups: Sequence[Group], bootstrap: Bootstrap) -> Row:
     scores = [g.values for g in groups]
     same_seeds = all(g.seeds == groups[0].seeds for g in groups)
     published = beside(groups)
-    interval = partial(statistics.bootstrap_interval, scores=scores, **bootstrap.settings())
+
+    def interval(statistic: Callable[[Strata], np.ndarray]) -> Interval | None:
+        return statistics.bootstrap_interval(statistic, scores, **bootstrap.settings())
+
     return Row(
         method=groups[0].method,
         groups=list(groups),

@@ -23,8 +23,7 @@ from mfrl.system.files import write_text
 from mfrl.system.paths import literal, pasted
 
 FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
-
-
+COLUMNS = 120  #: of a terminal that shows every line whole, but for paths
 COLOURS = {FINISHED: "green", SKIPPED: "dim", STOPPED: "yellow", FAILED: "red"}
 
 
@@ -87,11 +86,15 @@ def score(result: dict[str, Any]) -> str:
 
 
 class JobConsole(Console):
-    """Lines that begin with a job's number and name, without bars: several jobs write to one terminal."""
+    """Lines that begin with a job's number and name, without bars: several jobs write to one terminal.
+
+    Attributes:
+        room: columns that are left of :data:`COLUMNS` after the name.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(stderr=True, force_terminal=False, soft_wrap=True)
-        self.name = name
+        self.name, self.room = name, COLUMNS - len(f"{name} │ ")
 
     def print(self, *objects: Any, **settings: Any) -> None:
         if objects:  # a bar that ends leaves an empty line

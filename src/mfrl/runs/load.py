@@ -113,4 +113,5 @@ def recorded_env(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> EnvSp
 
 def two_floats(numbers: Sequence[Any]) -> bool:
     """Whether these are two different, finite numbers."""
-    return [type(x) for x in numbers] == [float, float] and np.isfinite(numbers).all() and numbers[0] != numbers[1]
+    floats = [type(x) for x in numbers] == [float, float]
+    return floats and bool(np.isfinite(numbers).all()) and bool(numbers[0] != numbers[1])

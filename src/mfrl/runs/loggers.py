@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -160,7 +160,8 @@ def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
     changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     keys = ["algo_name", "updates", "batch_size", "data.dataset", "data.fraction"]
     keys += [f"algo.{key}" for key in cfg.algo if not key.startswith("_")]
-    keys += [key for key in flatten(OmegaConf.to_container(cfg.network), "network.") if "._" not in key]
+    network = cast(dict[str, Any], OmegaConf.to_container(cfg.network))
+    keys += [key for key in flatten(network, "network.") if "._" not in key]
     keys += [key for key in changed if "." in key and not key.startswith(_NOT_COMPARED)]
     values = {key: OmegaConf.select(cfg, key) for key in dict.fromkeys(keys) if key not in _SAID_ALREADY}
     optional = {f"algo.{key}" for key, annotation in (settings_of(cfg.algo) or {}).items() if "None" in annotation}
@@ -224,7 +225,8 @@ class RunEvents(TensorBoardLogger):
     Tags are grouped (see :func:`tag`), and the tab is laid out anew where an evaluation finds tags without a place.
     """
 
-    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+    def __init__(self, run_dir: str | Path, purge_step: int | None = None) -> None:
+        run_dir = Path(run_dir)
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
         _let_a_second_pass(run_dir)
         self.run_dir = run_dir
@@ -266,7 +268,7 @@ def layout(tags: Collection[str]) -> Layout:
     Args:
         tags: of the run's scalars.
     """
-    charts = {
+    charts: dict[str, dict[str, list[str] | tuple[str, ...]]] = {
         "evaluation": {
             "success": ["eval/success"],
             "return": ["eval/return"],

@@ -59,6 +59,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
+        """Of a finished run never None."""
         return self.config.get("seed")
 
     @property
@@ -91,13 +92,13 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
     Raises:
         ReportError: a folder does not exist, or there is no run below any of them.
     """
-    folders = [Path(folder).expanduser() for folder in folders]
-    for folder in folders:
+    places = [Path(folder).expanduser() for folder in folders]
+    for folder in places:
         if not folder.is_dir():
             raise ReportError(f"{folder} is not a folder; mfrl report wants run folders, or folders they lie below")
-    paths = {path for folder in folders for path in _run_folders(folder.resolve())}
+    paths = {path for folder in places for path in _run_folders(folder.resolve())}
     if not paths:
-        looked = ", ".join(map(str, folders)) or "no folder at all"
+        looked = ", ".join(map(str, places)) or "no folder at all"
         raise ReportError(
             f"no run folder in or below {looked}. A run folder is what `mfrl train` writes (run_dir=...): "
             "it holds config.yaml, and result.json once it is finished"

@@ -21,6 +21,8 @@ RESUMABLE = (
     "log",
     "eval",
     "checkpoint",
+    "callbacks",
+    "logger",
 )
 
 
@@ -28,7 +30,7 @@ RESUMABLE = (
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
 
 
-BOOKKEEPING = ("run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
+BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
 
 
 def among(key: str, names: Iterable[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,16 +15,19 @@ from mfrl.errors import ConfigError, MfrlError, did_you_mean, refused_by_system
 from mfrl.system.paths import literal
 
 
-def build(node: DictConfig) -> Any:
+def build(node: DictConfig, plain: bool = False) -> Any:
     """`hydra.utils.instantiate`, but an error meant for the user arrives as itself and not wrapped in Hydra's.
+
+    Args:
+        plain: lists and dictionaries are handed over as Python's own, as others' classes expect them.
 
     Raises:
         ConfigError: a ``_target_`` that does not exist, or that has no such argument.
     """
-    plain = OmegaConf.to_container(node, resolve=True)
-    check_targets(plain, str(node._get_full_key(None)))
+    settings = OmegaConf.to_container(node, resolve=True)
+    check_targets(settings, str(node._get_full_key(None)))
     try:
-        return instantiate(_as_values(plain))
+        return instantiate(_as_values(settings), **({"_convert_": "all"} if plain else {}))
     except InstantiationException as error:
         if isinstance(error.__cause__, MfrlError) or (error.__cause__ and refused_by_system(error.__cause__)):
             raise error.__cause__ from None
@@ -57,6 +61,8 @@ def check_targets(node: Any, key: str) -> None:
         check_targets(value, f"{key}.{name}")
 
 
+# What cannot be found is raised, and told once; Hydra would log it as well.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 _OF_HYDRA = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 

@@ -84,7 +84,7 @@ class LineMixture:
         weights, means = self._posterior(x, t)
         between = (weights * (means - self.expected_action(x, t)[..., None]) ** 2).sum(-1)
         within = (self.sd * np.asarray(t) / self.scale(t)) ** 2
-        return (1.0 - np.asarray(t)) / t * np.sqrt(within + between)
+        return (1.0 - np.asarray(t)) / np.asarray(t) * np.sqrt(within + between)
 
     def settled_action(self, e: ArrayLike, nodes: int = 80) -> np.ndarray:
         """The action on which `noise_residual` settles: g(e, 1) of its only self-consistent function of (a_t, t).
@@ -105,8 +105,8 @@ class LineMixture:
         places, weights = np.polynomial.legendre.leggauss(nodes)
         times = 0.5 * (places + 1.0)
         share = self.cdf(e, 1.0)
-        return sum(
-            0.5 * w * self.expected_action(self.quantile(share, t), t) for w, t in zip(weights, times, strict=True)
+        return np.asarray(
+            sum(0.5 * w * self.expected_action(self.quantile(share, t), t) for w, t in zip(weights, times, strict=True))
         )
 
     def _standard(self, x: ArrayLike, t: ArrayLike) -> np.ndarray:

@@ -31,7 +31,8 @@ def outputs(mixture: LineMixture, variants: Mapping[str, Reformulation], times: 
     colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, len(times)))
     for axes, (name, variant) in zip(panels, variants.items(), strict=True):
         for t, color in zip(times, colors, strict=True):
-            x = np.linspace(*mixture.quantile([_TAIL, 1.0 - _TAIL], t), _POINTS)
+            low, high = mixture.quantile([_TAIL, 1.0 - _TAIL], t)
+            x = np.linspace(low, high, _POINTS)
             g = exact_output(mixture, variant, x, t)
             axes.plot(x, g, color=color, linewidth=1.5, label=f"t = {t:g}")
             spread = abs(float(variant.s(t))) * mixture.noise_deviation(x, t)
@@ -49,8 +50,8 @@ def outputs(mixture: LineMixture, variants: Mapping[str, Reformulation], times: 
 
 def exact_output(mixture: LineMixture, variant: Reformulation, x: np.ndarray, t: float) -> np.ndarray:
     """g(x, t) = p x + q u + s E[e | a_t = x] of the exact average velocity u(x, 0, t), ``(n,)`` like x; t > 0."""
-    u, noise = mixture.average_velocity(x, t), mixture.expected_noise(x, t)
-    a_t, u, e = map(torch.from_numpy, (x, u, noise))
+    arrays = x, mixture.average_velocity(x, t), mixture.expected_noise(x, t)
+    a_t, u, e = map(torch.from_numpy, arrays)
     return variant.output(u, a_t, e, torch.tensor(float(t))).numpy()
 
 
@@ -92,8 +93,8 @@ def sample_clouds(
     for number, (axes, (name, cloud)) in enumerate(zip(panels, clouds.items(), strict=True)):
         of_cloud = colors[number : number + 1] if len(cloud) == 1 and colors else OF_OBSERVATION
         for points, color in zip(cloud, of_cloud, strict=False):
-            axes.scatter(*points.T, s=max(1.0, min(6.0, 6000 / len(points) / len(cloud))), color=color, alpha=0.5,
-                         linewidth=0)  # fmt: skip
+            size = max(1.0, min(6.0, 6000 / len(points) / len(cloud)))
+            axes.scatter(points[:, 0], points[:, 1], s=size, color=color, alpha=0.5, linewidth=0)
         frame_actions(axes, name)
         beyond = np.mean(np.abs(cloud).max(-1) > ACTION_LIMIT)
         if beyond > 0:

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -29,6 +29,7 @@ CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] /
 PATHS: dict[str, tuple[str, ...]] = {
     "ckpt": (),
     "resume": ("null",),
+    "runs": ("null",),  # refused later, in its own words
     "run_dir": ("null",),  # refused later, in its own words
     "data_dir": ("null",),
     "out": ("null",),
@@ -61,6 +62,8 @@ def _as_it_is(argument: str, several: bool) -> str:
     if match is None:
         return argument
     key, value = match["key"], match["value"]
+    if key == "runs":  # other settings are made of it, Hydra's own among them, which take `~` for a name
+        value = str(Path(value).expanduser()) if value.startswith("~") else value
     of_checkpoint = key in _POLICIES and value.startswith(_CHECKPOINT)
     if not (of_checkpoint or key in PATHS) or value.lower() in PATHS.get(key, ()):
         return argument
@@ -128,7 +131,7 @@ def refuse_groups(cfg: DictConfig, key: str) -> None:
     Raises:
         ConfigError: naming the group, and what of it is a name.
     """
-    written = OmegaConf.to_container(cfg, resolve=False)[key]
+    written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))[key]
     for name in re.findall(r"(?<!\\)\$\{([\w.]+)\}", str(written)):
         if isinstance(OmegaConf.select(cfg, name), DictConfig | ListConfig):
             names = [other for other in (f"{name}.name", f"{name}_name") if OmegaConf.select(cfg, other) is not None]

@@ -14,7 +14,7 @@ import numpy as np
 
 import mfrl
 from mfrl.collect.minari.files import check_room
-from mfrl.collect.minari.plan import Plan, build
+from mfrl.collect.minari.plan import Plan, box_of_actions, build
 from mfrl.collect.minari.policies import Behaviour, Uniform, Waypoints
 from mfrl.collect.writing import progress_bar
 from mfrl.envs import outcome
@@ -34,6 +34,7 @@ def record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
     lengths: list[int] = []
     recorder = Recorder(plan.env)
     total = plan.episodes or plan.steps
+    assert total is not None, "a plan says how long it is"
     unit = "episodes" if plan.steps is None else "steps"
     with closing(recorder), progress_bar(progress, unit) as bar, global_state_kept():
         task = bar.add_task(dataset, total=total, rate="")
@@ -113,7 +114,7 @@ def reference_scores(eval_spec: str, episodes: int, seed: int) -> dict[str, Any]
         means = {
             name: float(np.mean([sum(run_episode(env, who, seed, k)) for k in range(episodes)]))
             for name, who in (
-                ("ref_min_score", Uniform(env.action_space, seed)),
+                ("ref_min_score", Uniform(box_of_actions(env), seed)),
                 ("ref_max_score", Waypoints(env, 0.0, seed)),
             )
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mfrl.catalogue import MAZES
 from mfrl.collect.minari.policies import Behaviour, Trained, Uniform, Waypoints
@@ -17,6 +17,7 @@ from mfrl.errors import CollectError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
+    from gymnasium.spaces import Box
 
 EPISODES = 100  #: unless the user says otherwise, or the maze does
 
@@ -90,7 +91,8 @@ def _controller(dataset: str, sizes: Sizes, noise: float | None, reference_episo
     noise = maze.noise if noise is None else noise
     kwargs = {"continuing_task": True, "reset_target": True}
     env = build(minari_envs.write_spec(maze.gym_id, kwargs, episode_steps))
-    walls = [[cell if cell == 1 else 0 for cell in row] for row in env.unwrapped.maze.maze_map]
+    core: Any = env.unwrapped
+    walls = [[cell if cell == 1 else 0 for cell in row] for row in core.maze.maze_map]
     walls[maze.goal[0]][maze.goal[1]] = "g"
     evaluation = {"maze_map": walls, "continuing_task": True, "reset_target": False}
     return Plan(
@@ -114,20 +116,23 @@ def _random(
 ) -> Plan:
     if noise:
         raise CollectError("noise is no setting of policy=random, whose actions are random already")
-    if (env is None) == (gym_id is None):
+    if gym_id is not None and env is None:
+        spec = EnvSpec(gym_id, "minari", gym_spec=minari_envs.write_spec(gym_id), trust=trust)
+    elif env is not None and gym_id is None:
+        spec = env
+    else:
         raise CollectError("policy=random needs an environment: gym_id=NAME-v0, or env=... of the benchmarks")
-    spec = env or EnvSpec(gym_id, "minari", gym_spec=minari_envs.write_spec(gym_id), trust=trust)
     made = _recorded_env(spec, sizes[2])
     episodes, steps = _default(sizes)
     return Plan(
         env=made,
         eval_spec=_recorded_spec(spec),
-        behaviour=Uniform(made.action_space, seed),
+        behaviour=Uniform(box_of_actions(made), seed),
         algorithm="uniformly random actions",
         description=f"Uniformly random actions in {spec.env_id}.",
         episodes=episodes,
         steps=steps,
-        settings={"policy": "random", "env_id": spec.env_id, "episode_steps": made.spec.max_episode_steps},
+        settings={"policy": "random", "env_id": spec.env_id, "episode_steps": _time_limit(made)},
     )
 
 
@@ -148,7 +153,7 @@ def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tup
     return Plan(
         env=made,
         eval_spec=_recorded_spec(spec),
-        behaviour=Trained(module.policy().folded(), made.action_space, spec.observation_keys, noise, seed),
+        behaviour=Trained(module.policy().folded(), box_of_actions(made), spec.observation_keys, noise, seed),
         algorithm=algorithm,
         description=(
             f"{algorithm} after {module.k:,} updates on {record['provenance']['dataset']}, acting in "
@@ -164,7 +169,7 @@ def _trained(path: str, sizes: Sizes, noise: float | None, seed: int, trust: tup
                 "checkpoint": records.fingerprint(file),
             },
             "env_id": spec.env_id,
-            "episode_steps": made.spec.max_episode_steps,
+            "episode_steps": _time_limit(made),
             "noise": noise,
         },
     )
@@ -180,7 +185,7 @@ def _recorded_env(spec: EnvSpec, episode_steps: int | None) -> gymnasium.Env:
     if spec.suite == "ogbench":
         if spec.observes_pixels:
             raise CollectError(f"{spec.env_id} observes images, which mfrl does not read from Minari datasets")
-        limit = {} if episode_steps is None else {"max_episode_steps": episode_steps}
+        limit: dict[str, Any] = {} if episode_steps is None else {"max_episode_steps": episode_steps}
         return _checked(ogbench_envs.make(spec.env_id, **limit))
     return build(_recorded_spec(spec), episode_steps, spec.trust)
 
@@ -203,11 +208,22 @@ def build(gym_spec: str, episode_steps: int | None = None, trust: tuple[str, ...
     return _checked(minari_envs.make_as_recorded(gym_spec, tuple(trust)))
 
 
+def box_of_actions(env: gymnasium.Env) -> Box:
+    """The space of an environment's actions, which has passed :func:`build`."""
+    return cast("Box", env.action_space)
+
+
+def _time_limit(env: gymnasium.Env) -> int | None:
+    assert env.spec is not None, "gymnasium made it by its specification"
+    return env.spec.max_episode_steps
+
+
 def _checked(env: gymnasium.Env) -> gymnasium.Env:
     """Refuse what no dataset of ours can hold."""
     with ExitStack() as stack:
         stack.callback(env.close)
         minari_envs.action_bounds(env.action_space)
+        assert env.spec is not None
         if env.spec.max_episode_steps is None:
             raise CollectError(f"{env.spec.id} has no time limit: set one with episode_steps=")
         stack.pop_all()

@@ -59,7 +59,8 @@ class Waypoints:
     """
 
     def __init__(self, env: gymnasium.Env, noise: float, seed: int) -> None:
-        self._core = env.unwrapped
+        core: Any = env.unwrapped
+        self._core = core
         self._controller = WaypointController(self._core.maze.maze_map, self._core.maze.maze_size_scaling)
         self._noise, self._seed = noise, seed
 

@@ -24,6 +24,8 @@ class Recorder(DataCollector):
     Minari walks through dictionary observations with JAX, which nothing else here needs; this one needs no JAX.
     """
 
+    _buffer: Any
+
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env, step_data_callback=TrueState, record_infos=True, jpeg_encoding=False)
 
@@ -69,7 +71,7 @@ class TrueState(StepDataCallback):
     """
 
     def __call__(self, env: gymnasium.Env, obs: Any, info: dict[str, Any], **step: Any) -> dict[str, Any]:
-        core = env.unwrapped
+        core: Any = env.unwrapped
         name = outcome.name_of(env)
         recorded: dict[str, Any] = {"success": bool(outcome.success(info, name))}
         if hasattr(getattr(core, "data", None), "qpos"):

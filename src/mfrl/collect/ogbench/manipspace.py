@@ -45,7 +45,8 @@ class ManipspaceCollector:
         targets = {k: v for k, v in vars(self._env.unwrapped).items() if k.startswith("_target_")}
         self._initial_targets = copy.deepcopy(targets)
         self._env.reset(seed=0)  # Compiles the model.
-        model = self._env.unwrapped.model
+        core: Any = self._env.unwrapped
+        model = core.model
         self._damping, self._site_pos = model.dof_damping.copy(), model.site_pos.copy()
         self._oracles = _oracles(settings, self._env)
 
@@ -58,6 +59,7 @@ class ManipspaceCollector:
 
     def _attempt(self, rng: np.random.Generator) -> Rows:
         env, settings = self._env, self._settings
+        core: Any = env.unwrapped
         self._forget_last_episode()
         observation, info = env.reset(seed=environment_seed(rng))
         p_stack = rng.uniform(*settings.p_stack)
@@ -77,7 +79,7 @@ class ManipspaceCollector:
             next_observation, _, _, _, info = env.step(action)
             if oracle.done:
                 # As in OGBench's script, the next action still sees `info` from before the new target.
-                oracle = self._oracle_for(*env.unwrapped.set_new_target(p_stack=p_stack))
+                oracle = self._oracle_for(*core.set_new_target(p_stack=p_stack))
 
             rows["observations"].append(observation)
             rows["actions"].append(action)
@@ -90,7 +92,7 @@ class ManipspaceCollector:
 
     def _forget_last_episode(self) -> None:
         """Undo what `env.reset` leaves of the last episode: its targets, and locks in the compiled model."""
-        simulator = self._env.unwrapped
+        simulator: Any = self._env.unwrapped
         vars(simulator).update(copy.deepcopy(self._initial_targets))
         simulator.model.dof_damping[:] = self._damping
         simulator.model.site_pos[:] = self._site_pos
@@ -130,13 +132,13 @@ def _oracles(settings: GenerationSettings, env: Any) -> dict[str, Any]:
     from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
     if settings.policy == "play":
-        kinds = (CubePlanOracle, ButtonPlanOracle, DrawerPlanOracle, WindowPlanOracle)
+        classes = (CubePlanOracle, ButtonPlanOracle, DrawerPlanOracle, WindowPlanOracle)
         options = {"noise": settings.noise, "noise_smoothing": settings.noise_smoothing}
     else:
-        kinds = (CubeMarkovOracle, ButtonMarkovOracle, DrawerMarkovOracle, WindowMarkovOracle)
+        classes = (CubeMarkovOracle, ButtonMarkovOracle, DrawerMarkovOracle, WindowMarkovOracle)
         options = {"min_norm": settings.min_norm}
 
-    kinds = dict(zip(("cube", "button", "drawer", "window"), kinds, strict=True))
+    kinds = dict(zip(("cube", "button", "drawer", "window"), classes, strict=True))
     simulator = _simulator(settings)
     if simulator == "cube":
         return {"cube": kinds["cube"](env=env, **options)}

@@ -10,6 +10,7 @@ direction, with Gaussian noise on the action:
 """
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +42,10 @@ class MazeCollector:
             max_episode_steps=settings.episode_steps,
             disable_env_checker=True,
         )
-        self._maze = self._env.unwrapped
+        maze: Any = self._env.unwrapped
+        self._maze = maze
         remove_description(self._env)
-        self._free_cells = list(map(tuple, np.argwhere(self._maze.maze_map == 0).tolist()))
+        self._free_cells = _cells(self._maze.maze_map == 0)
         self._goal_cells = [cell for cell in self._free_cells if not self._is_corridor(cell)]
         self._subgoals: dict[tuple[Cell, Cell], np.ndarray] = {}
 
@@ -86,7 +88,7 @@ class MazeCollector:
         """A random cell whose shortest path to `start` is four cells long; `start` if there is none."""
         xy = self._maze.ij_to_xy(start)
         _, distances = self._maze.get_oracle_subgoal(xy, xy)
-        cells = list(map(tuple, np.argwhere(distances == STITCH_CELLS).tolist()))
+        cells = _cells(distances == STITCH_CELLS)
         return _pick(rng, cells) if cells else start
 
     def _subgoal(self) -> np.ndarray:
@@ -103,6 +105,10 @@ class MazeCollector:
     def _set_goal(self, cell: Cell) -> None:
         # `set_goal(cell)` would draw the same goal but leave the visual marker at NaN.
         self._maze.set_goal(goal_xy=self._maze.add_noise(self._maze.ij_to_xy(cell)))
+
+
+def _cells(where: np.ndarray) -> list[Cell]:
+    return [(i, j) for i, j in np.argwhere(where).tolist()]
 
 
 def _pick(rng: np.random.Generator, cells: list[Cell]) -> Cell:

@@ -95,7 +95,7 @@ def collect(
             for split, path in paths.items():
                 with open(path, "wb") as file:
                     # Compressed, as OGBench's own files are; zlib takes little of the time simulation takes.
-                    np.savez_compressed(file, **arrays[split])
+                    np.savez_compressed(file, **arrays[split])  # type: ignore[arg-type]  # a field by its name
             transitions = settings.episodes * (settings.episode_steps - 1)
             seconds = time.perf_counter() - started
             record = files.make_record(settings, seed, paths, transitions, seconds)
@@ -124,7 +124,7 @@ def _settings(
         raise CollectError(why_not_collected(dataset, data_dir)) from None
     if val_episodes is None and type(episodes) is int:
         val_episodes = default_val_episodes(episodes)
-    overrides = {
+    overrides: dict[str, Any] = {
         "episodes": episodes,
         "val_episodes": val_episodes,
         "episode_steps": episode_steps,

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -27,7 +27,7 @@ Job = tuple[str, int]
 
 def run_episodes(
     settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
-) -> Iterator[tuple[Job, Episode]]:
+) -> Generator[tuple[Job, Episode], None, None]:
     """Run every job's episode and yield each as it finishes, in any order.
 
     Images are rendered in worker processes, be it one: MuJoCo takes the back end in force when it is imported.
@@ -45,7 +45,7 @@ def run_episodes(
     yield from _run_in_processes(settings, seed, jobs, workers)
 
 
-def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Iterator[tuple[Job, Episode]]:
+def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Generator[tuple[Job, Episode], None, None]:
     collector = _make_collector(settings)
     with global_state_kept():
         for job in jobs:
@@ -58,7 +58,7 @@ def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Itera
 
 def _run_in_processes(
     settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
-) -> Iterator[tuple[Job, Episode]]:
+) -> Generator[tuple[Job, Episode], None, None]:
     # Spawn: forking a process that has loaded torch, or started threads, is not safe.
     context = multiprocessing.get_context("spawn")
     start = (_start_worker, (settings,))
@@ -111,7 +111,9 @@ def _start_worker(settings: GenerationSettings) -> None:
 
 
 def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

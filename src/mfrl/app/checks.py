@@ -1,0 +1,155 @@
+"""Settings that no run can be made of, refused before anything is built."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mfrl.errors import ConfigError, did_you_mean, require
+from mfrl.learning.compiling import check_compile
+from mfrl.runs.targets import check_targets, settings_of, target
+from mfrl.settings import OF_A_RUN
+
+EXISTING = ("new", "continue")
+PRECISIONS = ("32-true", "bf16-mixed")
+#: The callbacks that every run has, in the order in which Lightning calls them. The checkpoint comes before the
+#: evaluation, so that a failing simulator costs no updates; the bar comes last, when there is something to tell.
+OWN_CALLBACKS = ("monitor", "interruption", "checkpoint", "evaluate", "progress")
+
+
+def check_existing(cfg: DictConfig) -> None:
+    if cfg.existing not in EXISTING:
+        raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
+
+
+def check_run(cfg: DictConfig, overrides: list[str]) -> None:
+    """Refuse settings that no run can be made of, and those of another algorithm or evaluation.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    check_settings(cfg)
+    refuse_settings_of_another_algorithm(cfg, overrides)
+    refuse_settings_of_another_evaluation(cfg, overrides)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse what no run can be made of.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key, allowed in OF_A_RUN.items():
+        part, _, name = key.rpartition(".")
+        if part != "eval" or name in cfg.eval:  # of evaluations, each has its own
+            allowed.require(key, OmegaConf.select(cfg, key))
+    for key in ("checkpoint.keep_all", "tf32"):
+        value = OmegaConf.select(cfg, key)
+        require(key, type(value) is bool, value, "true or false")
+    check_compile(cfg.compile)
+    if (precision := cfg.trainer.precision) not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
+            "they are clipped, which then keeps next to nothing of them, and nothing else was tried"
+        )
+    # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
+    if not isinstance(cfg.accelerator, str):
+        raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
+    here = {name for name in AcceleratorRegistry if AcceleratorRegistry[name]["accelerator"].is_available()}
+    here |= {"auto"} | ({"gpu"} if here & {"cuda", "mps"} else set())
+    if cfg.accelerator not in here:
+        raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
+    check_watching(cfg)
+
+
+def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) -> None:
+    """An experiment sets what one algorithm has; chosen together with another algorithm, it may set too much.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: what the user gave, to name the one that sets it.
+
+    Raises:
+        ConfigError: naming the setting, the algorithm and who sets it.
+    """
+    if (known := settings_of(cfg.algo)) is None:
+        return
+    for name in cfg.algo:
+        if not name.startswith("_") and name not in known:
+            raise ConfigError(
+                f"algo.{name}, set by {_given_by(f'algo.{name}', overrides)}, is no setting of "
+                f"algo={cfg.algo_name}{did_you_mean(name, known)}; take it out with  {shlex.quote(f'~algo.{name}')}"
+            )
+    settings = getattr(target(cfg.algo._target_, "algo._target_"), "Settings", None)
+    if is_dataclass(settings):  # which refuses what is out of range or of another kind, before any data is read
+        settings(**{field.name: cfg.algo[field.name] for field in fields(settings) if field.name in cfg.algo})
+
+
+def refuse_settings_of_another_evaluation(cfg: DictConfig, overrides: list[str]) -> None:
+    """As :func:`refuse_settings_of_another_algorithm`, for what an experiment says of its evaluation.
+
+    Raises:
+        ConfigError: naming the settings, who sets them, and how to take them out.
+    """
+    if (settings := settings_of(cfg.eval)) is None:
+        return
+    known = settings.keys() - {"spec", "run_dir", "progress"}
+    foreign = [f"eval.{name}" for name in cfg.eval if not name.startswith("_") and name not in known]
+    if foreign:
+        are, which = ("are no settings", "them") if len(foreign) > 1 else ("is no setting", "it")
+        raise ConfigError(
+            f"{', '.join(foreign)}, set by {_given_by(foreign[0], overrides)}, {are} of the chosen evaluation "
+            f"(eval.{', eval.'.join(sorted(known))} are); take {which} out with  {shlex.join(f'~{x}' for x in foreign)}"
+        )
+
+
+def _given_by(key: str, overrides: list[str]) -> str:
+    given = [text for text in overrides if text.lstrip("+").startswith((f"{key}=", "experiment="))]
+    return " or ".join(given) or "the configuration"
+
+
+def check_watching(cfg: DictConfig) -> None:
+    """Refuse callbacks and loggers that could not be made.
+
+    What is written there is built. So it names its classes itself: of a resumed run, most of what can be referred to is
+    out of a checkpoint, which could name any.
+
+    Raises:
+        ConfigError: naming the entry.
+    """
+    for group in ("callbacks", "logger"):
+        try:
+            written, values = (OmegaConf.to_container(cfg[group], resolve=resolve) for resolve in (False, True))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{group}: {str(error).splitlines()[0]}") from error
+        for name, node in written.items():
+            if not isinstance(node, dict) or "_target_" not in node:
+                raise ConfigError(f"{group}.{name} must name its class, {group}.{name}._target_=package.module.Class")
+        _refuse_references(written, values, group)
+        check_targets(values, group)
+    if missing := [name for name in OWN_CALLBACKS if name not in ("evaluate", *cfg.callbacks)]:
+        raise ConfigError(f"callbacks lack {', '.join(missing)}, which no run goes without: callbacks=[default,...]")
+    if "evaluate" in cfg.callbacks:
+        raise ConfigError("callbacks.evaluate: that is the evaluation, which evaluation=... chooses: take another name")
+
+
+def _refuse_references(written: Any, value: Any, key: str) -> None:
+    """Refuse a class, or settings that may hold some, that are not written out.
+
+    Args:
+        written: with references, as plain data.
+        value: with values in their place.
+        key: of both.
+    """
+    if isinstance(written, dict | list):
+        for name in written if isinstance(written, dict) else range(len(written)):
+            if name == "_target_" and written[name] != value[name]:
+                raise ConfigError(f"{key}._target_={written[name]} must name a class, and not refer to one")
+            _refuse_references(written[name], value[name], f"{key}.{name}")
+    elif isinstance(value, dict | list):
+        raise ConfigError(f"{key}={written} must be written out: what it refers to is a whole group of settings")

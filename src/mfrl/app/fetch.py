@@ -1,0 +1,43 @@
+"""Data that are not there yet: collected or downloaded, where the run asks for it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+
+from mfrl.app.collect import collect_missing
+from mfrl.data.module import OfflineData
+from mfrl.errors import DataError, MfrlError
+from mfrl.system.files import one_at_a_time
+
+
+def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
+    """Collect or download what is not there yet, if asked to; of a sweep's jobs, one does."""
+
+    def there() -> bool:
+        return all(path.is_file() for path in data.paths)
+
+    if there() or (cfg.collect is None and not cfg.download):
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"))
+        except OSError as error:
+            if isinstance(error, MfrlError):  # it says what to do already
+                raise
+            raise DataError(
+                f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): "
+                "choose another folder with data_dir=, or have it put there by somebody who may"
+            ) from error
+        if there():
+            return
+        how = "downloading it" if cfg.collect is None else "collecting it in the simulator"
+        what = escape(f"{data.dataset} is not in {data.data_dir}: {how}")
+        console.print(what, highlight=False, soft_wrap=True)
+        if cfg.collect is None:
+            data.download()
+        else:
+            collect_missing(cfg, data)

@@ -1,0 +1,376 @@
+"""Overrides, KEY=VALUE: read, composed once up front, and what is wrong with them said in our own words."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from mfrl.app.presets import refuse_taken_names
+from mfrl.catalogue import spelled
+from mfrl.errors import ConfigError, did_you_mean, require
+from mfrl.runs.resumable import among
+from mfrl.runs.targets import settings_of
+from mfrl.system.paths import CONFIG_DIR, refuse_groups, run_folder
+
+SEARCH_PATH = "hydra.searchpath"
+_FEW = 10  # names that are all told
+
+
+@dataclass(frozen=True)
+class Composer:
+    """What Hydra composes for a command: a file of conf/, and where further files may lie.
+
+    Attributes:
+        name: of the file.
+        search: the override hydra.searchpath, where there are further folders, else none.
+    """
+
+    name: str
+    search: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, overrides: Iterable[Override], config_dir: str | None = None) -> Composer:
+        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``.
+
+        Raises:
+            ConfigError: one of them has a table of presets by the name of one of ours.
+        """
+        given = [o.value() for o in overrides if o.key_or_group == SEARCH_PATH and not o.is_sweep_override()]
+        folders = [folder for value in given[-1:] if isinstance(value, list) for folder in value]
+        if config_dir is not None:
+            folders.append(f"file://{os.path.abspath(config_dir)}")
+        # Tables of presets are looked for wherever files are.
+        paths = [path for folder in folders if "://" not in (path := str(folder).removeprefix("file://"))]
+        for path in paths:
+            refuse_taken_names(Path(path))
+        folders += [f"presets://{path}" for path in paths]
+        listed = ",".join(QuotedString(str(folder), Quote.single).with_quotes() for folder in folders)
+        return cls(name, (f"{SEARCH_PATH}=[{listed}]",) if folders else ())
+
+    def __call__(self, overrides: Iterable[str]) -> DictConfig:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra.compose(self.name, [*self.search, *overrides])
+
+    def names(self, group: str, kind: ObjectType) -> list[str]:
+        """Of the configurations, or of the groups, in a group."""
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            return loader.get_group_options(group, kind, self.name, list(self.search))
+
+    def is_group(self, key: str) -> bool:
+        """Whether configurations are chosen by ``key=``."""
+        if not self.search:
+            return (CONFIG_DIR / key).is_dir()
+        return "." not in key and bool(self.names(key, ObjectType.CONFIG) or self.names(key, ObjectType.GROUP))
+
+    def choices(self) -> list[str]:
+        """The groups that the command itself chooses configurations of."""
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            cfg = hydra.compose(self.name, list(self.search), return_hydra_config=True)
+        return list(cfg.hydra.runtime.choices)
+
+    def can_compose(self, given: Iterable[Override]) -> bool:
+        """Whether Hydra has nothing against these overrides."""
+        try:
+            self([override.input_line for override in given])
+        except (HydraException, OmegaConfBaseException):
+            return False
+        return True
+
+    def all_names(self, group: str) -> list[str]:
+        """The configurations in a group and in the groups below it, by their names in the first."""
+        names = self.names(group, ObjectType.CONFIG)
+        for part in self.names(group, ObjectType.GROUP):
+            names += [f"{part}/{name}" for name in self.all_names(f"{group}/{part}")]
+        return names
+
+    def is_choice(self, override: Override) -> bool:
+        """Whether it chooses a configuration of a group, e.g. network=small."""
+        return self.is_group(override.key_or_group) and isinstance(override.value(), str | list)
+
+
+def parse(text: str) -> Override:
+    """An override, KEY=VALUE.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except HydraException as error:
+        known_as = spelled(text)
+        hint = f"; did you mean {known_as}?" if known_as else ", e.g. env=ogbench/cube-single-play seed=1"
+        raise ConfigError(f"{text!r} cannot be read as KEY=VALUE{hint}") from error
+    if not override.key_or_group:
+        raise ConfigError(f"{text!r} cannot be read as KEY=VALUE: there is no key")
+    return override
+
+
+def check_overrides(
+    config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True
+) -> None:
+    """Compose once up front, to say in our own words what is wrong with an override.
+
+    Args:
+        config_name: the file that the command composes.
+        overrides: the user's.
+        config_dir: of ``--config-dir``: a folder of the user's own configurations.
+        complete: there is something to be run, and not only shown.
+
+    Raises:
+        ConfigError: with near names where a name is unknown.
+    """
+    if config_dir is not None and not os.path.isdir(config_dir):
+        raise ConfigError(f"--config-dir {config_dir} is no folder")
+    parsed = [parse(text) for text in overrides]
+    composer = Composer.of(config_name, parsed, config_dir)
+    choices = [values_of(override) for override in parsed if override.key_or_group != SEARCH_PATH]
+    given: list[Override] = []
+    composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
+    try:
+        # Every value of a sweep once; shorter lists stay at their last.
+        for k in range(max(map(len, choices), default=1)):
+            given = [values[min(k, len(values) - 1)] for values in choices]
+            lines = [o.input_line for o in given]
+            chosen = tuple(o.input_line for o in given if composer.is_choice(o))
+            if chosen not in composed:  # composing takes a tenth of a second, and a sweep may have a thousand seeds
+                for override in given:
+                    check_group(override, composer)
+                check_taken_away(given, composer)
+                composed[chosen] = composer(lines), dotted(composer(chosen))
+            cfg, defaults = composed[chosen]
+            for override in [values[k] for values in choices if 0 < k < len(values)]:
+                if override.input_line not in chosen:
+                    change(cfg, override)
+            if complete:
+                check_composed(cfg)
+            check_kinds(dotted(cfg), defaults)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, composer, given)) from error
+
+
+def values_of(override: Override) -> list[Override]:
+    """The overrides that a sweep is made of; one that is none is the only one.
+
+    Raises:
+        ConfigError: its values cannot be counted.
+    """
+    if not override.is_sweep_override():
+        return [override]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line} has no values that could be counted; give some, e.g. 1,3,10")
+    return [parse(f"{override.get_key_element()}={value}") for value in override.sweep_string_iterator()]
+
+
+def change(cfg: DictConfig, override: Override) -> None:
+    """Give another value to a setting that Hydra has composed already.
+
+    Raises:
+        ConfigError: the setting has values of another kind.
+    """
+    try:
+        new = override.type != OverrideType.CHANGE
+        OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=new)
+    except OmegaConfBaseException as error:
+        raise ConfigError(another_kind(override.input_line)) from error
+
+
+def check_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse words for numbers, and anything for a group of settings that is none.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key, default in defaults.items():
+        value = values.get(key)
+        if isinstance(default, dict) and default and not isinstance(value, dict) and "collect" not in key:
+            names = ", ".join(f"{key}.{name}" for name in default if not name.startswith("_"))
+            raise ConfigError(f"{key}={value} would take away the settings {names}; give those")
+        if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, str):
+            require(key, "${" in value, value, f"a number, e.g. {default}")
+
+
+def check_group(override: Override, composer: Composer) -> None:
+    """Refuse what Hydra answers with a traceback: a group of configurations that is given none.
+
+    Raises:
+        ConfigError: with the group's configurations.
+    """
+    text, group = override.input_line, override.key_or_group
+    if override.is_delete() or not composer.is_group(group) or isinstance(override.value(), str | list | dict):
+        return
+    names = composer.names(group, ObjectType.CONFIG)
+    names += [f"{name}/..." for name in composer.names(group, ObjectType.GROUP)]
+    known = ", ".join(sorted(name for name in names if not name.startswith("_")))
+    raise ConfigError(f"{text} must be one of {known}; leave {group}= out for the default")
+
+
+def check_taken_away(given: Sequence[Override], composer: Composer) -> None:
+    """Let settings be taken away that nothing has a use for, as those of an evaluation that was not chosen in the end.
+
+    Raises:
+        ConfigError: the setting is needed.
+    """
+    gone = [o for o in given if o.is_delete() and not o.is_hydra_override()]
+    if not gone:
+        return
+    cfg = composer([o.input_line for o in given if o not in gone])
+    for override in gone:
+        part, _, name = override.key_or_group.rpartition(".")
+        node = OmegaConf.select(cfg, part) if part else None
+        known = settings_of(node) if isinstance(node, DictConfig) and "_target_" in node else None
+        if known is None or name in known:
+            raise ConfigError(
+                f"{override.input_line}: a setting cannot be taken away, only changed ({override.key_or_group}=...) or "
+                "left as it is"
+            )
+        if name not in node:
+            raise ConfigError(f"{override.input_line}: there is no setting {override.key_or_group} to take away")
+
+
+def check_composed(cfg: DictConfig) -> None:
+    """Refuse settings that no part of the program would answer for in words of its own.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
+        raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
+    if "run_dir" in cfg:
+        runs = cfg.get("runs")
+        require("runs", isinstance(runs, str) and runs.strip() != "", runs, "the folder for all runs, e.g. runs")
+        try:
+            refuse_groups(cfg, "run_dir")
+            run_folder(cfg.run_dir)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"run_dir={dotted(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error
+    jobs = cfg.get("jobs", -1)
+    possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
+    require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")
+    seed = cfg.get("seed")
+    if "updates" in cfg:  # `mfrl train`; the others say it themselves
+        require("seed", type(seed) is int and 0 <= seed < 2**32, seed, "a whole number from 0 to 4294967295")
+    task = OmegaConf.select(cfg, "env.task")
+    if task is not None and cfg.env.suite != "ogbench":
+        raise ConfigError(f"env.task={task}: {cfg.env.dataset} has one task only; leave env.task= out")
+    if "updates" in cfg and cfg.get("collect") is not None:  # of `mfrl train`
+        check_collect(cfg)
+
+
+def check_collect(cfg: DictConfig) -> None:
+    """Refuse what a dataset's collector does not know.
+
+    Raises:
+        ConfigError: with near names.
+    """
+    if not isinstance(cfg.collect, DictConfig):
+        raise ConfigError(f"collect={cfg.collect} must be null or settings of `mfrl collect`, e.g. collect={{seed: 0}}")
+    from mfrl.app.collect import collector
+
+    function = collector(cfg.env.suite)
+    if function is None:
+        raise ConfigError(f"collect={cfg.collect}: there is nothing to collect of {cfg.env.name}; leave collect= out")
+    known = inspect.signature(function).parameters.keys() - {"dataset", "data_dir", "env", "progress"}
+    for name in cfg.collect:
+        if name not in known:
+            raise ConfigError(
+                f"collect.{name} is no setting of collecting {cfg.env.dataset}{did_you_mean(str(name), known)}; known: "
+                f"{', '.join(sorted(known))}"
+            )
+
+
+def explain(error: HydraException | OmegaConfBaseException, composer: Composer, given: Sequence[Override]) -> str:
+    """What Hydra could not compose, in a sentence, with near names for an unknown key or choice.
+
+    Args:
+        error: Hydra's.
+        composer: of what was composed.
+        given: with which overrides; the files they choose decide which settings there are.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_choice(error.missing_cfg_file, composer)
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        chosen = [o.input_line for o in given if composer.is_choice(o) and o.key_or_group != cause.full_key]
+        return f"there is no setting {cause.full_key!r}{did_you_mean(cause.full_key, dotted(composer(chosen)))}"
+    if isinstance(cause, OmegaConfBaseException):
+        wrong = [o.input_line for o in given if among(str(cause.full_key), [o.key_or_group])]
+        return another_kind(wrong[-1]) if wrong else str(cause).splitlines()[0]
+    # Of choices among files Hydra does not say which one is at fault.
+    wrong = next((o for k, o in enumerate(given) if not composer.can_compose(given[: k + 1])), None)
+    if wrong is None or not composer.is_group(wrong.key_or_group):
+        return str(error)
+    if wrong.get_key_element() not in (choices := composer.choices()):
+        return f"there is no setting {wrong.get_key_element()!r}{did_you_mean(wrong.get_key_element(), choices)}"
+    if composer.name == "collect" and str(wrong.value()).startswith("toy/"):
+        return "env=toy/... are known distributions, whose data are drawn as training starts: nothing to collect"
+    return f"{wrong.input_line} and `mfrl {composer.name}` do not go together: {str(error).splitlines()[0]}"
+
+
+def _no_such_choice(name: str, composer: Composer) -> str:
+    """What is said of a configuration, e.g. ``env/ogbench/cube``, that is not there."""
+    group, _, choice = name.rpartition("/")
+    top = group.split("/")[0]
+    wanted = name.removeprefix(f"{top}/") if group else choice
+    if top == "env" and (known_as := spelled(wanted)):
+        return f"there is no {name!r} among the configurations; it is written  {known_as}"
+    if top == "env" and "powderworld" in wanted:
+        return f"{wanted}: powderworld has discrete actions, and mfrl's policies are for continuous ones"
+    known = [other for other in composer.all_names(top) if not other.rpartition("/")[2].startswith("_")]
+    all_of_them = f"; there are {', '.join(known)}" if 0 < len(known) <= _FEW else ""
+    return f"there is no {name!r} among the configurations in {CONFIG_DIR}{did_you_mean(wanted, known) or all_of_them}"
+
+
+def another_kind(override: str) -> str:
+    return f"{override}: its value is of another kind than the setting's (a number, a name, a list, {{key: value}})"
+
+
+def dotted(cfg: DictConfig) -> dict[str, Any]:
+    """Every key of a configuration as a.b.c with its value, interpolations as written."""
+    found: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            found[f"{prefix}{key}"] = value
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{key}.")
+
+    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    return found
+
+
+def spell_out_seeds(arguments: list[str]) -> list[str]:
+    """``seeds=8`` is short for ``-m seed=0,1,2,3,4,5,6,7 pack=8``.
+
+    Raises:
+        ConfigError: it is no whole number of at least 1, or stands beside ``seed=``.
+    """
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("seeds=")]
+    if not given:
+        return arguments
+    if not given[-1].isdecimal() or int(given[-1]) < 1:
+        raise ConfigError(f"seeds={given[-1]} must be a whole number of at least 1: how many seeds, from 0 on")
+    if any(argument.startswith("seed=") for argument in arguments):
+        raise ConfigError(f"seeds={given[-1]} stands for seeds 0 to {int(given[-1]) - 1}: leave seed= out")
+    others = [argument for argument in arguments if not argument.startswith("seeds=")]
+    if {"--cfg", "-c", "--info", "-i", "--help"} & {*others}:  # of the configuration that all of them have
+        return others
+    count = int(given[-1])
+    listed = [f"seed={','.join(str(seed) for seed in range(count))}"]
+    if not any(argument.startswith("pack=") for argument in others):
+        listed.append(f"pack={count}")
+    many = [] if {"-m", "--multirun"} & {*others} else ["--multirun"]
+    return [others[0], *many, *others[1:], *listed]

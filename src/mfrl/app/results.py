@@ -1,0 +1,123 @@
+"""What is said as a run begins, and what it comes to: its scores, result.json and the closing table."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mfrl.app.resume import telling_how_to_go_on
+from mfrl.app.watch import Begun, interim_episodes
+from mfrl.learning.training import Trained
+from mfrl.report.groups import SCORES, known_metric, unsteady
+from mfrl.report.tables import DEPENDS_ON_WHEN
+from mfrl.runs.folder import RunFolder, read_evaluations, versions
+from mfrl.runs.loggers import compared, log_outcome
+from mfrl.runs.scores import averaged, format_score, format_seconds, score_name
+from mfrl.system.paths import pasted
+
+
+def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
+    """What is going to be done, in three lines."""
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {where}"))
+    console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
+    console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
+    console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)
+
+
+def plan(cfg: DictConfig, first_update: int) -> str:
+    """What a run is going to do, in a line."""
+    updates = f"{cfg.updates - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
+    over = ""
+    if "episodes" in cfg.eval:
+        interim = interim_episodes(cfg)
+        over = f" over {interim} episodes" + (f", {cfg.eval.episodes} at the end" * (interim != cfg.eval.episodes))
+    return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
+
+
+def finish(begun: Begun, module: Trained) -> dict[str, Any]:
+    """Write result.json, and return what it holds."""
+    cfg, run = begun.cfg, begun.run
+    result = {
+        "env": begun.data.env.env_id,
+        "dataset": begun.data.dataset,
+        "algo": cfg.algo_name,
+        "variant": cfg.variant.name,
+        **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
+        "seed": cfg.seed,
+        "data": begun.source,
+        "updates": module.updates,
+        **final_scores(run),
+        "seconds": round(time.perf_counter() - begun.started, 2),
+        "updates_per_second": round(begun.monitor.updates / max(begun.monitor.seconds, 1e-9), 3),
+        "compiled": cfg.compile,
+        "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
+        "warnings": [*begun.data.warnings, *begun.monitor.explosions.warnings],
+        "versions": versions(),
+    }
+    with telling_how_to_go_on(run, module, begun.checkpoints):
+        if any(isinstance(logger, TensorBoardLogger) for logger in begun.loggers.values()):
+            over = averaged(begun.data.env.suite, begun.data.dataset)
+            log_outcome(run, compared(cfg, begun.overrides), over)
+        run.write_result(result)
+    return result
+
+
+def final_scores(run: RunFolder) -> dict[str, Any]:
+    """The last evaluation and over how much it was, the mean of the last three, and the best with its update.
+
+    The best is that of the evaluation's first number, the earliest where several are. It is there to be compared with
+    the others, not to be quoted: picked among noisy evaluations, it flatters.
+    """
+    evaluations = read_evaluations(run)
+    keys = [key for key in evaluations[-1] if key.startswith("eval/")]
+    last = {key: evaluations[-1][key] for key in keys}
+    recent = evaluations[-SCORES["last3"] :]
+    # Some environments tell of a success only where there is one: then not every evaluation has the key.
+    means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
+    over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
+    choose = min if known_metric(keys[0]).lower_is_better else max
+    best = choose((e for e in evaluations if keys[0] in e), key=lambda e: e[keys[0]])
+    best = {name: best[name] for name in (keys[0], "updates", "episodes") if name in best}
+    return {"final": last, "mean_of_last_three": means, "best": best, **over}
+
+
+def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
+    """The closing table: the scores and where everything lies."""
+    table = Table(title=result["env"], show_header=False)
+    for key, value in result["final"].items():
+        table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
+    key = next(iter(result["final"]))
+    if key in result["mean_of_last_three"]:
+        table.add_row(f"{score_name(key)}, mean of last three", format_score(key, result["mean_of_last_three"][key]))
+    best = result["best"]
+    over = f" ({best['episodes']} episodes)" if "eval/return" in result["final"] else ""
+    table.add_row(f"{score_name(key)}, best", f"{format_score(key, best[key])} at update {best['updates']:,}{over}")
+    kind = "episodes" if "eval/return" in result["final"] else "samples"
+    over = f"{result['transitions']:,} transitions" if "transitions" in result else f"{result['episodes']} {kind}"
+    table.add_row("evaluated over", over)
+    table.add_row("algo, variant", f"{result['algo']}, {result['variant']}")
+    if "alpha" in result:
+        table.add_row("alpha", f"{result['alpha']:g}")
+    table.add_row("seed", f"{result['seed']}")
+    table.add_row("updates", f"{result['updates']:,} at {result['updates_per_second']:.1f} per second")
+    table.add_row("time", f"{format_seconds(result['seconds'])}, evaluations included")
+    table.add_row("data", f"{result['dataset']} ({result['data']})")
+    console.print(table, highlight=False)
+    if found := unsteady(read_evaluations(run)):
+        console.print(f"[bold yellow]{found}[/]. {DEPENDS_ON_WHEN}", highlight=False)
+    for warning in result["warnings"]:
+        console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    # Below the table and unwrapped: these lines are there to be copied.
+    for what in (
+        f"run folder  {run.path}",
+        f"look        {pasted('tensorboard', '--logdir', run.path)}",
+        f"evaluate    {pasted('mfrl', 'eval', ckpt=run.path)}",
+    ):
+        console.print(escape(what), highlight=False, soft_wrap=True)
