@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
+import gymnasium
 import hydra
 import numpy as np
 import pytest
 
 from mfrl.catalogue import benchmark, default_task, others, singletask_id
+from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
 from mfrl.runs.targets import build
@@ -69,11 +72,12 @@ def kind(env: str) -> str:
 #: In the gate, one environment of each kind: but of those with images, which differ from others as `test_tasks` has it
 #: and take seconds to build, one in all.
 ONE_OF_EACH = [
-    *{kind(env): env for env in reversed(SIZES) if "/visual-" not in env}.values(),
+    *{kind(env): env for env in reversed(SIZES) if "/visual-" not in env and not env.startswith("minari/")}.values(),
     "ogbench/visual-cube-single-play",
 ]
 
 
+@cache
 def named(env: str, task: int | None) -> EnvSpec:
     """What the configuration of that name evaluates in, without any data being there."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -131,6 +135,16 @@ def test_there_are_73_of_the_sizes_that_the_benchmarks_define() -> None:
 @pytest.mark.parametrize("env", ONE_OF_EACH)
 def test_an_environment_of_each_kind_steps(env: str) -> None:
     check(env, None)
+
+
+@pytest.mark.parametrize("maze", ["UMaze", "Medium", "Large"])
+def test_point_mazes_have_the_sizes_of_the_data_collected_in_them(maze: str) -> None:
+    register_robotics()
+    env = gymnasium.make(f"PointMaze_{maze}-v3")
+    parts = [env.observation_space[key] for key in ("observation", "desired_goal")]  # of a goal that moves
+    sizes = ((sum(part.shape[0] for part in parts),), env.action_space.shape[0])
+    assert SIZES[f"minari/pointmaze-{maze.lower()}"] == sizes
+    env.close()
 
 
 def test_what_the_data_are_called_changes_nothing_of_the_environment() -> None:

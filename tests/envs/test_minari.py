@@ -251,7 +251,7 @@ def test_a_wrapper_that_writes_files_and_a_class_from_elsewhere_are_named(monkey
     for wrapper, sentence in refused.items():
         with pytest.raises(EnvError, match=sentence):
             read_spec(FOREIGN[f"a wrapper {wrapper}"])
-    with pytest.raises(EnvError, match=r"mfrl\.collect\.recorder:Recorder"):
+    with pytest.raises(EnvError, match=r"mfrl\.collect\.minari\.recorder:Recorder"):
         read_spec(FOREIGN["our recorder, which writes files"])
     foreign = type("Foreign", (gym.Env,), {"__module__": "mischief"})
     monkeypatch.setattr("gymnasium.envs.registration.Foreign", foreign, raising=False)
