@@ -111,7 +111,12 @@ def require(name: str, holds: bool, value: Any, what: str) -> None:
         ConfigError: ``name=value must be what``, unless it holds.
     """
     if not holds:
-        raise ConfigError(f"{name}={'null' if value is None else value} must be {what}")
+        raise ConfigError(f"{name}={as_typed(value)} must be {what}")
+
+
+def as_typed(value: Any) -> Any:
+    """A value as it stands on the command line: ``null``, ``true`` and ``false`` are YAML's words."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -233,7 +233,7 @@ def test_a_checkpoint_is_written_by_time_too(tmp_path: Path) -> None:
     assert 0 < saved_updates(path) < 1_000_000
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "True", "nan"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "true", "nan"])
 def test_minutes_must_be_positive(value: str) -> None:
     with pytest.raises(ConfigError, match=f"checkpoint.minutes={value}"):
         check_settings(compose(*TOY, f"checkpoint.minutes={value}"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.envs.spec import EnvSpec
-from mfrl.errors import ConfigError, DataError
+from mfrl.errors import ConfigError, DataError, as_typed
 from mfrl.system.paths import pasted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
         ConfigError: for a setting that this kind of dataset does not have, or an environment that nobody acts in.
     """
     if not isinstance(cfg.policy, str | None):
-        raise ConfigError(f"policy={cfg.policy} is unknown; known are null, random and ckpt:PATH")
+        raise ConfigError(f"policy={as_typed(cfg.policy)} is unknown; known are null, random and ckpt:PATH")
     if cfg.policy is None and cfg.env.suite == "ogbench":
         from mfrl.catalogue import DEFAULT_DATA_DIR
         from mfrl.collect.ogbench import runner

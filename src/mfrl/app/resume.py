@@ -133,8 +133,8 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     plain = Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
     refuse_incomplete(plain, path)
     old = OmegaConf.create(saved["mfrl"]["config"])
-    for key in RESUMABLE:
-        if "." not in key and key not in old:  # a setting that came later
+    for key in (*RESUMABLE, *BOOKKEEPING):
+        if "." not in key and key in cfg and key not in old:  # a setting that came later
             old[key] = cfg[key]
     for part in ("log", "checkpoint"):
         if unknown := old[part].keys() - cfg[part].keys():

@@ -184,6 +184,8 @@ class Training(Trained, L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.load(checkpoint)
+        # The data loader starts at `updates`. With a count of its own, Lightning would skip as many chunks again.
+        checkpoint.pop("loops", None)
 
     def save(self, checkpoint: dict[str, Any], member: int = 0) -> None:
         """Add to a checkpoint everything, besides parameters, that a member needs to resume."""
