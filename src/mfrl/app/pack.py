@@ -146,6 +146,9 @@ def _shared(job: Job) -> str:
     plain = OmegaConf.to_container(job.cfg, resolve=True)
     seed = plain.pop("seed")
     plain.pop("run_dir")
+    for logger in (plain["logger"] or {}).values():  # each member has its own, in its folder
+        if isinstance(logger, dict):
+            logger.pop("run_dir", None)
     for part in ("algo", "data"):
         plain[part].pop("seed", None)
     plain["algo"].pop("alpha", None)
