@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from omegaconf import OmegaConf
 
 from app.test_train import run as run_in_the_maze
@@ -21,14 +24,30 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 
 
-def execute(name: str, monkeypatch: pytest.MonkeyPatch, **environment: str | Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs of now; an exception in a cell is one here."""
-    for key in ("MFRL_RUN", "MFRL_SWEEP", "MFRL_OUT", "MFRL_UPDATES"):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in ({"OMP_NUM_THREADS": "1"} | environment).items():
-        monkeypatch.setenv(key, str(value))
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[NotebookClient]:
+    """One that runs all notebooks: importing everything takes longer than most of them."""
+    client = NotebookClient(new_notebook(), timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}})
+    with client.setup_kernel():
+        yield client
+
+
+def execute(name: str, kernel: NotebookClient, **environment: str | Path) -> nbformat.NotebookNode:
+    """The notebook with the outputs of now; an exception in a cell is one here. It finds no names of one before it."""
     loaded = nbformat.read(NOTEBOOKS / name, as_version=4)
-    return NotebookClient(loaded, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    given = {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in environment.items()}
+    first = f"""
+        import os
+        for key in ("MFRL_RUN", "MFRL_SWEEP", "MFRL_OUT", "MFRL_UPDATES"):
+            os.environ.pop(key, None)
+        os.environ.update({given})
+        %reset -f
+    """
+    kernel.nb = loaded
+    kernel.execute_cell(new_code_cell(dedent(first)), 0)
+    for index, cell in enumerate(loaded.cells):
+        kernel.execute_cell(cell, index)
+    return loaded
 
 
 def outputs(executed: nbformat.NotebookNode) -> list[dict]:
@@ -62,14 +81,21 @@ def test_a_notebook_ships_with_outputs_of_no_particular_machine(name: str) -> No
 # ---- as they run
 
 
-def test_the_first_look_shows_a_run(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_in_the_maze(data_dir, tmp_path / "run", "updates=6", "eval.every=6")
-    executed = execute("first_look.ipynb", monkeypatch, MFRL_RUN=tmp_path / "run")
+@pytest.fixture(scope="module")
+def maze_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the simulator, a short one."""
+    path = tmp_path_factory.mktemp("maze") / "run"
+    run_in_the_maze(data_dir, path, "updates=6", "eval.every=6", "eval.episodes=1")
+    return path
+
+
+def test_the_first_look_shows_a_run(maze_run: Path, kernel: NotebookClient) -> None:
+    executed = execute("first_look.ipynb", kernel, MFRL_RUN=maze_run)
     assert len(shown(executed, "image/png")) == 4
 
 
-def test_the_reformulations_are_trained_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executed = execute("reformulations.ipynb", monkeypatch, MFRL_UPDATES="20", MFRL_OUT=tmp_path)
+def test_the_reformulations_are_trained_and_drawn(tmp_path: Path, kernel: NotebookClient) -> None:
+    executed = execute("reformulations.ipynb", kernel, MFRL_UPDATES="10", MFRL_OUT=tmp_path)
     assert len(shown(executed, "image/png")) == 8
     assert "cannot be recovered" in printed(executed)
     coefficients, first = shown(executed, "text/markdown")
@@ -78,11 +104,11 @@ def test_the_reformulations_are_trained_and_drawn(tmp_path: Path, monkeypatch: p
     assert "| residual | 0% | 0% |" in first
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
     assert {result["variant"] for result in results} >= {"residual", "velocity", "endpoint", "noise_residual"}
-    assert all(result["updates"] == 20 for result in results)
+    assert all(result["updates"] == 10 for result in results)
 
 
-def test_a_sweep_is_made_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executed = execute("read_a_sweep.ipynb", monkeypatch, MFRL_UPDATES="20", MFRL_OUT=tmp_path)
+def test_a_sweep_is_made_where_none_is_given(tmp_path: Path, kernel: NotebookClient) -> None:
+    executed = execute("read_a_sweep.ipynb", kernel, MFRL_UPDATES="10", MFRL_OUT=tmp_path)
     assert len(shown(executed, "image/png")) == 2
     said = printed(executed)
     assert "generated" in said  # the data's provenance
@@ -92,18 +118,17 @@ def test_a_sweep_is_made_where_none_is_given(tmp_path: Path, monkeypatch: pytest
     assert any("P(X < Y)" in table for table in tables)
 
 
-def test_a_sweep_is_read_with_what_is_missing(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_read_with_what_is_missing(maze_run: Path, tmp_path: Path, kernel: NotebookClient) -> None:
     sweep = tmp_path / "sweep"
-    run_in_the_maze(data_dir, sweep / "residual" / "seed0", "updates=6", "eval.every=6", "eval.episodes=1")
-    # The same run under other names: what is read are files, which differ in nothing else.
-    for variant, seed in (("residual", 1), ("velocity", 0), ("velocity", 1), ("endpoint", 0)):
-        copy = shutil.copytree(sweep / "residual" / "seed0", sweep / variant / f"seed{seed}")
+    # One run under several names: what is read are files, which differ in nothing else.
+    for variant, seed in (("residual", 0), ("residual", 1), ("velocity", 0), ("velocity", 1), ("endpoint", 0)):
+        copy = shutil.copytree(maze_run, sweep / variant / f"seed{seed}")
         config, result = OmegaConf.load(copy / "config.yaml"), json.loads((copy / "result.json").read_text())
         config.seed, config.variant.name = seed, variant
         OmegaConf.save(config, copy / "config.yaml")
         (copy / "result.json").write_text(json.dumps(result | {"seed": seed, "variant": variant}))
     (sweep / "endpoint" / "seed0" / "result.json").unlink()
-    executed = execute("read_a_sweep.ipynb", monkeypatch, MFRL_SWEEP=sweep, MFRL_OUT=tmp_path / "out")
+    executed = execute("read_a_sweep.ipynb", kernel, MFRL_SWEEP=sweep, MFRL_OUT=tmp_path / "out")
     missing, scores, *others = shown(executed, "text/markdown")
     assert "| unfinished | endpoint/seed0 | pointmaze-medium-explore | 0 | no result.json" in missing
     assert missing.count("\n") == 2, "it alone"
