@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import Command
+from processes import Command, shorten_episodes
 from tiny import mfrl
 
 from mfrl.app.overrides import check_overrides
@@ -61,8 +61,9 @@ def test_what_can_be_composed_is_not_refused(overrides: str) -> None:
 
 def test_an_experiments_collection_takes_every_setting_of_its_collector(tmp_path: Path) -> None:
     small = ["network=small", "updates=2", "batch_size=4", "eval.every=2", "eval.episodes=1", "eval.num_envs=1"]
-    given = ["collect={episodes: 3, episode_steps: 21}", f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/run"]
-    done = mfrl("train", "experiment=quickstart", *small, *given)
+    folders = [f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/run"]
+    given = ["experiment=quickstart", *small, "collect={episodes: 3, episode_steps: 21, workers: 1}", *folders]
+    done = mfrl("train", *given, prepare=shorten_episodes)
     assert done.returncode == 0, done.stderr
     record = (tmp_path / "data" / "pointmaze-medium-explore-v0.provenance.json").read_text()
     assert '"episodes": 3' in record

@@ -26,7 +26,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-from tiny import COMMAND, ENVIRONMENT, TOY, mfrl, program
+from tiny import COMMAND, ENVIRONMENT, TOY, mfrl
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
@@ -35,7 +35,7 @@ from mfrl.app.watch import processes
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.folder import RunFolder
-from mfrl.runs.jobs import FAILED, FINISHED, changed, common_folder, refuse_shared_folders
+from mfrl.runs.jobs import COLUMNS, FAILED, FINISHED, changed, common_folder, refuse_shared_folders
 from mfrl.runs.read import find_runs
 from mfrl.system.paths import CONFIG_DIR
 
@@ -76,7 +76,7 @@ TRAIN = [*COMMAND, "train"]
 
 
 def sweep(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return program("train", "sweep=reformulation", "jobs=2", *overrides, cwd=cwd, timeout=600)
+    return mfrl("train", "sweep=reformulation", "jobs=2", *overrides, cwd=cwd, timeout=600)
 
 
 def written(folder: Path) -> dict[Path, int]:
@@ -88,9 +88,11 @@ def written(folder: Path) -> dict[Path, int]:
 def simulated(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Two of the sweep's variants with two of its seeds, in the simulator: the folder, and what was said."""
     cwd = tmp_path_factory.mktemp("sweep")
-    done = sweep(cwd, *SIMULATED, f"data_dir={data_dir}", "variant=residual,velocity", "seed=0,1")
+    settings = [f"data_dir={data_dir}", "variant=residual,velocity", "seed=0,1", "runs=all my runs"]
+    done = sweep(cwd, *SIMULATED, *settings)
     assert done.returncode == 0, done.stderr
-    return cwd / "runs" / "reformulation" / DATASET, done.stderr
+    assert {path.name for path in cwd.iterdir()} == {"all my runs"}
+    return cwd / "all my runs" / "reformulation" / DATASET, done.stderr
 
 
 # ---- a sweep as it is started
@@ -107,6 +109,9 @@ def test_a_sweep_runs_its_jobs_each_in_a_folder_of_its_own(simulated: tuple[Path
     assert "4 finished" in said
     assert "\n  0 residual seed 0 │ update        12   success" in said
     assert "Trainer" not in said  # nothing of Lightning's
+    assert re.search(r"^[1-3]/4 done(, left about \d+ (s|min))?$", said, re.M)
+    assert [line for line in said.splitlines() if len(line) > COLUMNS and "/" not in line] == []
+    assert [path.name for path in root.parent.iterdir() if path != root] == ["multirun.yaml"]
 
 
 def test_the_report_reads_a_sweep(simulated: tuple[Path, str], tmp_path: Path) -> None:

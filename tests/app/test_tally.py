@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny import TOY, compose, mfrl
+from tiny import compose
 
 from hydra_plugins.mfrl_sweeper import combinations
 from mfrl.app.overrides import check_overrides, parse
@@ -60,17 +59,6 @@ def wait_for(said: io.StringIO, text: str) -> None:
     while text not in said.getvalue():
         assert time.monotonic() < end, said.getvalue()
         time.sleep(0.05)
-
-
-def test_a_sweep_side_by_side_says_how_far_it_is_and_its_lines_fit(tmp_path: Path) -> None:
-    done = mfrl("train", "sweep=reformulation", *TOY, "jobs=2", "variant=two_time_residual", "runs=all my runs",
-                   cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^[12]/3 done(, left about \d+ (s|min))?$", done.stderr, re.M)
-    assert [line for line in done.stderr.splitlines() if len(line) > COLUMNS and "/" not in line] == []
-    assert {path.name for path in tmp_path.iterdir()} == {"all my runs"}
-    assert len(list((tmp_path / "all my runs" / "reformulation" / "toy-grid").rglob("result.json"))) == 3
-    assert [path.name for path in (tmp_path / "all my runs" / "reformulation").glob("[!t]*")] == ["multirun.yaml"]
 
 
 def test_jobs_are_every_combination_and_the_last_word_on_a_key_counts() -> None:
