@@ -59,7 +59,9 @@ TINY = [
     "eval.num_envs=3",
     "eval.workers=0",
     "accelerator=cpu",
+    "logger=csv",  # TensorBoard's figures take longer than everything else
 ]
+WITH_FIGURES = "logger=[tensorboard,csv]"
 
 
 def run(data_dir: Path, run_dir: Path, *overrides: str) -> dict:
@@ -90,7 +92,7 @@ def without_seconds(path: Path) -> list[dict]:
 def reference(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A finished run that the tests compare with."""
     path = tmp_path_factory.mktemp("runs") / "reference"
-    return path, run(data_dir, path)
+    return path, run(data_dir, path, WITH_FIGURES)
 
 
 def closing(data_dir: Path, run_dir: Path, *overrides: str) -> tuple[dict, str]:
@@ -630,7 +632,7 @@ def test_weights_that_do_not_fit_are_refused(reference: tuple[Path, dict], tmp_p
 
 
 def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> None:
-    done = mfrl("train", *TINY, f"data_dir={data_dir}", "run_dir=out", "updates=6", cwd=tmp_path)
+    done = mfrl("train", *TINY, WITH_FIGURES, f"data_dir={data_dir}", "run_dir=out", "updates=6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "success" in done.stderr
     assert "run folder" in done.stderr

@@ -46,7 +46,9 @@ TINY = [
     "eval.every=12",
     "eval.samples=128",
     "accelerator=cpu",
+    "logger=csv",  # TensorBoard's figures take longer than everything else
 ]
+WITH_FIGURES = "logger=[tensorboard,csv]"
 
 
 def run(run_dir: Path, *overrides: str) -> dict:
@@ -290,7 +292,7 @@ def test_lines_of_the_noise_go_where_the_policy_sends_them() -> None:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     path = tmp_path_factory.mktemp("toys") / "reference"
-    return path, run(path, "env=toy/two_moons_conditional")
+    return path, run(path, "env=toy/two_moons_conditional", WITH_FIGURES)
 
 
 def test_a_run_is_evaluated_before_its_first_update_and_at_its_end(reference: tuple[Path, dict]) -> None:
@@ -379,7 +381,7 @@ def test_resuming_builds_no_foreign_evaluation(reference: tuple[Path, dict], tmp
 
 @pytest.mark.parametrize("algo", ["meanflow_bc", "meanflowql", "gaussian_bc", "flow_bc", "flow_distilled"])
 def test_every_algorithm_learns_a_toy_with_its_losses_and_gradients_in_a_chart(algo: str, tmp_path: Path) -> None:
-    result = run(tmp_path / "run", f"algo={algo}", "network.critic.hidden=[16]", "eval.every=24")
+    result = run(tmp_path / "run", f"algo={algo}", "network.critic.hidden=[16]", "eval.every=24", WITH_FIGURES)
     assert result["algo"] == algo
     assert np.isfinite(list(result["final"].values())).all()
     assert ("alpha" in result) == (algo == "meanflowql")
