@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import Average, Group
-from mfrl.algorithms.policy import MeanPolicy
+from mfrl.algorithms.policy import MeanPolicy, action_scalars
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import Values, expectile_loss, q_loss, td_loss
@@ -134,7 +134,7 @@ class IQL(Algorithm):
         log_pi = log_probability(mu, batch.actions)
         scalars = {
             "log_probability": log_pi.mean(),
-            "distance_to_data": (mu.detach() - batch.actions).square().mean(),
+            **action_scalars(mu, batch.actions),
             "alpha": alpha,
         }
         if self.settings.extraction == "ddpgbc":

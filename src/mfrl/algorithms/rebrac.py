@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import Average, Group
-from mfrl.algorithms.policy import MeanPolicy
+from mfrl.algorithms.policy import MeanPolicy, action_scalars
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.q_learning import Q_AGGREGATION, TD, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
@@ -105,9 +105,10 @@ class ReBRAC(Algorithm):
             q = self.target_critic(self.target_critic.encode(batch.next_observations), a)
             distance = (a - batch.next_actions).square().sum(-1)
             penalty = torch.where(batch.next_actions.isnan().any(-1), 0.0, distance)
-            y = batch.rewards + batch.discounts * (Q_AGGREGATION[c.q_aggregation](q) - c.alpha_critic * penalty)
-            if self.value_range is not None:
+            y = batch.rewards + batch.discounts * Q_AGGREGATION[c.q_aggregation](q)
+            if self.value_range is not None:  # of rewards, of which the penalty is none
                 y = y.clamp(*self.value_range)
+            y = y - batch.discounts * c.alpha_critic * penalty
         loss, scalars = td_loss(self.critic, s["critic"], batch.actions, y)
         return loss, scalars | {"next_distance_to_data": penalty.mean()}
 
@@ -121,6 +122,7 @@ class ReBRAC(Algorithm):
             "q_loss": loss,
             "policy_q": q,
             "bc_loss": bc_loss,
+            **action_scalars(mu, batch.actions),
             "alpha": self.alpha.alpha,
         }
 

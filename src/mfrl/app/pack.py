@@ -143,12 +143,10 @@ def _shared(job: Job) -> str:
 
     Whatever is written with ``${seed}`` counts as it comes out. Part of a dataset is chosen by the seed.
     """
-    plain = OmegaConf.to_container(job.cfg, resolve=True)
+    cfg = copy.deepcopy(job.cfg)
+    cfg.run_dir = ""  # each member has its own, and what refers to it (loggers) too
+    plain = OmegaConf.to_container(cfg, resolve=True)
     seed = plain.pop("seed")
-    plain.pop("run_dir")
-    for logger in (plain["logger"] or {}).values():  # each member has its own, in its folder
-        if isinstance(logger, dict):
-            logger.pop("run_dir", None)
     for part in ("algo", "data"):
         plain[part].pop("seed", None)
     plain["algo"].pop("alpha", None)

@@ -25,7 +25,8 @@ from mfrl.system.paths import pasted
 
 def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
     """What is going to be done, in three lines."""
-    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {where}"))
+    method = cfg.algo_name if cfg.variant.name == "none" else f"{cfg.algo_name} · {cfg.variant.name}"
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{method} → {where}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)

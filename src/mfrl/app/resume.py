@@ -29,7 +29,8 @@ from mfrl.runs.saved import WHOLE, Saved, refuse_incomplete, settle, settled
 from mfrl.system.paths import pasted, run_folder
 
 # Of a resumed run these are what is composed now, and not what is in its checkpoint: a file names no class of theirs.
-OF_THE_USER = ("trainer", "callbacks", "logger", "trust")
+PARTS_OF_THE_USER = ("trainer", "callbacks", "logger")
+OF_THE_USER = (*PARTS_OF_THE_USER, "trust")
 
 
 @dataclass
@@ -130,9 +131,10 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
         CheckpointError: for a configuration that is more than settings and references among them.
     """
     refuse_earlier(path, saved)
-    plain = Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
+    kept = {key: value for key, value in saved["mfrl"]["config"].items() if key not in PARTS_OF_THE_USER}
+    plain = Saved(kept).plain("")  # whatever is read of it from here on is a plain value
     refuse_incomplete(plain, path)
-    old = OmegaConf.create(saved["mfrl"]["config"])
+    old = OmegaConf.create(kept)
     for key in (*RESUMABLE, *BOOKKEEPING):
         if "." not in key and key in cfg and key not in old:  # a setting that came later
             old[key] = cfg[key]

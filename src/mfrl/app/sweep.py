@@ -16,7 +16,19 @@ from rich.markup import escape
 
 from mfrl.app.tally import note_beginning, note_end
 from mfrl.errors import InterruptedRun
-from mfrl.runs.jobs import COLOURS, FINISHED, SKIPPED, STOPPED, JobConsole, Outcome, changed, claim, failure, score
+from mfrl.runs.jobs import (
+    COLOURS,
+    FINISHED,
+    SKIPPED,
+    STOPPED,
+    JobConsole,
+    Outcome,
+    changed,
+    claim,
+    failure,
+    method_name,
+    score,
+)
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
@@ -67,7 +79,7 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     from mfrl.runs.folder import RunFolder
 
     folder = Path(cfg.resume).expanduser() if cfg.resume else run_folder(cfg.run_dir)
-    console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
+    console = JobConsole(f"{HydraConfig.get().job.num:>3} {method_name(cfg)} seed {cfg.seed}") if aside else None
     try:
         if aside:
             signals.install(signals.stop)
@@ -102,7 +114,7 @@ def _attempt_pack(cfg: DictConfig, overrides: list[str], aside: bool) -> list[Ou
     from mfrl.app.pack import members_of, train_pack
 
     size = len(cfg.members)
-    console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} pack of {size}") if aside else None
+    console = JobConsole(f"{HydraConfig.get().job.num:>3} {method_name(cfg)} pack of {size}") if aside else None
     outcomes = train_pack(members_of(cfg, overrides), console or Console(stderr=True))
     if signals.received() and not aside:
         raise KeyboardInterrupt
