@@ -35,7 +35,8 @@ class ReBRACSettings(TD):
 
     Attributes:
         q_aggregation: of the ensemble, "min" or "mean"; it rules both the target and the policy's loss.
-        alpha: weight of the penalty in the policy's loss, alpha_actor there. That code has 0 and sets it for each task.
+        alpha: weight of the penalty in the policy's loss, alpha_actor there; 0 in the code, whose commands set it for
+            each task.
         alpha_critic: weight of the penalty in the target.
         actor_every: the policy takes a step in every so many updates.
         actor_noise, actor_noise_clip: noise on the target's action, and its bound.

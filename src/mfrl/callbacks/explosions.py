@@ -53,7 +53,7 @@ class Explosions:
                     name,
                     value,
                     f"{name} was {value:.3g} at update {updates:,}, {value / scale:,.0f} times what is usual: training "
-                    "has blown up, and what is evaluated is no policy to speak of. Try a smaller learning rate",
+                    "has blown up, and what is evaluated means nothing. Try a smaller learning rate",
                 )
             self._least[name] = min(abs(value), self._least.get(name, abs(value)))
         return [sentence for kind, sentence in self._sentences.items() if kind not in before]
