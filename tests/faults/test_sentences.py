@@ -34,10 +34,10 @@ from mfrl.collect.minari.runner import collect
 from mfrl.data.minari_source import Source
 from mfrl.envs.evaluation import Evaluator
 from mfrl.envs.minari import change_spec, write_spec
-from mfrl.envs.spec import EnvError, EnvSpec
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import VectorEnv, WorkerError
 from mfrl.envs.video import write_video
-from mfrl.errors import ConfigError, DataError, refused_by_system
+from mfrl.errors import ConfigError, DataError, EnvError, refused_by_system
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.jobs import FAILED
 from mfrl.runs.read import FINISHED, read_run

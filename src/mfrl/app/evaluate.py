@@ -19,11 +19,11 @@ from mfrl.algorithms.policy import Policy
 from mfrl.callbacks.evaluation import FPS
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import two_numbers
-from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
+from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.minari import action_bounds, write_spec
-from mfrl.envs.spec import EnvError
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.video import write_video
-from mfrl.errors import CheckpointError, ConfigError, MfrlError, require
+from mfrl.errors import CheckpointError, ConfigError, EnvError, MfrlError, require
 from mfrl.runs.checkpoint import find_checkpoint
 from mfrl.runs.load import load_algorithm, recorded_env
 from mfrl.runs.saved import Saved

@@ -130,7 +130,9 @@ def _claim(job: Job, locks: ExitStack) -> None:
     settle(cfg)
     check_run(cfg, job.overrides)
     if others := [name for name in cfg.callbacks if name not in OWN_CALLBACKS]:
-        raise ConfigError(f"callbacks.{others[0]} watches one run, and no pack of several: leave it out, or say pack=1")
+        raise ConfigError(
+            f"callbacks.{others[0]} watches a single run and cannot watch a pack: leave it out, or say pack=1"
+        )
     locks.enter_context(job.run.locked())
     if result := finished(cfg):
         job.outcome = Outcome(SKIPPED, job.folder, score(result))

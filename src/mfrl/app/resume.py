@@ -94,7 +94,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     for key in now | before:
         if among(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
             continue
-        new = key not in before and OmegaConf.select(cfg, key) is None  # a setting that came later, and is off
+        new = key not in before and OmegaConf.select(cfg, key) is None  # a setting newer than the run, left at null
         if now.get(key) != before.get(key) and not new:
             raise RefusedRun(
                 f"{path} holds a run with {key}={before.get(key)}, not {now.get(key)}: choose another run_dir, or "
@@ -136,12 +136,12 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     refuse_incomplete(plain, path)
     old = OmegaConf.create(kept)
     for key in (*RESUMABLE, *BOOKKEEPING):
-        if "." not in key and key in cfg and key not in old:  # a setting that came later
+        if "." not in key and key in cfg and key not in old:  # a setting newer than the run
             old[key] = cfg[key]
     for part in ("log", "checkpoint"):
         if unknown := old[part].keys() - cfg[part].keys():
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
-        old[part] = OmegaConf.merge(cfg[part], old[part])  # with what came later, as it is by default
+        old[part] = OmegaConf.merge(cfg[part], old[part])  # settings newer than the run, at their defaults
     if "_target_" not in old.eval:  # a run from before there was a choice
         old.eval = {"_target_": "mfrl.callbacks.evaluation.Evaluate", "_partial_": True, **old.eval}
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
@@ -157,7 +157,9 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
             OmegaConf.update(old, key, settled(cfg, key, override.value()))
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
-            raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
+            raise RefusedRun(
+                f"{override.input_line} is no setting of this run's evaluation, which has {names}"
+            ) from error
     for key in OF_THE_USER:
         old[key] = cfg[key]
     check_settings(old)

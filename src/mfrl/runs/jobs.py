@@ -52,7 +52,7 @@ def method_name(cfg: DictConfig) -> str:
 
 
 def claim(cfg: DictConfig) -> Path:
-    """Make the folder of a new run, so that what goes wrong has a place to be told at; ``cfg`` then names it."""
+    """Make the folder of a new run, so that what goes wrong can be recorded there; ``cfg`` then names it."""
     from mfrl.runs.folder import RunFolder
 
     folder = RunFolder.create(cfg.run_dir).path
