@@ -381,7 +381,7 @@ def test_a_program_on_a_full_disk_ends_with_a_sentence(disk: Disk) -> None:
 def test_a_job_of_a_sweep_on_a_full_disk_fails_alone_and_in_one_line(disk: Disk) -> None:
     disk.leave(4)
     changes = [*TOY, f"run_dir={disk.path}/run", "existing=continue"]
-    outcome = attempt(compose("train", *changes), changes, aside=False)
+    outcome = attempt(compose("train", *changes), changes, own_process=False)
     assert outcome.status == FAILED
     assert "No space left on device" in outcome.note
     assert "see " not in outcome.note
