@@ -1,4 +1,4 @@
-"""README.md and docs/: every command composes, every link leads somewhere, every file that is named exists."""
+"""The pages for readers: every command composes, every link leads somewhere, every file that is named exists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mfrl.app.cli import COMMANDS
 from mfrl.app.overrides import check_overrides, spell_out_seeds
 
 ROOT = DOCS.parent
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
 
 
 def commands(page: str) -> list[list[str]]:

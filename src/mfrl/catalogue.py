@@ -1,4 +1,6 @@
-"""What there is to train on: names, sizes and published settings of datasets and tasks. Facts: nothing is read or run.
+"""What there is to train on: names and sizes of datasets and tasks, and how OGBench's are generated.
+
+The module holds facts: nothing is read or run.
 
 In order: how OGBench's datasets are generated, and which can only be downloaded; how OGBench names environments; the
 tasks of the benchmark (arXiv 2511.13035) and every other; the point mazes that are collected as Minari datasets.
@@ -356,15 +358,15 @@ class Task:
 
 def benchmark() -> list[Task]:
     """The 73 tasks, in the order of the paper's tables."""
-    found = [_task(f"ogbench/{name}", number, UPDATES["states"]) for name in STATES for number in range(1, 6)]
-    found += [_task(f"ogbench/{name}", 1, UPDATES["images"]) for name in IMAGES]
-    return found + [_task(f"d4rl/{name}", None, UPDATES["d4rl"]) for name in ANTMAZE + ADROIT]
+    found = [task_of(f"ogbench/{name}", number, UPDATES["states"]) for name in STATES for number in range(1, 6)]
+    found += [task_of(f"ogbench/{name}", 1, UPDATES["images"]) for name in IMAGES]
+    return found + [task_of(f"d4rl/{name}", None, UPDATES["d4rl"]) for name in ANTMAZE + ADROIT]
 
 
 def others() -> list[Task]:
     """Every other dataset with a configuration of its own, with all its tasks."""
     known = {task.env for task in benchmark()}
-    return [_task(env, None, None) for env in sorted(environments()) if env not in known]
+    return [task_of(env, None, None) for env in sorted(environments()) if env not in known]
 
 
 @cache
@@ -387,7 +389,7 @@ def _on_minari(name: str) -> str:
 def tasks() -> dict[str, Task]:
     """Every task by its name: the benchmark's, every other dataset, and all five tasks of each of OGBench's."""
     numbered = [
-        _task(env, number, None)
+        task_of(env, number, None)
         for env in environments()
         if env.startswith("ogbench/")
         for number in range(1, NUM_TASKS + 1)
@@ -395,7 +397,14 @@ def tasks() -> dict[str, Task]:
     return {task.name: task for task in (*numbered, *others(), *benchmark())}
 
 
-def _task(env: str, number: int | None, updates: int | None) -> Task:
+def task_of(env: str, number: int | None, updates: int | None) -> Task:
+    """A task of a dataset, its name and sizes worked out.
+
+    Args:
+        env: a choice of ``env=``.
+        number: of the task, from 1; None: the environment's own.
+        updates: published training length; None outside the benchmark.
+    """
     suite, name = env.split("/")
     simulator = name.removeprefix("visual-")
     states, action = MINARI_POINTMAZE if suite == "minari" else _longest(simulator, SIZES)

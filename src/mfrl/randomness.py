@@ -45,9 +45,9 @@ def derived_seed(seed: int, purpose: str, k: int) -> int:
     return x >> 1
 
 
-def generator(seed: int, purpose: str, k: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on ``device``, seeded for step ``k`` of the stream ``purpose``."""
-    return torch.Generator(device).manual_seed(derived_seed(seed, purpose, k))
+def generator(seed: int, purpose: str, k: int) -> torch.Generator:
+    """A generator on the CPU, seeded for step ``k`` of the stream ``purpose``."""
+    return torch.Generator().manual_seed(derived_seed(seed, purpose, k))
 
 
 def key_of(seed: int) -> Tensor:

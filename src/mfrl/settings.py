@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from mfrl.errors import ConfigError, did_you_mean, require
+from mfrl.errors import ConfigError, as_typed, did_you_mean, require
 
 
 class Range(NamedTuple):
@@ -97,7 +97,7 @@ def check(name: str, value: Any) -> None:
     """
     key = name if name in ("updates", "seed") else f"algo.{name}"
     if (known := CHOICES.get(name)) and value not in known:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
+        raise ConfigError(f"{key}={as_typed(value)} is not one of {', '.join(known)}{did_you_mean(str(value), known)}")
     if allowed := RANGES.get(name):
         allowed.require(key, value)
 

@@ -310,7 +310,7 @@ def test_held_out_losses_of_both_stages_are_known_in_either():
 @pytest.mark.parametrize(
     ("name", "setting", "message"),
     [
-        ("gaussian_bc", {"updates": 0}, "updates=0 must be at least 1"),
+        ("gaussian_bc", {"updates": 0}, r"updates=0 must be .*at least 1"),
         ("gaussian_bc", {"actor_lr": 0.0}, "algo.actor_lr=0.0 must be positive"),
         ("gaussian_bc", {"actor_warmup": 1.0}, "algo.actor_warmup=1.0"),
         ("gaussian_bc", {"actor_lr_floor": -0.1}, "algo.actor_lr_floor=-0.1"),
@@ -571,7 +571,7 @@ def test_a_run_in_the_simulator_leaves_what_is_promised_and_can_be_evaluated_and
 def test_what_has_no_flow_to_reformulate_has_no_variant(name: str):
     cfg = compose("train", f"algo={name}")
     assert cfg.variant == {"name": "none"}
-    assert OmegaConf.to_container(cfg, resolve=False)["run_dir"].startswith("runs/${env.name}/${algo_name}-")
+    assert OmegaConf.to_container(cfg, resolve=False)["run_dir"].startswith("${runs}/${env.name}/${algo_name}-")
     build_algorithm(cfg, SPEC)
     for further in ("variant=residual", "variant.name=mine"):
         with pytest.raises(ConfigError, match="variant="):

@@ -258,7 +258,7 @@ def test_held_out_losses_use_the_same_noise_each_time_and_keep_no_graph():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"updates": 0}, "updates=0 must be at least 1"),
+        ({"updates": 0}, r"updates=0 must be .*at least 1"),
         ({"discount": 1.0}, "algo.discount=1.0"),
         ({"tau": 0.0}, "algo.tau=0.0"),
         ({"alpha": -1.0}, "algo.alpha=-1.0"),

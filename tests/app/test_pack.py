@@ -239,6 +239,17 @@ def test_a_member_that_cannot_begin_leaves_the_others_to(data_dir: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_logger_of_one_s_own_for_each_member_does_not_part_them(data_dir: Path, tmp_path: Path):
+    table = "+logger.table={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: '${run_dir}', name: table}"
+    done = start(
+        tmp_path, "-m", *SMALL, f"data_dir={data_dir}", FOLDER, "updates=6", "seed=0,1", "pack=2", table, "eval.every=6"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 members, " in done.stderr
+    for seed in (0, 1):
+        assert list((folder(tmp_path, 1.0, seed) / "table").rglob("metrics.csv"))
+
+
 def test_seeds_that_choose_their_own_part_of_the_data_are_no_population(data_dir: Path, tmp_path: Path):
     options = [*SMALL, f"data_dir={data_dir}", FOLDER, "data.fraction=0.5", "updates=12", "seed=0,1", "pack=2"]
     done = start(tmp_path, "-m", *options)

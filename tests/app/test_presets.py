@@ -248,8 +248,8 @@ def test_networks_of_a_preset_are_of_the_published_sizes(method: str, name: str)
     spec = DataSpec(dim, 5, (0.0,) * dim, (1.0,) * dim, -1.0, 0.0, **images)
     module = build_algorithm(compose("train", f"experiment={method}/{name}"), spec)
 
-    def weights(sees: EncodedNetwork) -> int:
-        return sum(p.numel() for p in sees.network.parameters())
+    def weights(network: EncodedNetwork) -> int:
+        return sum(p.numel() for p in network.network.parameters())
 
     features = 512 if images else 28
     hidden = 3 * (512 * 512 + 512)

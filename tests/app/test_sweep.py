@@ -152,34 +152,34 @@ def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path:
 def test_what_went_wrong_is_one_line_and_a_file(override: str, note: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     changes = [*TOY, f"run_dir={folder}", override]
-    outcome = attempt(compose(*changes), changes, aside=False)
+    outcome = attempt(compose(*changes), changes, own_process=False)
     assert (outcome.status, outcome.folder) == (FAILED, folder)
     assert re.fullmatch(note.format(folder=folder), outcome.note)
     assert "Traceback" in (folder / ERROR_FILE).read_text()
-    again = attempt(compose(*changes), changes, aside=False)
+    again = attempt(compose(*changes), changes, own_process=False)
     assert again.folder == tmp_path / "run-2"  # existing=new
 
     changes = [*TOY, f"run_dir={folder}", "existing=continue"]
     if "trainer" in override:  # it had come as far as writing its settings down
         shutil.rmtree(folder)
-    assert attempt(compose(*changes), changes, aside=False).status == FINISHED
+    assert attempt(compose(*changes), changes, own_process=False).status == FINISHED
     assert not (folder / ERROR_FILE).exists()
 
 
 @pytest.mark.parametrize("change", ["algo.actor_lr=0.002", "updates=12"])
 def test_a_job_that_is_refused_leaves_the_run_that_is_there(change: str, whole: tuple[Path, dict], copy: Path) -> None:
     changes = [*TOY, f"run_dir={copy}", "existing=continue", change]
-    outcome = attempt(compose(*changes), changes, aside=False)
+    outcome = attempt(compose(*changes), changes, own_process=False)
     assert outcome.status == FAILED
     assert change.partition("=")[0] in outcome.note
     with RunFolder(copy).locked():
         (copy / "result.json").unlink()
-        outcome = attempt(compose(*TOY, *changes[-3:-1]), changes[:-1], aside=False)
+        outcome = attempt(compose(*TOY, *changes[-3:-1]), changes[:-1], own_process=False)
     assert "another process is training" in outcome.note
     assert not (copy / ERROR_FILE).exists()
     (copy / "result.json").write_text(json.dumps(whole[1]))
     changes = [f"resume={copy}", "seed=3"]
-    assert attempt(compose(*changes), changes, aside=False).status == FAILED
+    assert attempt(compose(*changes), changes, own_process=False).status == FAILED
     assert [found.status for found in find_runs([copy])] == ["finished"]
 
 

@@ -188,6 +188,23 @@ def test_a_run_collects_its_dataset_where_it_may_and_it_is_missing(tmp_path: Pat
     assert result["data"] == "collected"
 
 
+def test_a_run_goes_on_without_the_word_that_its_data_were_collected(data_dir: Path, tmp_path: Path) -> None:
+    run(data_dir, tmp_path / "run", "existing=continue", "collect={seed: 0}", "updates=4")
+    first = (tmp_path / "run" / "result.json").read_bytes()
+    run(data_dir, tmp_path / "run", "existing=continue", "updates=4")
+    assert (tmp_path / "run" / "result.json").read_bytes() == first
+
+
+def test_a_checkpoint_from_before_packs_goes_on(data_dir: Path, tmp_path: Path) -> None:
+    run(data_dir, tmp_path / "run", "updates=4")
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(path)
+    for key in ("pack", "runs", "jobs", "callbacks", "logger"):
+        checkpoint["mfrl"]["config"].pop(key, None)
+    torch.save(checkpoint, path)
+    assert resume(tmp_path / "run", "updates=8")["updates"] == 8
+
+
 def test_a_dataset_that_another_process_collects_is_waited_for(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,8 +37,7 @@ from mfrl.data.minari_files import describe, present, write_record
 from mfrl.data.minari_source import Episode, write_rows
 from mfrl.envs import d4rl
 from mfrl.envs.minari import register_robotics
-from mfrl.envs.spec import EnvError
-from mfrl.errors import ConfigError, DataError, MfrlError
+from mfrl.errors import ConfigError, DataError, EnvError, MfrlError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.targets import build
 

@@ -17,10 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from envs.test_ogbench import FragileEnv, backend_or_skip
 from mfrl.envs import evaluation, ogbench
 from mfrl.envs.evaluation import Evaluation, Evaluator
-from mfrl.envs.spec import EnvError, EnvSpec
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import WorkerError
 from mfrl.envs.video import tensorboard_gif, write_video
-from mfrl.errors import DivergedError
+from mfrl.errors import DivergedError, EnvError
 
 TASK = EnvSpec("pointmaze-medium-singletask-v0")
 GOAL = (20.0, 20.0)

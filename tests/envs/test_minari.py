@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from mfrl.envs.d4rl import AdroitLabels, goal_labels, hand_distance
 from mfrl.envs.minari import read_spec, register_robotics, vector_keys, write_spec
-from mfrl.envs.spec import EnvError, EnvSpec
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, EnvError
 from mfrl.runs.targets import build
 from mfrl.system.paths import CONFIG_DIR
 

@@ -448,6 +448,7 @@ def test_an_exploded_run_is_warned_about_on_the_screen_in_its_result_and_in_a_re
     )
     assert "rewards can add up to -" in of_q
     assert "training has blown up" in of_flow
+    assert "a larger algo.alpha or algo.clip_targets=true" in of_q
     shown = screen.export_text()
     assert shown.count("warning Q was") >= 1
     assert "warning flow_loss was" in shown
@@ -468,6 +469,14 @@ def test_an_exploded_run_is_warned_about_on_the_screen_in_its_result_and_in_a_re
     ]
 
 
+def test_values_of_the_data_s_own_actions_are_watched_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_dataset(tmp_path / "data", monkeypatch)
+    result = run(root, tmp_path / "run", "algo=iql", "algo.critic_lr=100", "network.critic.hidden=[16]")
+    of_q = next(text for text in result["warnings"] if text.startswith("Q was"))
+    assert "Try a smaller learning rate" in of_q
+    assert "clip_targets" not in of_q, "which IQL does not have"
+
+
 def test_sound_training_is_not_warned_about() -> None:
     watch = Explosions()
     sound = {"q": -3.0, "q_min": -210.0, "q_max": 150.0, "policy_q": 0.0, "target": -1.0, "q_loss": 9e9}
@@ -475,11 +484,12 @@ def test_sound_training_is_not_warned_about() -> None:
     assert watch.look(1, sound, (-200.0, 0.0)) == []
     assert watch.look(2, {"q_max": 9.0, "flow_loss": 999.0}, (0.0, 1e-6)) == []
     assert watch.look(3, {"nll_loss": 900.0}, None) == []
+    assert watch.look(4, {"v": -190.0, "value_loss": 9_000.0, "critic_loss": 5_000.0}, (-200.0, 0.0)) == []
 
 
 def test_each_kind_of_explosion_is_told_once_and_kept_at_its_worst() -> None:
     watch = Explosions()
-    assert [text[:17] for text in watch.look(5, {"q_max": 300.0}, (-200.0, 0.0))] == ["Q was 300 at upda"]
+    assert [text[:17] for text in watch.look(5, {"v": 300.0}, (-200.0, 0.0))] == ["Q was 300 at upda"]
     assert watch.look(6, {"q_min": -30_000.0, "flow_loss": 9e6}, (-200.0, 0.0))[0].startswith("flow_loss was 9e+06")
     assert watch.look(7, {"q_max": 400.0, "flow_loss": 2000.0}, (-200.0, 0.0)) == []
     assert watch.warnings[0].startswith("Q was -3e+04 at update 6")
@@ -585,17 +595,22 @@ def build(name: str, **changes: Any) -> Algorithm:
     return kind(**{key: value for key, value in (made | changes).items() if key in known or key in changes})
 
 
+def typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return {True: "true", None: "null"}[value] if value is True or value is None else str(value)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_nan_and_negative_numbers_are_refused_by_name_whatever_the_setting(name: str) -> None:
     build(name)
     known = arguments_of(ALGORITHMS[name]).keys()
     for setting in known & RANGES.keys():
         for value in (float("nan"), -5, -3.0, True):
-            with pytest.raises(ConfigError, match=f"{setting}={value}"):
+            with pytest.raises(ConfigError, match=f"{setting}={typed(value)}"):
                 build(name, **{setting: value})
     for setting in known & CHOICES.keys():
         for value in ("meen", None, 1):
-            with pytest.raises(ConfigError, match=f"{setting}={value}"):
+            with pytest.raises(ConfigError, match=f"{setting}={typed(value)}"):
                 build(name, **{setting: value})
     with pytest.raises(TypeError, match="actor_rl"):
         build(name, actor_rl=1e-3)

@@ -34,10 +34,10 @@ from mfrl.collect.minari.runner import collect
 from mfrl.data.minari_source import Source
 from mfrl.envs.evaluation import Evaluator
 from mfrl.envs.minari import change_spec, write_spec
-from mfrl.envs.spec import EnvError, EnvSpec
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import VectorEnv, WorkerError
 from mfrl.envs.video import write_video
-from mfrl.errors import ConfigError, DataError, refused_by_system
+from mfrl.errors import ConfigError, DataError, EnvError, refused_by_system
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.jobs import FAILED
 from mfrl.runs.read import FINISHED, read_run
@@ -381,7 +381,7 @@ def test_a_program_on_a_full_disk_ends_with_a_sentence(disk: Disk) -> None:
 def test_a_job_of_a_sweep_on_a_full_disk_fails_alone_and_in_one_line(disk: Disk) -> None:
     disk.leave(4)
     changes = [*TOY, f"run_dir={disk.path}/run", "existing=continue"]
-    outcome = attempt(compose("train", *changes), changes, aside=False)
+    outcome = attempt(compose("train", *changes), changes, own_process=False)
     assert outcome.status == FAILED
     assert "No space left on device" in outcome.note
     assert "see " not in outcome.note

@@ -301,10 +301,10 @@ def test_a_layer_s_compiled_form_is_the_eager_one(name: str):
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-# ---- what sees its observations
+# ---- a network and its encoder
 
 
-def test_a_network_sees_states_as_they_are_and_images_through_its_encoder():
+def test_an_encoded_network_takes_states_as_they_are_and_images_through_its_encoder():
     s, a, time = randn(BATCH, OBSERVATION_DIM, seed=18), randn(BATCH, ACTION_DIM, seed=19), times(1)
     of_states = EncodedNetwork(build(tiny_dit))
     assert of_states.encode(s) is s

@@ -317,6 +317,15 @@ def test_a_setting_chosen_for_each_task_does_not_split_a_method_over_tasks(tmp_p
     assert [g.settings["algo.alpha"] for g in groups] == [1.0, 3.0]
 
 
+def test_how_the_data_and_the_loggers_came_about_tells_no_group(tmp_path: Path):
+    make_run(tmp_path / "a")
+    came = {"collect": {"seed": 0}, "download": True, "logger": {}, "data.cache": "elsewhere", "trust": ["mine"]}
+    make_run(tmp_path / "b", seed=1, overrides=came)
+    make_run(tmp_path / "c", seed=2, overrides={"collect": None, "download": False, "data.memory_gib": 1.0})
+    (group,) = group_runs(find_runs([tmp_path])).groups
+    assert group.seeds == [0, 1, 2]
+
+
 def test_other_evaluation_episodes_are_another_group(tmp_path: Path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", overrides={"eval.seed": 7})

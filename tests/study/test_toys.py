@@ -379,12 +379,12 @@ def test_resuming_builds_no_foreign_evaluation(reference: tuple[Path, dict], tmp
         resume(tmp_path / "run", "updates=30")
 
 
-@pytest.mark.parametrize("algo", ["meanflow_bc", "meanflowql", "gaussian_bc", "flow_bc", "flow_distilled"])
+@pytest.mark.parametrize("algo", sorted(path.stem for path in CONFIG_DIR.glob("algo/*.yaml")))
 def test_every_algorithm_learns_a_toy_with_its_losses_and_gradients_in_a_chart(algo: str, tmp_path: Path) -> None:
     result = run(tmp_path / "run", f"algo={algo}", "network.critic.hidden=[16]", "eval.every=24", WITH_FIGURES)
     assert result["algo"] == algo
     assert np.isfinite(list(result["final"].values())).all()
-    assert ("alpha" in result) == (algo == "meanflowql")
+    assert ("alpha" in result) == ("alpha" in compose("train", f"algo={algo}").algo)
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     found = events.Tags()["scalars"]

@@ -23,9 +23,9 @@ class BC(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim) of a network that gives an action for a state.
+        actor: constructor that takes (observation_dim, action_dim); the network gives an action for a state.
         updates: number of updates, for the schedule.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`ActorAdam`.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`ActorAdam`.
     """
 
     Settings = ActorAdam

@@ -7,8 +7,9 @@ r"""Flow behaviour-regularised actor-critic: Q-learning through the steps of a f
     L_critic  E (Q_i(s, a) - y)^2,  y = r + discount mask agg_i Q_target,i(s', clip(euler(v, s', e')))
 
 What FQL (arXiv 2502.02538) avoids by distilling: an update costs flow_steps passes of the flow forward and back, in the
-policy loss, and as many forward in the target. Two forms are published, this one (agents/fbrac.py of the code of
-value flows, github.com/chongyi-zheng/value-flows) and L_flow - Q / alpha.
+policy loss, and as many forward in the target. Two forms are published: this one in the code of value flows
+(github.com/chongyi-zheng/value-flows, agents/fbrac.py), and L_flow - Q / alpha in that of qam
+(github.com/ColinQiyangLi/qam, agents/fbrac.py).
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from mfrl.schedules import FixedAlpha
 
 @dataclass(frozen=True, kw_only=True)
 class FBRACSettings(TD):
-    """Defaults are those of value flows' code (agents/fbrac.py), with the alpha of its commands.
+    """Settings of FBRAC; the defaults are those of value flows' code (agents/fbrac.py), but for alpha.
 
     Attributes:
-        alpha: weight of the flow loss.
-        flow_steps: Euler steps of an action.
-        num_candidates: actions to choose from when acting.
+        alpha: weight of the flow loss; that of value flows' commands, where the code has 10.
+        flow_steps: number of Euler steps of an action.
+        num_candidates: number of actions from which the policy takes the best by the critic.
         sigma: standard deviation of the noise.
-        actor_lr, critic_lr: of Adam; the flow's and the critic's.
+        actor_lr: learning rate of the flow.
+        critic_lr: learning rate of the critic.
     """
 
     alpha: float = 100.0
@@ -56,10 +58,10 @@ class FBRAC(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor of the velocity field v(s, a_t, t), taking (observation_dim, action_dim).
-        critic: constructor taking (observation_dim, action_dim).
-        updates: number of offline updates.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`FBRACSettings`.
+        actor: constructor of the velocity field v(s, a_t, t); it takes (observation_dim, action_dim).
+        critic: constructor that takes (observation_dim, action_dim).
+        updates: number of updates.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`FBRACSettings`.
     """
 
     Settings = FBRACSettings
@@ -100,7 +102,7 @@ class FBRAC(Algorithm):
     def critic_loss(
         self, batch: Batch, e: Tensor, s: Mapping[str, Tensor], next_s: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD to y = r + discount * mask * Q_target(s', a'), a' the flow's action."""
+        """L_critic: regression of Q onto y = r + discount * mask * Q_target(s', a'), a' the flow's action."""
         with torch.no_grad():
             next_actions = euler(self.actor, next_s["actor"], e, self.settings.flow_steps).clamp(-1.0, 1.0)
         y = bellman_target(
@@ -111,7 +113,7 @@ class FBRAC(Algorithm):
     def loss(
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The single-stage objective and its parts."""
+        """L and the scalars to log."""
         c, alpha = self.settings, self.alpha.alpha
         s = self.encode(batch.observations, "actor", "critic")
         with torch.no_grad():

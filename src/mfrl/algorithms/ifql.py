@@ -26,13 +26,14 @@ from mfrl.randomness import Draw
 
 @dataclass(frozen=True, kw_only=True)
 class IFQLSettings(ImplicitValues):
-    """Defaults are those of FQL's code (agents/ifql.py).
+    """Settings of IFQL; the defaults are those of FQL's code (agents/ifql.py).
 
     Attributes:
-        num_candidates: N, its num_samples.
-        flow_steps: Euler steps of an action.
+        num_candidates: N, num_samples there.
+        flow_steps: number of Euler steps of an action.
         sigma: standard deviation of the noise.
-        actor_lr, critic_lr: of Adam; the flow's, and that of Q and V.
+        actor_lr: learning rate of the flow.
+        critic_lr: learning rate of Q and V.
     """
 
     num_candidates: int = 32
@@ -47,10 +48,10 @@ class IFQL(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor of the velocity field v(s, a_t, t), taking (observation_dim, action_dim).
-        critic, value: constructors taking (observation_dim, action_dim) of the Q ensemble and of V(s).
-        updates: number of offline updates.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`IFQLSettings`.
+        actor: constructor of the velocity field v(s, a_t, t); it takes (observation_dim, action_dim).
+        critic, value: constructors of the Q ensemble and of V(s); they take (observation_dim, action_dim).
+        updates: number of updates.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`IFQLSettings`.
     """
 
     Settings = IFQLSettings
@@ -89,7 +90,7 @@ class IFQL(Algorithm):
     def loss(
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The single-stage objective and its parts."""
+        """L and the scalars to log."""
         s = self.encode(batch.observations, "value", "critic", "actor")
         networks = self.value, self.critic, self.target_critic
         value_loss, scalars = implicit_value_loss(*networks, batch, s, self.settings.expectile)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import Average, Group
-from mfrl.algorithms.policy import MeanPolicy
+from mfrl.algorithms.policy import MeanPolicy, action_scalars
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import Values, expectile_loss, q_loss, td_loss
@@ -36,7 +36,7 @@ LARGEST_WEIGHT = 100.0  #: of a transition in awr
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitValues(Values):
-    """Of values learned from the data's own actions.
+    """Settings of values that are learned from the data's own actions alone.
 
     Attributes:
         expectile: tau; 0.5 is the mean over the data's actions, near 1 their best.
@@ -47,12 +47,13 @@ class ImplicitValues(Values):
 
 @dataclass(frozen=True, kw_only=True)
 class IQLSettings(ImplicitValues):
-    """Defaults are those of FQL's code (agents/iql.py).
+    """Settings of IQL; the defaults are those of its form in FQL's code (agents/iql.py).
 
     Attributes:
         extraction: how the policy is drawn from the values, "awr" or "ddpgbc".
         alpha: inverse temperature of awr; weight of the behaviour cloning in ddpgbc.
-        actor_lr, critic_lr: of Adam; the policy's, and that of Q and V.
+        actor_lr: learning rate of the policy.
+        critic_lr: learning rate of Q and V.
     """
 
     extraction: str = "awr"
@@ -93,10 +94,10 @@ class IQL(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim) of a network that gives an action for a state.
-        critic, value: constructors taking (observation_dim, action_dim) of the Q ensemble and of V(s).
-        updates: number of offline updates.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`IQLSettings`.
+        actor: constructor that takes (observation_dim, action_dim); the network gives an action for a state.
+        critic, value: constructors of the Q ensemble and of V(s); they take (observation_dim, action_dim).
+        updates: number of updates.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`IQLSettings`.
     """
 
     Settings = IQLSettings
@@ -129,12 +130,12 @@ class IQL(Algorithm):
         return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
 
     def policy_loss(self, batch: Batch, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_pi; Q and V are used, not trained."""
+        """L_pi. It trains neither Q nor V."""
         mu, alpha = self.actor(s["actor"]), self.alpha.alpha
         log_pi = log_probability(mu, batch.actions)
         scalars = {
             "log_probability": log_pi.mean(),
-            "distance_to_data": (mu.detach() - batch.actions).square().mean(),
+            **action_scalars(mu, batch.actions),
             "alpha": alpha,
         }
         if self.settings.extraction == "ddpgbc":
@@ -149,7 +150,7 @@ class IQL(Algorithm):
     def loss(
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The single-stage objective and its parts."""
+        """L and the scalars to log."""
         s = self.encode(batch.observations, "value", "critic", "actor")
         networks = self.value, self.critic, self.target_critic
         value_loss, value_scalars = implicit_value_loss(*networks, batch, s, self.settings.expectile)

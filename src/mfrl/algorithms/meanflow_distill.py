@@ -8,7 +8,9 @@ r"""MeanFlow behaviour, distilled: the road with two networks that MeanFlowQL's 
     L_critic        E (Q_i(s, a) - y)^2,  y = r + discount mask agg_i Q_target,i(s', clip(mu(s', e')))
 
 FQL (arXiv 2502.02538) with a MeanFlow in the place of its flow: what is distilled costs one forward pass and no Euler
-steps, but the policy that Q-learning moves is still another network than the one that knows the data.
+steps, but the policy that Q-learning moves is still another network than the one that knows the data. As in FQL's
+code (agents/fql.py), gradients are not clipped, learning rates are constant, and the target critic averages the critic
+from before the update's step.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ from mfrl.schedules import FixedAlpha
 
 @dataclass(frozen=True, kw_only=True)
 class MeanFlowDistillSettings(MeanFlowSettings, TD):
-    """Those of the flow loss (MeanFlowQL's) and of FQL.
+    """Settings of the flow loss, as in MeanFlowQL, and of TD.
 
     Attributes:
         alpha: weight of the distillation loss.
-        actor_lr, critic_lr: of Adam; both actors', and the critic's.
+        actor_lr: learning rate of the MeanFlow and of the policy.
+        critic_lr: learning rate of the critic.
     """
 
     alpha: float = 10.0
@@ -51,12 +54,12 @@ class MeanFlowDistill(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim), of the MeanFlow and of the policy; the MeanFlow's also
-            takes two_times=True for a reformulation with a second time. The policy's time stays at 1.
-        critic: constructor taking (observation_dim, action_dim).
-        reformulation: what the MeanFlow's output stands for.
-        updates: number of offline updates.
-        others: seed and encoder, see :class:`Algorithm`, and the settings of :class:`MeanFlowDistillSettings`.
+        actor: constructor of the MeanFlow and of the one-step policy; it takes (observation_dim, action_dim), and
+            two_times=True for the MeanFlow of a reformulation with a second time. The policy's time is always 1.
+        critic: constructor that takes (observation_dim, action_dim).
+        reformulation: the meaning of the MeanFlow's output.
+        updates: number of updates.
+        others: seed and encoder of :class:`Algorithm`, and the fields of :class:`MeanFlowDistillSettings`.
     """
 
     Settings = MeanFlowDistillSettings
@@ -102,7 +105,7 @@ class MeanFlowDistill(Algorithm):
     def critic_loss(
         self, batch: Batch, e: Tensor, s: Mapping[str, Tensor], next_s: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD to y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
+        """L_critic: regression of Q onto y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
         with torch.no_grad():
             next_actions = student_action(self.actor, next_s["actor"], e).clamp(-1.0, 1.0)
         y = bellman_target(
@@ -111,7 +114,7 @@ class MeanFlowDistill(Algorithm):
         return td_loss(self.critic, s["critic"], batch.actions, y)
 
     def policy_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """alpha L_distillation + L_q at the same noise; MeanFlow and critic are used, not trained."""
+        """alpha L_distillation + L_q, both with the same noise. They train neither the MeanFlow nor the critic."""
         with torch.no_grad():
             target = one_step(self.flow, self.reformulation, s["flow"], e).clamp(-1.0, 1.0)
         mu = student_action(self.actor, s["actor"], e)
@@ -121,7 +124,7 @@ class MeanFlowDistill(Algorithm):
     def loss(
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The single-stage objective and its parts."""
+        """L and the scalars to log."""
         s = self.encode(batch.observations, "flow", "actor", "critic")
         with torch.no_grad():
             next_s = self.encode(batch.next_observations, "actor", "target_critic")

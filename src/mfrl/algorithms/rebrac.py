@@ -5,8 +5,8 @@ r"""ReBRAC (arXiv 2305.09836): TD3 with a penalty on the distance from the data,
               a' = clip(mu_target(s') + clip(noise e, -c, c))
     L_policy  - E Q(s, mu(s)) / mean |Q| + alpha E | mu(s) - a |^2,   Q = min_i Q_i
 
-mu is a tanh of its network. It takes a step in every second update, and only then do the targets of both networks
-follow, as they were before the step. Where a trajectory ends without its task being complete, the data have no next
+mu is a tanh of its network. It takes a step in every `actor_every`-th update, and only then do both targets move,
+towards the weights from before the step. Where a trajectory ends without its task being complete, the data have no next
 action, and the target no penalty; FQL's code (agents/rebrac.py), whose settings these are, takes the next row's action
 there, which belongs to another trajectory.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.groups import Average, Group
-from mfrl.algorithms.policy import MeanPolicy
+from mfrl.algorithms.policy import MeanPolicy, action_scalars
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.q_learning import Q_AGGREGATION, TD, q_loss, td_loss
 from mfrl.randomness import Draw, Normal
@@ -31,13 +31,17 @@ from mfrl.schedules import FixedAlpha
 
 @dataclass(frozen=True, kw_only=True)
 class ReBRACSettings(TD):
-    """Defaults are those of FQL's code (agents/rebrac.py), which sets the alphas for each task.
+    """Settings of ReBRAC; the defaults are those of its form in FQL's code (agents/rebrac.py), but for alpha.
 
     Attributes:
-        alpha, alpha_critic: weights of the penalty in the policy (its alpha_actor) and in the target.
-        actor_every: a step of the policy in every so many updates.
+        q_aggregation: of the ensemble, "min" or "mean"; it rules both the target and the policy's loss.
+        alpha: weight of the penalty in the policy's loss, alpha_actor there; 0 in the code, whose commands set it for
+            each task.
+        alpha_critic: weight of the penalty in the target.
+        actor_every: the policy takes a step in every so many updates.
         actor_noise, actor_noise_clip: noise on the target's action, and its bound.
-        actor_lr, critic_lr: of Adam.
+        actor_lr: learning rate of the policy.
+        critic_lr: learning rate of the critic.
     """
 
     q_aggregation: str = "min"
@@ -56,10 +60,10 @@ class ReBRAC(Algorithm):
 
     Args:
         spec: sizes and statistics of the data.
-        actor: constructor taking (observation_dim, action_dim) of a network that gives an action for a state.
-        critic: constructor taking (observation_dim, action_dim).
-        updates: number of offline updates.
-        others: seed, encoder, variant, see :class:`Algorithm`, and the settings of :class:`ReBRACSettings`.
+        actor: constructor that takes (observation_dim, action_dim); the network gives an action for a state.
+        critic: constructor that takes (observation_dim, action_dim).
+        updates: number of updates.
+        others: seed, encoder and variant of :class:`Algorithm`, and the fields of :class:`ReBRACSettings`.
     """
 
     Settings = ReBRACSettings
@@ -96,7 +100,7 @@ class ReBRAC(Algorithm):
         return {"target": Normal((batch_size, self.spec.action_dim), self.settings.actor_noise)}
 
     def critic_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """TD to the penalised value of the target policy's action."""
+        """L_critic: regression of Q onto y, the penalised value of the target policy's action."""
         c = self.settings
         assert batch.next_actions is not None, "every batch of an algorithm that asks for next actions holds them"
         with torch.no_grad():
@@ -105,14 +109,15 @@ class ReBRAC(Algorithm):
             q = self.target_critic(self.target_critic.encode(batch.next_observations), a)
             distance = (a - batch.next_actions).square().sum(-1)
             penalty = torch.where(batch.next_actions.isnan().any(-1), 0.0, distance)
-            y = batch.rewards + batch.discounts * (Q_AGGREGATION[c.q_aggregation](q) - c.alpha_critic * penalty)
-            if self.value_range is not None:
+            y = batch.rewards + batch.discounts * Q_AGGREGATION[c.q_aggregation](q)
+            if self.value_range is not None:  # of rewards, of which the penalty is none
                 y = y.clamp(*self.value_range)
+            y = y - batch.discounts * c.alpha_critic * penalty
         loss, scalars = td_loss(self.critic, s["critic"], batch.actions, y)
         return loss, scalars | {"next_distance_to_data": penalty.mean()}
 
     def policy_loss(self, batch: Batch, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_q + alpha L_bc; the critic is differentiated, not trained."""
+        """L_policy. It does not train the critic."""
         c = self.settings
         mu = self.actor(s["actor"])
         bc_loss = (mu - batch.actions).square().sum(-1).mean()
@@ -121,13 +126,14 @@ class ReBRAC(Algorithm):
             "q_loss": loss,
             "policy_q": q,
             "bc_loss": bc_loss,
+            **action_scalars(mu, batch.actions),
             "alpha": self.alpha.alpha,
         }
 
     def loss(
         self, batch: Batch, drawn: Mapping[str, Any], trained: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The critic's loss, and in every second update the policy's."""
+        """L_critic, in every `actor_every`-th update L_policy as well, and the scalars to log."""
         s = self.encode(batch.observations, *trained)
         loss, scalars = self.critic_loss(batch, drawn["target"], s)
         if "actor" in trained:

@@ -149,13 +149,13 @@ def run(arguments: list[str]) -> None:
         first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
         sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
 
-    own_process = os.getpid()
+    sweep_process = os.getpid()
 
     def task(cfg: DictConfig) -> Any:
         if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
             quiet_lightning()
             quiet_threads()
-            return attempt(cfg, list(HydraConfig.get().overrides.task), aside=os.getpid() != own_process)
+            return attempt(cfg, list(HydraConfig.get().overrides.task), own_process=os.getpid() != sweep_process)
         try:
             return function(cfg)
         except (Exception, KeyboardInterrupt, signals.Interrupted) as error:

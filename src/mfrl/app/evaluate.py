@@ -19,11 +19,11 @@ from mfrl.algorithms.policy import Policy
 from mfrl.callbacks.evaluation import FPS
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import two_numbers
-from mfrl.envs.evaluation import EnvSpec, Evaluation, Evaluator
+from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.minari import action_bounds, write_spec
-from mfrl.envs.spec import EnvError
+from mfrl.envs.spec import EnvSpec
 from mfrl.envs.video import write_video
-from mfrl.errors import CheckpointError, ConfigError, MfrlError, require
+from mfrl.errors import CheckpointError, ConfigError, EnvError, MfrlError, require
 from mfrl.runs.checkpoint import find_checkpoint
 from mfrl.runs.load import load_algorithm, recorded_env
 from mfrl.runs.saved import Saved
@@ -130,11 +130,11 @@ def refuse_other_shapes(spec: EnvSpec, data: DataSpec, bounds: list[list[float]]
         return
     if np.shape(bounds) != (2, data.action_dim):
         raise CheckpointError(f"the checkpoint does not describe its actions as mfrl does: bounds {bounds!r}")
-    for there, here, what in zip((low, high), bounds, ("low", "high"), strict=True):
-        if not np.allclose(there, here):
+    for in_env, in_data, what in zip((low, high), bounds, ("low", "high"), strict=True):
+        if not np.allclose(in_env, in_data):
             raise EnvError(
-                f"actions of {spec.env_id} are bounded ({what}) by {there.tolist()}, those the policy was trained on "
-                f"by {list(here)}: what it does would mean something else there"
+                f"actions of {spec.env_id} are bounded ({what}) by {in_env.tolist()}, those the policy was trained on "
+                f"by {list(in_data)}: what it does would mean something else there"
             )
 
 

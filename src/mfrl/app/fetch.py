@@ -17,10 +17,10 @@ from mfrl.system.files import one_at_a_time
 def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
     """Collect or download what is not there yet, if asked to; of a sweep's jobs, one does."""
 
-    def there() -> bool:
+    def files_exist() -> bool:
         return all(path.is_file() for path in data.paths)
 
-    if there() or (cfg.collect is None and not cfg.download):
+    if files_exist() or (cfg.collect is None and not cfg.download):
         return
     with ExitStack() as stack:
         try:
@@ -32,7 +32,7 @@ def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
                 f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): "
                 "choose another folder with data_dir=, or have it put there by somebody who may"
             ) from error
-        if there():
+        if files_exist():
             return
         how = "downloading it" if cfg.collect is None else "collecting it in the simulator"
         what = escape(f"{data.dataset} is not in {data.data_dir}: {how}")

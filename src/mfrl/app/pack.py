@@ -130,7 +130,9 @@ def _claim(job: Job, locks: ExitStack) -> None:
     settle(cfg)
     check_run(cfg, job.overrides)
     if others := [name for name in cfg.callbacks if name not in OWN_CALLBACKS]:
-        raise ConfigError(f"callbacks.{others[0]} watches one run, and no pack of several: leave it out, or say pack=1")
+        raise ConfigError(
+            f"callbacks.{others[0]} watches a single run and cannot watch a pack: leave it out, or say pack=1"
+        )
     locks.enter_context(job.run.locked())
     if result := finished(cfg):
         job.outcome = Outcome(SKIPPED, job.folder, score(result))
@@ -143,12 +145,10 @@ def _shared(job: Job) -> str:
 
     Whatever is written with ``${seed}`` counts as it comes out. Part of a dataset is chosen by the seed.
     """
-    plain = OmegaConf.to_container(job.cfg, resolve=True)
+    cfg = copy.deepcopy(job.cfg)
+    cfg.run_dir = ""  # each member has its own, and what refers to it (loggers) too
+    plain = OmegaConf.to_container(cfg, resolve=True)
     seed = plain.pop("seed")
-    plain.pop("run_dir")
-    for logger in (plain["logger"] or {}).values():  # each member has its own, in its folder
-        if isinstance(logger, dict):
-            logger.pop("run_dir", None)
     for part in ("algo", "data"):
         plain[part].pop("seed", None)
     plain["algo"].pop("alpha", None)

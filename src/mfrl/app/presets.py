@@ -3,7 +3,7 @@
 Its columns are
 
 ``task``
-    a name of `mfrl tasks`. It chooses ``env`` and ``env.task``.
+    a name of `mfrl tasks --all-tasks`. It chooses ``env`` and ``env.task``.
 ``base``
     another experiment that the row begins from, e.g. ``paper/pen-cloned``. May be left out.
 a setting, e.g. ``algo.alpha``
@@ -107,7 +107,9 @@ def read(table: Path) -> dict[str, Preset]:
         if head.count(column) > 1:
             raise _refused(table, number, f"column {column!r} stands there {head.count(column)} times")
     if TASK not in head:
-        raise _refused(table, number, f"there must be a column {TASK!r}, with names that `mfrl tasks` lists")
+        raise _refused(
+            table, number, f"there must be a column {TASK!r}, with names that `mfrl tasks --all-tasks` lists"
+        )
     found: dict[str, Preset] = {}
     at: dict[str, int] = {}
     for number, cells in lines:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.app.resume import telling_how_to_go_on
-from mfrl.app.watch import Begun, interim_episodes
+from mfrl.app.watch import StartedRun, interim_episodes
 from mfrl.learning.training import Trained
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.tables import DEPENDS_ON_WHEN
@@ -25,7 +25,8 @@ from mfrl.system.paths import pasted
 
 def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
     """What is going to be done, in three lines."""
-    env, what = (escape(str(name)) for name in (cfg.env.name, f"{cfg.algo_name} · {cfg.variant.name} → {where}"))
+    method = cfg.algo_name if cfg.variant.name == "none" else f"{cfg.algo_name} · {cfg.variant.name}"
+    env, what = (escape(str(name)) for name in (cfg.env.name, f"{method} → {where}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)
@@ -41,30 +42,30 @@ def plan(cfg: DictConfig, first_update: int) -> str:
     return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
 
 
-def finish(begun: Begun, module: Trained) -> dict[str, Any]:
+def finish(started: StartedRun, module: Trained) -> dict[str, Any]:
     """Write result.json, and return what it holds."""
-    cfg, run = begun.cfg, begun.run
+    cfg, run = started.cfg, started.run
     result = {
-        "env": begun.data.env.env_id,
-        "dataset": begun.data.dataset,
+        "env": started.data.env.env_id,
+        "dataset": started.data.dataset,
         "algo": cfg.algo_name,
         "variant": cfg.variant.name,
         **({"alpha": cfg.algo.alpha} if "alpha" in cfg.algo else {}),
         "seed": cfg.seed,
-        "data": begun.source,
+        "data": started.source,
         "updates": module.updates,
         **final_scores(run),
-        "seconds": round(time.perf_counter() - begun.started, 2),
-        "updates_per_second": round(begun.monitor.updates / max(begun.monitor.seconds, 1e-9), 3),
+        "seconds": round(time.perf_counter() - started.at, 2),
+        "updates_per_second": round(started.monitor.updates / max(started.monitor.seconds, 1e-9), 3),
         "compiled": cfg.compile,
         "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
-        "warnings": [*begun.data.warnings, *begun.monitor.explosions.warnings],
+        "warnings": [*started.data.warnings, *started.monitor.explosions.warnings],
         "versions": versions(),
     }
-    with telling_how_to_go_on(run, module, begun.checkpoints):
-        if any(isinstance(logger, TensorBoardLogger) for logger in begun.loggers.values()):
-            over = averaged(begun.data.env.suite, begun.data.dataset)
-            log_outcome(run, compared(cfg, begun.overrides), over)
+    with telling_how_to_go_on(run, module, started.checkpoints):
+        if any(isinstance(logger, TensorBoardLogger) for logger in started.loggers.values()):
+            over = averaged(started.data.env.suite, started.data.dataset)
+            log_outcome(run, compared(cfg, started.overrides), over)
         run.write_result(result)
     return result
 

@@ -29,7 +29,8 @@ from mfrl.runs.saved import WHOLE, Saved, refuse_incomplete, settle, settled
 from mfrl.system.paths import pasted, run_folder
 
 # Of a resumed run these are what is composed now, and not what is in its checkpoint: a file names no class of theirs.
-OF_THE_USER = ("trainer", "callbacks", "logger", "trust")
+PARTS_OF_THE_USER = ("trainer", "callbacks", "logger")
+OF_THE_USER = (*PARTS_OF_THE_USER, "trust")
 
 
 @dataclass
@@ -93,7 +94,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     for key in now | before:
         if among(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
             continue
-        new = key not in before and OmegaConf.select(cfg, key) is None  # a setting that came later, and is off
+        new = key not in before and OmegaConf.select(cfg, key) is None  # a setting newer than the run, left at null
         if now.get(key) != before.get(key) and not new:
             raise RefusedRun(
                 f"{path} holds a run with {key}={before.get(key)}, not {now.get(key)}: choose another run_dir, or "
@@ -130,16 +131,17 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
         CheckpointError: for a configuration that is more than settings and references among them.
     """
     refuse_earlier(path, saved)
-    plain = Saved(saved["mfrl"]["config"]).plain("")  # whatever is read of it from here on is a plain value
+    kept = {key: value for key, value in saved["mfrl"]["config"].items() if key not in PARTS_OF_THE_USER}
+    plain = Saved(kept).plain("")  # whatever is read of it from here on is a plain value
     refuse_incomplete(plain, path)
-    old = OmegaConf.create(saved["mfrl"]["config"])
+    old = OmegaConf.create(kept)
     for key in (*RESUMABLE, *BOOKKEEPING):
-        if "." not in key and key in cfg and key not in old:  # a setting that came later
+        if "." not in key and key in cfg and key not in old:  # a setting newer than the run
             old[key] = cfg[key]
     for part in ("log", "checkpoint"):
         if unknown := old[part].keys() - cfg[part].keys():
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
-        old[part] = OmegaConf.merge(cfg[part], old[part])  # with what came later, as it is by default
+        old[part] = OmegaConf.merge(cfg[part], old[part])  # settings newer than the run, at their defaults
     if "_target_" not in old.eval:  # a run from before there was a choice
         old.eval = {"_target_": "mfrl.callbacks.evaluation.Evaluate", "_partial_": True, **old.eval}
     OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
@@ -155,7 +157,9 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
             OmegaConf.update(old, key, settled(cfg, key, override.value()))
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
-            raise RefusedRun(f"{override.input_line} is no setting of this run's evaluation ({names} are)") from error
+            raise RefusedRun(
+                f"{override.input_line} is no setting of this run's evaluation, which has {names}"
+            ) from error
     for key in OF_THE_USER:
         old[key] = cfg[key]
     check_settings(old)

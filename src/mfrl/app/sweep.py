@@ -16,7 +16,19 @@ from rich.markup import escape
 
 from mfrl.app.tally import note_beginning, note_end
 from mfrl.errors import InterruptedRun
-from mfrl.runs.jobs import COLOURS, FINISHED, SKIPPED, STOPPED, JobConsole, Outcome, changed, claim, failure, score
+from mfrl.runs.jobs import (
+    COLOURS,
+    FINISHED,
+    SKIPPED,
+    STOPPED,
+    JobConsole,
+    Outcome,
+    changed,
+    claim,
+    failure,
+    method_name,
+    score,
+)
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
@@ -28,22 +40,22 @@ _watching, _at_work = threading.Event(), threading.Event()
 OF_MEMBERS = ("seed", "algo.alpha")
 
 
-def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome | list[Outcome]:
+def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome | list[Outcome]:
     """Train as one job of several, or as those that a packed one stands for; what goes wrong is returned, not raised.
 
     Args:
         cfg, overrides: as for :func:`mfrl.app.train.train`.
-        aside: the job has a process of its own, beside others: it writes lines that begin with its name, and a signal
-            stops it and those that this process would do after it.
+        own_process: the job has a process of its own, beside others: it writes lines that begin with its name, and a
+            signal stops it and those that this process would do after it.
 
     Raises:
         KeyboardInterrupt: the job was stopped in the process of the sweep itself, which is to stop too.
     """
     work = _attempt_pack if "members" in cfg else _attempt
-    if not aside:
+    if not own_process:
         if signals.received():
             raise KeyboardInterrupt
-        return work(cfg, overrides, aside)
+        return work(cfg, overrides, own_process)
     _stop_with_parent()
     _at_work.set()
     try:
@@ -51,7 +63,7 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome | lis
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
         job = HydraConfig.get().job.num
         note_beginning(job)
-        outcome = work(cfg, overrides, aside)
+        outcome = work(cfg, overrides, own_process)
         note_end(job, outcome if isinstance(outcome, list) else [outcome])
         return outcome
     except KeyboardInterrupt:  # a second one, or one that came after training
@@ -61,15 +73,15 @@ def attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome | lis
         _at_work.clear()
 
 
-def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
+def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome:
     from mfrl.app.resume import finished
     from mfrl.app.train import train
     from mfrl.runs.folder import RunFolder
 
     folder = Path(cfg.resume).expanduser() if cfg.resume else run_folder(cfg.run_dir)
-    console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} seed {cfg.seed}") if aside else None
+    console = JobConsole(f"{HydraConfig.get().job.num:>3} {method_name(cfg)} seed {cfg.seed}") if own_process else None
     try:
-        if aside:
+        if own_process:
             signals.install(signals.stop)
             if signals.received():
                 raise KeyboardInterrupt
@@ -81,11 +93,11 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
             outcome = Outcome(FINISHED, folder, score(train(cfg, overrides, console)))
         RunFolder(folder).error.unlink(missing_ok=True)
     except InterruptedRun as error:
-        if not aside:
+        if not own_process:
             raise KeyboardInterrupt from error
         outcome = Outcome(STOPPED, folder, str(error).removeprefix("stopped "))
     except KeyboardInterrupt:
-        if not aside:
+        if not own_process:
             raise
         outcome = Outcome(STOPPED, folder, "before training began")
     except Exception as error:
@@ -97,14 +109,14 @@ def _attempt(cfg: DictConfig, overrides: list[str], aside: bool) -> Outcome:
     return outcome
 
 
-def _attempt_pack(cfg: DictConfig, overrides: list[str], aside: bool) -> list[Outcome]:
+def _attempt_pack(cfg: DictConfig, overrides: list[str], own_process: bool) -> list[Outcome]:
     """As :func:`_attempt`, of a job that stands for several."""
     from mfrl.app.pack import members_of, train_pack
 
     size = len(cfg.members)
-    console = JobConsole(f"{HydraConfig.get().job.num:>3} {cfg.variant.name} pack of {size}") if aside else None
+    console = JobConsole(f"{HydraConfig.get().job.num:>3} {method_name(cfg)} pack of {size}") if own_process else None
     outcomes = train_pack(members_of(cfg, overrides), console or Console(stderr=True))
-    if signals.received() and not aside:
+    if signals.received() and not own_process:
         raise KeyboardInterrupt
     if console:
         for outcome in outcomes:

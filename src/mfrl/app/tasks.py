@@ -22,11 +22,11 @@ from mfrl.app import presets
 from mfrl.catalogue import (
     Task,
     TasksError,
-    _task,
     benchmark,
     environments,
     others,
     spelled,
+    task_of,
 )
 from mfrl.data.present import Data, find
 from mfrl.errors import did_you_mean
@@ -57,7 +57,7 @@ def choose(names: Iterable[str], every: bool = False) -> list[Task]:
         found = [t for t in known if wanted & {t.name, t.env, t.env.partition("/")[2], t.overrides, f"env={t.env}"}]
         if not found and overrides and overrides.startswith("env=ogbench/"):  # a task that the benchmark leaves out
             env, number = overrides.removeprefix("env=").split(" env.task=")
-            found = [_task(env, int(number), None)]
+            found = [task_of(env, int(number), None)]
         if not found:
             possible = sorted({t.name for t in known} | {t.env.partition("/")[2] for t in known})
             raise TasksError(f"there is no task or dataset {name!r}{did_you_mean(name, possible)}")

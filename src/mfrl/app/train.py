@@ -86,18 +86,20 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
         if start.run is None:  # everything that can be refused has been looked at: now the run leaves its first trace
             start.run = RunFolder.create(cfg.run_dir)
             lock.enter_context(start.run.locked())
-        begun, run = begin(start, overrides, data, provenance, module, progress, console), start.run
-        trainer = build_trainer(cfg, run.checkpoints, begun.in_order(), begun.loggers.values())
+        started, run = begin(start, overrides, data, provenance, module, progress, console), start.run
+        trainer = build_trainer(cfg, run.checkpoints, started.in_order(), started.loggers.values())
         announce(console, cfg, str(run.path), start.updates, why)
-        with signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, begun.checkpoints):
+        with signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, started.checkpoints):
             try:
-                run_trainer(trainer, module, data, begun.evaluate, start.updates, start.checkpoint)
+                run_trainer(trainer, module, data, started.evaluate, start.updates, start.checkpoint)
             except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
-                stopped = how_to_go_on(run, module.updates, begun.checkpoints)
+                stopped = how_to_go_on(run, module.updates, started.checkpoints)
                 raise InterruptedRun(stopped, signals.received()) from None
         if module.updates < module.total_updates:
-            raise MfrlError(f"a callback ended training early: {how_to_go_on(run, module.updates, begun.checkpoints)}")
-        result = finish(begun, module)
+            raise MfrlError(
+                f"a callback ended training early: {how_to_go_on(run, module.updates, started.checkpoints)}"
+            )
+        result = finish(started, module)
     if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
         summarise(console, run, result)
     return result

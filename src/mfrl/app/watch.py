@@ -30,13 +30,13 @@ from mfrl.system.paths import literal
 
 
 @dataclass
-class Begun:
+class StartedRun:
     """A run that has a folder: what watches its training, and what its result is made of.
 
     Attributes:
         callbacks, loggers: by their names in the configuration; ``evaluate`` is a callback too.
         source: of the data, as provenance.json has it.
-        started: when, by :func:`time.perf_counter`.
+        at: when it began, by :func:`time.perf_counter`.
     """
 
     cfg: DictConfig
@@ -46,7 +46,7 @@ class Begun:
     callbacks: dict[str, L.Callback]
     loggers: dict[str, Logger]
     source: str
-    started: float
+    at: float
 
     @property
     def monitor(self) -> Monitor:
@@ -74,7 +74,7 @@ def begin(
     module: Trained,
     progress: Progress | Spread,
     console: Console,
-) -> Begun:
+) -> StartedRun:
     """Write down in its folder what a run is, and make what watches it.
 
     Raises:
@@ -107,7 +107,7 @@ def begin(
         loggers = build_all(cfg, "logger", Logger, of_the_run)
         for name in loggers.keys() - of_the_run.keys():
             loggers[name].log_hyperparams(flatten(record["config"]))
-    return Begun(cfg, overrides, run, data, callbacks, loggers, provenance["source"], time.perf_counter())
+    return StartedRun(cfg, overrides, run, data, callbacks, loggers, provenance["source"], time.perf_counter())
 
 
 def build_progress(cfg: DictConfig, console: Console) -> Progress:

@@ -33,16 +33,23 @@ class Explosions:
     def warnings(self) -> list[str]:
         return list(self._sentences.values())
 
-    def look(self, updates: int, metrics: Mapping[str, float], value_range: tuple[float, float] | None) -> list[str]:
+    def look(
+        self,
+        updates: int,
+        metrics: Mapping[str, float],
+        value_range: tuple[float, float] | None,
+        remedies: str = "Try a smaller learning rate",
+    ) -> list[str]:
         """Look at the means of a window of updates that ends with ``updates``; returns sentences of kinds that are new.
 
         Args:
             metrics: by the names that algorithms give them.
-            value_range: what rewards can add up to, discounted; None without a critic.
+            value_range: what rewards can add up to, discounted; None where no values are learned.
+            remedies: what to try, for the sentences.
         """
         before = set(self._sentences)
         if value_range is not None:
-            self._look_at_q(updates, metrics, *value_range)
+            self._look_at_q(updates, metrics, *value_range, remedies)
         width = 0.0 if value_range is None else value_range[1] - value_range[0]
         for name, value in metrics.items():
             if not name.endswith("_loss") or name == "q_loss":  # which is -Q
@@ -53,12 +60,12 @@ class Explosions:
                     name,
                     value,
                     f"{name} was {value:.3g} at update {updates:,}, {value / scale:,.0f} times what is usual: training "
-                    "has blown up, and what is evaluated is no policy to speak of. Try a smaller learning rate",
+                    f"has blown up, and what is evaluated means nothing. {remedies}",
                 )
             self._least[name] = min(abs(value), self._least.get(name, abs(value)))
         return [sentence for kind, sentence in self._sentences.items() if kind not in before]
 
-    def _look_at_q(self, updates: int, metrics: Mapping[str, float], low: float, high: float) -> None:
+    def _look_at_q(self, updates: int, metrics: Mapping[str, float], low: float, high: float, remedies: str) -> None:
         values = [metrics[name] for name in _Q if name in metrics]
         if not values:
             return
@@ -69,8 +76,7 @@ class Explosions:
                 "Q",
                 excess,
                 f"Q was {value:,.4g} at update {updates:,}, but rewards can add up to {low:,.4g} to {high:,.4g} only: "
-                "the critic has lost touch with the data. Try a smaller algo.critic_lr, a larger algo.alpha or "
-                "algo.clip_targets=true",
+                f"the critic has lost touch with the data. {remedies}",
             )
 
     def _note(self, kind: str, size: float, sentence: str) -> None:

@@ -63,9 +63,9 @@ def action_samples(
     return figure
 
 
-def maze_paths(maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequence[bool], title: str = "") -> Figure:
+def maze_paths(maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequence[bool]) -> Figure:
     """Evaluation paths ``(steps, 2)`` over the walls: blue where the goal was reached, else orange."""
-    figure, axes = _new_maze(maze, title)
+    figure, axes = _new_maze(maze)
     axes.imshow(maze.walls, cmap=ListedColormap([FLOOR, WALL]), extent=maze.extent, origin="lower")
     for path, success in zip(paths, successes, strict=True):
         xy = _broken_at_jumps(np.asarray(path, float), maze.unit)
@@ -79,9 +79,7 @@ def maze_paths(maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequenc
     return figure
 
 
-def value_map(
-    maze: MazeLayout, points: np.ndarray, values: np.ndarray, title: str = "", label: str = "value"
-) -> Figure:
+def value_map(maze: MazeLayout, points: np.ndarray, values: np.ndarray) -> Figure:
     """Heat map of values in the free cells.
 
     Args:
@@ -97,19 +95,19 @@ def value_map(
     raster = maze.grid_points(resolution)
     image = np.full(raster.shape[:2], np.nan)
     image[~maze.contains_wall(raster)] = values
-    figure, axes = _new_maze(maze, title)
+    figure, axes = _new_maze(maze)
     axes.set_facecolor(WALL)
     heat = axes.imshow(image, cmap="viridis", extent=maze.extent, origin="lower", interpolation="nearest")
-    figure.colorbar(heat, cax=axes.inset_axes((1.03, 0.0, 0.04, 1.0)), label=label)
+    figure.colorbar(heat, cax=axes.inset_axes((1.03, 0.0, 0.04, 1.0)), label="value")
     _legend(figure, _mark_task(axes, maze, ink="white"))
     return figure
 
 
-def _new_maze(maze: MazeLayout, title: str) -> tuple[Figure, Axes]:
+def _new_maze(maze: MazeLayout) -> tuple[Figure, Axes]:
     rows, columns = maze.walls.shape
     figure = new_figure(5.6, 4.8 * rows / columns + 1.1)
     axes = figure.subplots()
-    axes.set(title=title, xlabel="x", ylabel="y", aspect="equal")
+    axes.set(xlabel="x", ylabel="y", aspect="equal")
     return figure, axes
 
 

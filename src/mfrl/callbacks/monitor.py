@@ -13,7 +13,8 @@ from rich.markup import escape
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.explosions import Explosions
 from mfrl.errors import DivergedError
-from mfrl.q_learning import TD
+from mfrl.q_learning import TD, Values
+from mfrl.settings import Settings
 
 if TYPE_CHECKING:
     from mfrl.learning.training import Training
@@ -66,15 +67,13 @@ class Monitor(L.Callback):
         if not due:
             return
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            has_critic = "critic" in pl_module.algorithm.trained
-            further = ", a larger algo.alpha or algo.clip_targets=true" if has_critic else ""
             raise DivergedError(
                 f"diverged between updates {self._first} and {pl_module.updates}: {', '.join(bad)} not finite. "
-                f"{_what_is_left(trainer)} Try a smaller learning rate{further}."
+                f"{_what_is_left(trainer)} {_remedies(pl_module.algorithm.settings)}."
             )
         settings = pl_module.algorithm.settings
-        value_range = pl_module.spec.value_range(settings.discount) if isinstance(settings, TD) else None
-        for sentence in self.explosions.look(pl_module.updates, means, value_range):
+        value_range = pl_module.spec.value_range(settings.discount) if isinstance(settings, Values) else None
+        for sentence in self.explosions.look(pl_module.updates, means, value_range, _remedies(settings)):
             self.console.print(f"[bold red]warning[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         seconds = time.perf_counter() - self._since - (pl_module.seconds_aside - self._aside)
         updates = pl_module.updates - self._first
@@ -92,6 +91,16 @@ class Monitor(L.Callback):
     def _open_window(self, pl_module: Training) -> None:
         self._first, self._since, self._inside = pl_module.updates, time.perf_counter(), 0.0
         self._aside = pl_module.seconds_aside
+
+
+def _remedies(settings: Settings) -> str:
+    """What to try against values that grow without end, of the settings that the algorithm has."""
+    tries = ["a smaller learning rate"]
+    if hasattr(settings, "alpha") and isinstance(settings, TD):  # its weight keeps the policy near the data
+        tries.append("a larger algo.alpha")
+    if hasattr(settings, "clip_targets"):
+        tries.append("algo.clip_targets=true")
+    return f"Try {' or '.join([', '.join(tries[:-1]), tries[-1]]) if len(tries) > 1 else tries[0]}"
 
 
 def _what_is_left(trainer: L.Trainer) -> str:

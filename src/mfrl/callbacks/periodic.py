@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning as L
 import torch
@@ -15,11 +15,22 @@ from mfrl.runs.folder import RunFolder, read_evaluations
 from mfrl.system.files import write_text
 
 if TYPE_CHECKING:
-    from mfrl.callbacks.held_out import HeldOutEvaluation
     from mfrl.callbacks.progress import Progress
-    from mfrl.envs.evaluation import Evaluation
     from mfrl.learning.training import Training
-    from mfrl.study.evaluate import SampleEvaluation
+
+
+class Result(Protocol):
+    """What an evaluation found."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+
+    def summary(self) -> dict[str, float]:
+        """Its numbers by their logged names, the score first."""
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """These and whatever else a line of ``eval.jsonl`` is to hold, as plain data."""
 
 
 class Periodic(L.Callback):
@@ -86,7 +97,7 @@ def record(
     pl_module: Training,
     run_dir: Path,
     progress: Progress,
-    result: Evaluation | SampleEvaluation | HeldOutEvaluation,
+    result: Result,
 ) -> None:
     """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
 

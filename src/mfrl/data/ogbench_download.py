@@ -132,11 +132,11 @@ def download(
 def _two_files(dataset: str, folder: Path, bases: list[str], bar: Progress) -> dict[str, Any] | None:
     train, val = ogbench_files.data_paths(folder, dataset)
     record = records.read(ogbench_files.record_path(folder, dataset), dataset)
-    there = [path for path in (train, val) if path.exists()]
-    if len(there) == 2:
+    existing = [path for path in (train, val) if path.exists()]
+    if len(existing) == 2:
         return record
     if record is not None:
-        for path in there:
+        for path in existing:
             if path.name not in record.get("downloads", {}):
                 raise DataError(
                     f"{path} is {record['source']}, and a download would not be the other half of it: move it away, or "
@@ -412,8 +412,8 @@ def _read_note(path: Path) -> Note | None:
 def _resumable(url: str, path: Path) -> Note | None:
     """The note of a part that can go on at ``url``; None where there is none."""
     note = _read_note(path)
-    there = note is not None and note.url == url and note.version is not None and _part(path).exists()
-    return note if there and _part(path).stat().st_size else None
+    usable = note is not None and note.url == url and note.version is not None and _part(path).exists()
+    return note if usable and _part(path).stat().st_size else None
 
 
 def _discard(path: Path) -> None:

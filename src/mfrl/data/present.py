@@ -57,14 +57,14 @@ def find(dataset: str, suite: str, data_dir: str | None = None, verify: bool = F
         wanted = [folder / "data" / "metadata.json", *sorted((folder / "data").rglob("*"))]
         files = {path.relative_to(folder).as_posix(): path for path in wanted if not path.is_dir()}
         get = commands(dataset, root, suite)
-    there = {name: path for name, path in files.items() if path.is_file()}
-    size = sum(path.stat().st_size for path in there.values())
-    if not there:
+    found = {name: path for name, path in files.items() if path.is_file()}
+    size = sum(path.stat().st_size for path in found.values())
+    if not found:
         return Data("nothing", None, str(folder), 0, None, get)
-    if problem or len(there) < len(files):
-        missing = ", ".join(name for name in files if name not in there)
+    if problem or len(found) < len(files):
+        missing = ", ".join(name for name in files if name not in found)
         return Data("incomplete", None, str(folder), size, problem or f"{missing} missing", get)
-    state, checked, problem = _compare(there, record_path, dataset, verify)
+    state, checked, problem = _compare(found, record_path, dataset, verify)
     return Data(state, checked, str(folder), size, problem, {})
 
 

@@ -100,8 +100,8 @@ class Transitions:
         return images[:, :-1], images[:, 1:]
 
     def _take(self, field: Tensor, row: Tensor) -> Tensor:
-        """Rows of a field, where training runs. They go to a GPU out of page-locked memory, from which it copies on its
-        own while the CPU goes on."""
+        """Rows of a field, where training runs. They go to a GPU out of page-locked memory, from which it copies
+        while the CPU goes on."""
         if self.ships_to is None:
             return field.index_select(0, row)
         lock = self.ships_to.type == "cuda"

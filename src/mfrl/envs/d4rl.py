@@ -119,20 +119,17 @@ def hand_distance(rule: str, observations: np.ndarray) -> np.ndarray:
     return np.linalg.norm(offset, axis=-1)
 
 
-def goal_labels(
-    next_positions: np.ndarray, goal: tuple[float, float], radius: float = GOAL_RADIUS
-) -> tuple[np.ndarray, np.ndarray]:
-    """D4RL's labels of antmaze: a step that ends near the goal has reward 1 and terminates.
+def goal_labels(next_positions: np.ndarray, goal: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """D4RL's labels of antmaze: a step that ends within ``GOAL_RADIUS`` of the goal has reward 1 and terminates.
 
     Args:
         next_positions: ``(n, 2)``, after the action.
         goal: ``(x, y)``.
-        radius: largest distance from the goal that counts as near.
 
     Returns:
         rewards and terminations ``(n,)``.
     """
-    near = np.linalg.norm(next_positions - np.asarray(goal), axis=-1) <= radius
+    near = np.linalg.norm(next_positions - np.asarray(goal), axis=-1) <= GOAL_RADIUS
     return near.astype(np.float64), near
 
 

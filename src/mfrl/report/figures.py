@@ -181,7 +181,8 @@ def _seeds(count: int) -> str:
 
 
 def _name(method: Method) -> str:
-    return method.algo if method.variant == ABSENT else method.variant
+    """The variant, where it is what the algorithm is about; else the algorithm."""
+    return method.variant if method.algo in ("meanflowql", "meanflow_bc") and method.variant != ABSENT else method.algo
 
 
 def _mean_and_deviation(group: Group) -> str:

@@ -27,6 +27,7 @@ from mfrl.runs.scores import PREFERRED, averaged
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
 # it changes roundings, which makes a run like one of another seed.
 _NO_SETTING = {"seed", "runs", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
+_NO_SETTING |= {"collect", "download", "trust", "cache", "memory_gib", "log", "logger", "callbacks"}
 _NO_SETTING |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing", "pack", "tf32"}
 _NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
 _IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # columns of their own

@@ -46,8 +46,13 @@ class Outcome:
     note: str
 
 
+def method_name(cfg: DictConfig) -> str:
+    """What tells a job from others of its sweep: the variant or, of an algorithm without one, the algorithm."""
+    return str(cfg.algo_name if cfg.variant.name == "none" else cfg.variant.name)
+
+
 def claim(cfg: DictConfig) -> Path:
-    """Make the folder of a new run, so that what goes wrong has a place to be told at; ``cfg`` then names it."""
+    """Make the folder of a new run, so that what goes wrong can be recorded there; ``cfg`` then names it."""
     from mfrl.runs.folder import RunFolder
 
     folder = RunFolder.create(cfg.run_dir).path
@@ -113,7 +118,7 @@ def changed() -> str:
     chosen, values = [], {}
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _ELSEWHERE or among(key, (*RESUMABLE, *BOOKKEEPING, "collect")):
+        if key in _ELSEWHERE or among(key, (*RESUMABLE, *BOOKKEEPING)):
             continue
         if key in hydra.runtime.choices:
             chosen.append(value)

@@ -32,7 +32,7 @@ Layout = dict[str, dict[str, list[Any]]]
 # Numbers that users know by name keep it in TensorBoard too: what to look at first. The other columns of metrics.csv
 # that begin with train/ are grouped there by whose they are.
 _STABLE = ("train/critic_loss", "train/flow_loss", "train/q", "train/alpha")
-_OF_CRITIC = ("q_min", "q_max", "target", "policy_q", "v", "advantage")
+_OF_CRITIC = ("q_min", "q_max", "target", "policy_q", "v", "advantage", "next_distance_to_data")
 
 
 def tag(column: str) -> str:

@@ -30,7 +30,15 @@ RESUMABLE = (
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
 
 
-BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack")  # where a run lies and how it came about
+BOOKKEEPING = (
+    "runs",
+    "run_dir",
+    "existing",
+    "jobs",
+    "pack",
+    "collect",
+    "download",
+)  # where a run lies, how it came about
 
 
 def among(key: str, names: Iterable[str]) -> bool:

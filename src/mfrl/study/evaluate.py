@@ -117,9 +117,9 @@ def actions(policy: Policy, toy: Toy, groups: np.ndarray, noise: torch.Tensor) -
         return policy.unclipped(observations, noise.to(device))[0].cpu().double().numpy()
 
 
-def noise_lines(sigma: float = 1.0, lines: int = 25, points: int = 301, extent: float = 2.5) -> np.ndarray:
-    """A square grid over the noise within ``extent`` deviations: ``(2, lines, points, 2)``, upright lines first."""
-    place, along = np.linspace(-extent, extent, lines), np.linspace(-extent, extent, points)
+def noise_lines(sigma: float = 1.0, lines: int = 25, points: int = 301) -> np.ndarray:
+    """A square grid over the noise within 2.5 deviations: ``(2, lines, points, 2)``, upright lines first."""
+    place, along = np.linspace(-2.5, 2.5, lines), np.linspace(-2.5, 2.5, points)
     across = np.stack(np.meshgrid(place, along, indexing="ij"), -1)
     return sigma * np.stack([across, across[..., ::-1]])
 

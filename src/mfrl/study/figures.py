@@ -103,7 +103,7 @@ def sample_clouds(
     return figure
 
 
-def displaced_grids(maps: Mapping[str, np.ndarray], title: str = "", columns: int = 5) -> Figure:
+def displaced_grids(maps: Mapping[str, np.ndarray], columns: int = 5) -> Figure:
     """A map from noise to action as the lines of a grid over the noise, carried along; a panel for each name.
 
     Where lines crowd, much noise goes to few actions; where the sheet folds or tears, one action has several noises
@@ -114,7 +114,7 @@ def displaced_grids(maps: Mapping[str, np.ndarray], title: str = "", columns: in
             :func:`mfrl.study.evaluate.noise_lines`. The panel of the noise itself, by the name ``noise``, is as wide as
             its lines; the others show the actions' bounds with some room around.
     """
-    figure, panels = _new_panels(list(maps), columns, title)
+    figure, panels = _new_panels(list(maps), columns)
     for axes, (name, lines) in zip(panels, maps.items(), strict=True):
         for family, color in zip(lines, (BLUE, ORANGE), strict=True):
             off_middle = np.abs(np.linspace(-1.0, 1.0, len(family)))
@@ -126,7 +126,7 @@ def displaced_grids(maps: Mapping[str, np.ndarray], title: str = "", columns: in
     return figure
 
 
-def _new_panels(names: Sequence[str], columns: int, title: str) -> tuple[Figure, list[Axes]]:
+def _new_panels(names: Sequence[str], columns: int, title: str = "") -> tuple[Figure, list[Axes]]:
     """A figure with a square panel for each name, at most ``columns`` in a row, and room for the names above them."""
     columns = min(len(names), columns)
     rows = -(-len(names) // columns)

@@ -186,18 +186,25 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         with suppress(Locked), _in_use(left):
             shutil.rmtree(left)
     folder = parent / f"{prefix}{secrets.token_hex(8)}"
-    with _in_use(folder):
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with _in_use(folder):
+            try:  # a signal may come in any line
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:  # nobody else has this name
+        _lock_beside(folder).unlink(missing_ok=True)
+
+
+def _lock_beside(folder: Path) -> Path:
+    return folder.with_name(f".in-use-{folder.name}")
 
 
 @contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
     """Hold a lock beside ``folder``, from before it is there until it is gone; `Locked` where somebody else does."""
-    path = folder.with_name(f".in-use-{folder.name}")
+    path = _lock_beside(folder)
     with one_at_a_time(path, wait=False):
         try:
             yield
