@@ -30,8 +30,8 @@ train:
 	$(BIN)/mfrl train experiment=quickstart $(ARGS)
 
 # Each process takes a run of files, whose tests share what they train; one that is done early takes half of another's rest.
-# One process more than there are cores, and at most four: tests wait for the commands they start.
-PROCESSES = $$($(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+# One process a core, and at most four: a further one on two cores took longer.
+PROCESSES = $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))')
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist=worksteal
 
 test: $(READY)

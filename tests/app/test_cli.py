@@ -162,10 +162,10 @@ def test_a_run_stopped_before_a_checkpoint_is_due_is_saved(data_dir: Path, tmp_p
 
 
 def begin_collecting(env: str, folder: Path, dataset: str | None = None) -> Command:
-    """A collection of some minutes that has made its first temporary file."""
+    """A collection of some minutes that has made its folder for what is unfinished."""
     named = [] if dataset is None else [f"dataset={dataset}", "policy=random", "steps=100000000"]
     alone = ["workers=1"] if env.startswith("ogbench") else []
-    before = set(folder.iterdir())
+    before = set(folder.glob(".collect-*"))
     command = Command(["collect", f"env={env}", f"data_dir={folder}", *named, *alone], folder.parent)
-    command.wait_until(lambda: set(folder.iterdir()) - before)
+    command.wait_until(lambda: set(folder.glob(".collect-*")) - before)
     return command
