@@ -100,7 +100,8 @@ def _remedies(settings: Settings) -> str:
         tries.append("a larger algo.alpha")
     if hasattr(settings, "clip_targets"):
         tries.append("algo.clip_targets=true")
-    return f"Try {' or '.join([', '.join(tries[:-1]), tries[-1]]) if len(tries) > 1 else tries[0]}"
+    *others, last = tries
+    return f"Try {', '.join(others)} or {last}" if others else f"Try {last}"
 
 
 def _what_is_left(trainer: L.Trainer) -> str:

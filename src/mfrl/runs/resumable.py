@@ -29,16 +29,8 @@ RESUMABLE = (
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
 JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
 
-
-BOOKKEEPING = (
-    "runs",
-    "run_dir",
-    "existing",
-    "jobs",
-    "pack",
-    "collect",
-    "download",
-)  # where a run lies, how it came about
+# Where a run lies, and how it came about.
+BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack", "collect", "download")
 
 
 def among(key: str, names: Iterable[str]) -> bool:
