@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 
 #: How the ensemble's values ``(ensemble, ...)`` are aggregated, e.g. in the Bellman target.
 Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
+
 #: :func:`unit_pull` shortens gradients that are longer than this many times the median length.
 LONGEST_PULL = 10.0
+
+
+def aggregate(q: Tensor, how: str, rho: float) -> Tensor:
+    """The ensemble's values ``(ensemble, ...)`` as one: "mean", "min", or "mean_minus_std", mean - rho std.
+
+    The deviation divides by the size of the ensemble.
+    """
+    return q.mean(0) - rho * q.std(0, correction=0) if how == "mean_minus_std" else Q_AGGREGATION[how](q)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,13 +179,22 @@ def indices(key: Tensor, purpose: str, k: Tensor, count: int, high: int) -> Tens
     """``count`` indices for each update, with replacement: ``(updates, count)`` int64 in [0, high).
 
     Args:
+        key, purpose, k, count: see :func:`index_words`.
+        high: number of things to choose from.
+    """
+    return below(index_words(key, purpose, k, count), high)
+
+
+def index_words(key: Tensor, purpose: str, k: Tensor, count: int) -> Tensor:
+    """The words ``(updates, 2 count)`` of which :func:`below` makes ``count`` indices for each update.
+
+    Args:
         key: ``(2,)`` int64 from :func:`key_of`.
         purpose: names the stream.
         k: ``(updates,)`` int64, the numbers of the updates.
         count: indices for each update.
-        high: number of things to choose from.
     """
     block = torch.arange(-(-count // 2), device=k.device)
     stream = torch.full((), zlib.crc32(purpose.encode()), device=k.device)
     words = philox((block, k[:, None], stream, torch.zeros_like(stream)), (key[0], key[1]))
-    return below(words.flatten(-2), high)[..., :count]
+    return words.flatten(-2)[..., : 2 * count]

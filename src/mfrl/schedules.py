@@ -52,6 +52,12 @@ class FixedAlpha(nn.Module):
         """
         return {}
 
+    @torch.no_grad()
+    def go_on_with(self, alpha: float) -> None:
+        """Continue with this alpha, after the updates of the schedule."""
+        self.alpha.fill_(alpha)
+        self.start.fill_(alpha)
+
 
 class CosineAlpha(FixedAlpha):
     """alpha falls from its first value to a tenth of it, along half a cosine over all updates."""
@@ -59,6 +65,10 @@ class CosineAlpha(FixedAlpha):
     def after(self, k: Tensor, flow_loss: Tensor) -> dict[str, Tensor]:
         progress = ((k + 1) / self.total).clamp(max=1.0)
         return {"alpha": half_cosine(progress, self.start, 0.1 * self.start)}
+
+    def go_on_with(self, alpha: float) -> None:
+        super().go_on_with(10.0 * alpha)  # of which a tenth is left
+        self.alpha.fill_(alpha)
 
 
 class DynamicAlpha(FixedAlpha):

@@ -29,56 +29,61 @@ class Range(NamedTuple):
         require(key, holds, value, self.words)
 
 
-_POSITIVE = Range("positive and finite", lambda x: 0.0 < x < math.inf)
-_NOT_NEGATIVE = Range("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
-_LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
-_COUNT = Range("a whole number of at least 1", lambda x: x >= 1, whole=True)
-_COUNT_OR_NULL = Range("null or a whole number of at least 1", lambda x: x >= 1, whole=True, optional=True)
+POSITIVE = Range("positive and finite", lambda x: 0.0 < x < math.inf)
+NOT_NEGATIVE = Range("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
+LIMIT = Range("positive", lambda x: x > 0.0)  # infinite: nothing is clipped
+WHOLE = Range("a whole number of at least 0", lambda x: x >= 0, whole=True)
+COUNT = Range("a whole number of at least 1", lambda x: x >= 1, whole=True)
+COUNT_OR_NULL = Range("null or a whole number of at least 1", lambda x: x >= 1, whole=True, optional=True)
+NOT_NEGATIVE_OR_NULL = NOT_NEGATIVE._replace(words="null, or at least 0 and finite", optional=True)
 
 #: The range of every numeric setting, by its name, for all algorithms. A new setting needs a line here.
 RANGES = {
-    "updates": _COUNT,
+    "updates": WHOLE,
     "seed": Range("at least 0, and a whole number", lambda x: x >= 0, whole=True),
     "discount": Range("in [0, 1)", lambda x: 0.0 <= x < 1.0),
     "tau": Range("in (0, 1]", lambda x: 0.0 < x <= 1.0),
-    "alpha": _NOT_NEGATIVE,
-    "bound_weight": _NOT_NEGATIVE,
-    "gamma_adaptive": _NOT_NEGATIVE,
-    "c_adaptive": _POSITIVE,
-    "target_clip": _LIMIT,
-    "sigma": _POSITIVE,
-    "num_candidates": _COUNT,
-    "target_candidates": _COUNT_OR_NULL,
-    "time_steps": _COUNT_OR_NULL,
-    "flow_steps": _COUNT,
+    "alpha": NOT_NEGATIVE,
+    "bound_weight": NOT_NEGATIVE,
+    "gamma_adaptive": NOT_NEGATIVE,
+    "c_adaptive": POSITIVE,
+    "target_clip": LIMIT,
+    "sigma": POSITIVE,
+    "num_candidates": COUNT,
+    "target_candidates": COUNT_OR_NULL,
+    "time_steps": COUNT_OR_NULL,
+    "flow_steps": COUNT,
     "expectile": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
-    "alpha_critic": _NOT_NEGATIVE,
-    "actor_noise": _NOT_NEGATIVE,
-    "actor_noise_clip": _POSITIVE,
-    "actor_every": _COUNT,
+    "alpha_critic": NOT_NEGATIVE,
+    "actor_noise": NOT_NEGATIVE,
+    "actor_noise_clip": POSITIVE,
+    "actor_every": COUNT,
     "flow_share": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
-    "actor_lr": _POSITIVE,
-    "critic_lr": _POSITIVE,
+    "actor_lr": POSITIVE,
+    "critic_lr": POSITIVE,
     "actor_warmup": Range("in [0, 1)", lambda x: 0.0 <= x < 1.0),
     "actor_average": Range("in (0, 1], or null", lambda x: 0.0 < x <= 1.0, optional=True),
     "actor_lr_floor": Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0),
-    "max_grad_norm": _LIMIT,
+    "max_grad_norm": LIMIT,
+    "rho": NOT_NEGATIVE,
+    "temperature": POSITIVE,
+    "target_entropy": Range("finite", math.isfinite),
 }
 #: The range of every number of a run that is none of its algorithm's, by its key.
 OF_A_RUN = {
-    "updates": _COUNT,
-    "batch_size": _COUNT,
-    "chunk": _COUNT,
-    "pack": _COUNT,
-    "threads": _COUNT_OR_NULL,
-    "log.every": _COUNT,
-    "checkpoint.every": _COUNT,
+    "updates": WHOLE,
+    "batch_size": COUNT,
+    "chunk": COUNT,
+    "pack": COUNT,
+    "threads": COUNT_OR_NULL,
+    "log.every": COUNT,
+    "checkpoint.every": COUNT,
     "checkpoint.minutes": Range("null or a positive number", lambda x: x > 0.0, optional=True),
-    "eval.every": _COUNT,
-    "eval.episodes": _COUNT,
-    "eval.interim_episodes": _COUNT_OR_NULL,
-    "eval.num_envs": _COUNT,
-    "eval.samples": _COUNT,
+    "eval.every": COUNT,
+    "eval.episodes": COUNT,
+    "eval.interim_episodes": COUNT_OR_NULL,
+    "eval.num_envs": COUNT,
+    "eval.samples": COUNT,
 }
 #: The choices of every setting that is a name.
 CHOICES = {
@@ -86,6 +91,8 @@ CHOICES = {
     "normalize_q": ("none", "value", "gradient"),
     "extraction": ("awr", "ddpgbc"),
     "alpha_schedule": ("fixed", "cosine", "dynamic"),
+    "target_aggregation": ("min", "mean", "mean_minus_std"),
+    "policy_aggregation": ("min", "mean"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from mfrl.errors import ConfigError
 from mfrl.networks.encoder import EncodedNetwork
 from mfrl.q_learning import Values
 from mfrl.randomness import Draw
+from mfrl.schedules import FixedAlpha
 from mfrl.settings import Settings, check
 
 
@@ -39,6 +41,7 @@ class Algorithm(nn.Module):
         groups: the networks that take steps, and how.
         averages: the networks that follow others on average.
         k: number of updates made.
+        first_online, online_alpha: from :meth:`go_online`; None without an online phase.
 
     Raises:
         ConfigError: images without an encoder, or states with one; a setting out of its range; a variant that would
@@ -48,6 +51,7 @@ class Algorithm(nn.Module):
     Settings: ClassVar[type[Settings]]
     groups: tuple[Group, ...]
     averages: tuple[Average, ...] = ()
+    alpha: FixedAlpha  #: of an algorithm that has one
     next_actions: ClassVar[bool] = False  #: whether batches hold the data's next actions
 
     def __init__(
@@ -74,6 +78,8 @@ class Algorithm(nn.Module):
         self.settings = self.Settings(**settings)
         self.normalizer = Normalizer(torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std))
         self.k = 0
+        self.first_online: int | None = None
+        self.online_alpha: float | None = None
 
     def network(self, constructor: Callable[..., nn.Module], **options: Any) -> EncodedNetwork:
         """A network of the data's sizes. Images get an encoder, one for each network.
@@ -115,6 +121,38 @@ class Algorithm(nn.Module):
     def policy(self) -> Policy:
         """The policy that acts in an environment. It shares the networks that are being trained."""
         raise NotImplementedError
+
+    def explorer(self) -> Policy:
+        """The policy that interacts with an environment to learn from it. It shares the networks, too."""
+        return self.policy()
+
+    def go_online(self, first: int, updates: int, alpha: float | None = None) -> None:
+        """Learn from what the policy meets in an environment, in so many updates from update ``first`` on.
+
+        Updates that come after those of the constructor keep the rates of the last one.
+
+        Args:
+            alpha: of these updates; None: it goes on as it is.
+
+        Raises:
+            ConfigError: the algorithm learns no values, and with them nothing from rewards; or it has no alpha.
+        """
+        if not isinstance(self.settings, Values):
+            raise ConfigError(
+                f"{type(self).__name__} imitates its data and learns nothing from rewards, so it does not go online: "
+                "leave online.steps at 0"
+            )
+        if alpha is not None and not hasattr(self, "alpha"):
+            raise ConfigError(f"{type(self).__name__} has no alpha: leave online.alpha out")
+        last, self.first_online, self.online_alpha = self.total_updates, first, alpha
+        self.total_updates = first + updates
+        beyond = self.total_updates - last
+        self.groups = tuple(replace(g, beyond=beyond) if g.end == last else g for g in self.groups)
+
+    def begin_online(self) -> None:
+        """Take over what changes with the first online update."""
+        if self.online_alpha is not None:
+            self.alpha.go_on_with(self.online_alpha)
 
     def encode(self, observations: Tensor, *networks: str) -> dict[str, Tensor]:
         """The features that each of these networks takes, by its name; states stay as they are."""

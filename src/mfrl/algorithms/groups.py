@@ -21,6 +21,7 @@ class Group:
         floor: the rate falls to this share of ``lr``; ``warmup=0, floor=1`` is a constant rate.
         every: the network takes a step every so many updates.
         begin: the first update.
+        beyond: number of further updates after ``end``, at the last rate.
     """
 
     network: str
@@ -31,10 +32,11 @@ class Group:
     floor: float = 1.0
     every: int = 1
     begin: int = 0
+    beyond: int = 0
 
     def steps_at(self, k: int) -> bool:
         """Whether the network takes a step in update k."""
-        return self.begin <= k < self.end and (k - self.begin) % self.every == 0
+        return self.begin <= k < self.end + self.beyond and (k - self.begin) % self.every == 0
 
 
 @dataclass(frozen=True)

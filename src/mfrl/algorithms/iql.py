@@ -129,6 +129,10 @@ class IQL(Algorithm):
     def policy(self) -> MeanPolicy:
         return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
 
+    def explorer(self) -> MeanPolicy:
+        """The Gaussian of deviation 1 that L_pi fits, as in FQL's code."""
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, std=1.0)
+
     def policy_loss(self, batch: Batch, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L_pi. It trains neither Q nor V."""
         mu, alpha = self.actor(s["actor"]), self.alpha.alpha

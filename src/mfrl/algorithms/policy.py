@@ -162,11 +162,25 @@ class OneStepPolicy(Policy):
 
 
 class MeanPolicy(Policy):
-    """a = mu(s), whatever the noise."""
+    """a = mu(s) + clip(std e, -limit, limit); with std = 0, a = mu(s) whatever the noise.
 
-    def __init__(self, actor: EncodedNetwork, normalizer: Normalizer, action_dim: int) -> None:
+    Args:
+        actor: the network mu.
+        normalizer, action_dim: see :class:`Policy`.
+        std, limit: of the noise, for exploration.
+    """
+
+    def __init__(
+        self,
+        actor: EncodedNetwork,
+        normalizer: Normalizer,
+        action_dim: int,
+        std: float = 0.0,
+        limit: float = math.inf,
+    ) -> None:
         super().__init__(normalizer, action_dim)
-        self.actor = actor
+        self.actor, self.std, self.limit = actor, std, limit
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
-        return self.actor(self.actor.encode(observations)).expand_as(noise)
+        mean = self.actor(self.actor.encode(observations)).expand_as(noise)
+        return mean + (self.std * noise).clamp(-self.limit, self.limit) if self.std else mean

@@ -96,6 +96,11 @@ class ReBRAC(Algorithm):
     def policy(self) -> MeanPolicy:
         return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
 
+    def explorer(self) -> MeanPolicy:
+        """mu with the noise of the target's action, as in FQL's code."""
+        c = self.settings
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, c.actor_noise, c.actor_noise_clip)
+
     def draws(self, batch_size: int) -> dict[str, Draw]:
         return {"target": Normal((batch_size, self.spec.action_dim), self.settings.actor_noise)}
 

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.learning.compiling import check_compile
+from mfrl.learning.online import OnlineSettings
 from mfrl.runs.targets import check_targets, settings_of, target
 from mfrl.settings import OF_A_RUN
 
@@ -51,6 +52,7 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("checkpoint.keep_all", "tf32"):
         value = OmegaConf.select(cfg, key)
         require(key, type(value) is bool, value, "true or false")
+    phases(cfg)
     check_compile(cfg.compile)
     if (precision := cfg.trainer.precision) not in PRECISIONS:
         raise ConfigError(
@@ -65,6 +67,32 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.accelerator not in here:
         raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
     check_watching(cfg)
+
+
+def phases(cfg: DictConfig) -> tuple[int, OnlineSettings]:
+    """The number of offline updates, and the settings of the online phase.
+
+    Raises:
+        ConfigError: there is nothing to do; or a balanced phase has no data.
+    """
+    online = OnlineSettings(**cfg.online)
+    if cfg.updates == 0 and online.steps == 0:
+        raise ConfigError("updates=0 and online.steps=0 leave nothing to do: set one of them")
+    if cfg.updates and "dataset" not in cfg.data:
+        raise ConfigError(
+            f"{cfg.env.name} has no data to make updates={cfg.updates} with: say updates=0 online.steps=N"
+        )
+    if online.steps and online.balanced and "dataset" not in cfg.data:
+        raise ConfigError(f"online.balanced=true takes half of every batch from data, and {cfg.env.name} has none")
+    if online.steps and "episodes" not in cfg.eval:
+        raise ConfigError(f"online.steps={online.steps}: {cfg.env.name} has no environment to act in")
+    return cfg.updates, online
+
+
+def total_updates(cfg: DictConfig) -> int:
+    """The number of updates of both phases."""
+    offline, online = phases(cfg)
+    return offline + online.updates
 
 
 def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) -> None:

@@ -20,7 +20,15 @@ from rich.markup import escape
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.app.checks import OWN_CALLBACKS, check_existing, check_run
-from mfrl.app.parts import build_data, build_trainer, choose_arithmetic, composed, run_trainer, seeded_algorithm
+from mfrl.app.parts import (
+    build_data,
+    build_online,
+    build_trainer,
+    choose_arithmetic,
+    composed,
+    run_trainer,
+    seeded_algorithm,
+)
 from mfrl.app.results import announce, finish
 from mfrl.app.resume import Start, finished, how_to_go_on, left_in, refuse_other_data
 from mfrl.app.watch import begin, build_progress
@@ -168,6 +176,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
     if not jobs:
         return
     training = Training(algorithms[0], first.batch_size, jobs[0].cfg.compile, beside=algorithms[1:])
+    training.online = build_online(jobs[0].cfg, data, algorithms, [job.folder for job in jobs], console)
     progress = build_progress(first, console)
     spread = Spread(progress)
     population, runs = [], []
@@ -223,6 +232,8 @@ def _fit(jobs: list[Job], console: Console) -> None:
             job.outcome = failure(error, job.folder)
         for logger in watched.loggers:
             logger.finalize("finished")
+    if training.online is not None:
+        training.online.close()
 
 
 def _build(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.algorithms.base import Algorithm
+from mfrl.app.checks import phases, total_updates
 from mfrl.app.fetch import fetch_missing
 from mfrl.data.batch import DataSpec
 from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError
 from mfrl.learning.compiling import choose
+from mfrl.learning.online import Online
 from mfrl.learning.training import Training
 from mfrl.runs.targets import build
 from mfrl.study.toys import find_toy
@@ -38,7 +41,7 @@ def composed(cfg: DictConfig, console: Console) -> Parts:
 
     return {
         "data": data,
-        "algo": lambda spec: build_algorithm(cfg, spec),
+        "algo": lambda **more: build(cfg.algo)(**more),
         "eval": lambda **more: build(cfg.eval)(**more),
     }
 
@@ -75,12 +78,34 @@ def build_data(cfg: DictConfig, parts: Parts, console: Console) -> OfflineData:
 def seeded_algorithm(cfg: DictConfig, data: OfflineData, parts: Parts) -> Algorithm:
     """The algorithm of a run. Its initial weights do not depend on what was drawn for the data."""
     L.seed_everything(cfg.seed, verbose=False)
-    return parts["algo"](spec=data.spec)
+    offline, online = phases(cfg)
+    # What begins online has the schedules of its offline updates there.
+    algorithm = parts["algo"](spec=data.spec, **({} if offline else {"updates": online.updates}))
+    if online.steps:
+        algorithm.go_online(offline, online.updates, online.alpha)
+    return algorithm
+
+
+def build_online(
+    cfg: DictConfig, data: OfflineData, algorithms: Sequence[Algorithm], folders: Sequence[Path], console: Console
+) -> Online | None:
+    """The online phase of a run, or of the members of a population with their run folders; None without one."""
+    offline, online = phases(cfg)
+    if not online.steps:
+        return None
+    if online.workers is None and cfg.threads is not None and online.num_envs * len(algorithms) > 1:
+        online = replace(online, workers=cfg.threads if cfg.threads > 1 else 0)
+
+    def warn(sentence: str) -> None:
+        data.warnings.append(sentence)
+        console.print(f"[bold red]warning[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+
+    return Online(online, algorithms, folders, data, cfg.batch_size, offline, warn)
 
 
 def choose_arithmetic(cfg: DictConfig) -> str:
     """Settle in ``cfg`` whether updates are compiled, for good: a resumed run goes on as it began. Returns why."""
-    cfg.compile, why = choose(cfg.compile, cfg.updates)
+    cfg.compile, why = choose(cfg.compile, total_updates(cfg))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     return why
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfrl.app.checks import total_updates
 from mfrl.app.resume import telling_how_to_go_on
 from mfrl.app.watch import StartedRun, interim_episodes
 from mfrl.learning.training import Trained
@@ -34,7 +35,10 @@ def announce(console: Console, cfg: DictConfig, where: str, first_update: int, w
 
 def plan(cfg: DictConfig, first_update: int) -> str:
     """What a run is going to do, in a line."""
-    updates = f"{cfg.updates - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
+    total = total_updates(cfg)
+    updates = f"{total - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
+    if cfg.online.steps:
+        updates += f", the last {total - cfg.updates:,} online in {cfg.online.steps:,} steps"
     over = ""
     if "episodes" in cfg.eval:
         interim = interim_episodes(cfg)

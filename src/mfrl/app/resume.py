@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.checks import check_settings
+from mfrl.app.checks import check_settings, total_updates
 from mfrl.app.parts import Parts
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.data.module import OfflineData
@@ -138,7 +138,8 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     for key in (*RESUMABLE, *BOOKKEEPING):
         if "." not in key and key in cfg and key not in old:  # a setting newer than the run
             old[key] = cfg[key]
-    for part in ("log", "checkpoint"):
+    before = old.updates
+    for part in ("log", "checkpoint", "online"):
         if unknown := old[part].keys() - cfg[part].keys():
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
         old[part] = OmegaConf.merge(cfg[part], old[part])  # settings newer than the run, at their defaults
@@ -163,9 +164,12 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     for key in OF_THE_USER:
         old[key] = cfg[key]
     check_settings(old)
-    complete = read_run(run.path).status == FINISHED
-    if saved["updates"] > old.updates or (saved["updates"] == old.updates and complete):
-        raise RefusedRun(f"{path} is at update {saved['updates']} of {old.updates}; raise updates= to go on")
+    if "online" in saved and old.updates != before:
+        raise RefusedRun(f"{path} is online since update {before}: updates={old.updates} comes too late")
+    total, complete = total_updates(old), read_run(run.path).status == FINISHED
+    if saved["updates"] > total or (saved["updates"] == total and complete):
+        more = "online.steps" if "online" in saved else "updates= or online.steps"
+        raise RefusedRun(f"{path} is at update {saved['updates']} of {total}; raise {more}= to go on")
     return old
 
 

@@ -11,7 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.app.checks import check_existing, check_run
-from mfrl.app.parts import build_data, build_trainer, choose_arithmetic, composed, run_trainer, seeded_algorithm
+from mfrl.app.parts import (
+    build_data,
+    build_online,
+    build_trainer,
+    choose_arithmetic,
+    composed,
+    run_trainer,
+    seeded_algorithm,
+)
 from mfrl.app.results import announce, finish, summarise
 from mfrl.app.resume import (
     Start,
@@ -88,6 +96,9 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
             lock.enter_context(start.run.locked())
         started, run = begin(start, overrides, data, provenance, module, progress, console), start.run
         trainer = build_trainer(cfg, run.checkpoints, started.in_order(), started.loggers.values())
+        module.online = build_online(cfg, data, [algorithm], [run.path], console)
+        if module.online is not None:
+            lock.callback(module.online.close)
         announce(console, cfg, str(run.path), start.updates, why)
         with signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, started.checkpoints):
             try:

@@ -38,7 +38,9 @@ class InPlace(TorchCheckpointIO):
 
 
 class Checkpoint(L.Callback):
-    """Every ``every`` updates and at the end: ``last.ckpt``, and ``update=<k>.ckpt`` too where ``keep_all``.
+    """Every ``every`` updates and at the end of a phase: ``last.ckpt``, and ``update=<k>.ckpt`` too where ``keep_all``.
+
+    At the end of the offline phase before an online one, ``update=<k>.ckpt`` is written in any case.
 
     ``last.ckpt`` is also written ``minutes`` after the last time, and where training ends early between two updates: by
     a signal, or by an error that is none of the training's, such as a simulator that dies.
@@ -79,10 +81,10 @@ class Checkpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
-        due = k % self.every == 0 or k == pl_module.total_updates
+        due = k % self.every == 0 or k == pl_module.total_updates or pl_module.changes_phase
         if due or (self.minutes is not None and pl_module.stamp - self._saved_at >= 60.0 * self.minutes):
             self._save(trainer, pl_module)
-        if due and self.keep_all:
+        if (due and self.keep_all) or (pl_module.changes_phase and k > 0):  # the offline policy stays at hand
             with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
                 self._copy(temporary)
 

@@ -111,7 +111,8 @@ class Evaluate(L.Callback):
     def run(self, modules: Sequence[Trained]) -> list[Evaluation | DivergedError | EnvError]:
         """Evaluate what is being trained, this one alone or all members of a population, side by side."""
         first = modules[0]
-        episodes = self.episodes if first.updates == first.total_updates else self.interim_episodes
+        last = first.updates == first.total_updates or first.changes_phase
+        episodes = self.episodes if last else self.interim_episodes
         task = self.progress.bar.add_task("evaluate", total=episodes * len(modules), note="")
 
         def show(finished: int, rates: Sequence[float]) -> None:

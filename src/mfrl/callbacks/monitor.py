@@ -24,7 +24,8 @@ class Monitor(L.Callback):
     """Logs, every ``every`` updates, the means of all scalars, learning rates and updates per second.
 
     ``perf/updates_per_second`` counts the time between chunks too, but not evaluations and checkpoints;
-    ``perf/loop_share`` is the share of that time spent outside the updates: Lightning's loop and sampling.
+    ``perf/loop_share`` is the share of that time spent outside the updates: Lightning's loop and sampling. Online,
+    ``perf/interaction_share`` is the share spent on acting and stepping, and ``online/...`` are the scores there.
 
     Attributes:
         explosions: of the whole run, earlier attempts included.
@@ -80,6 +81,9 @@ class Monitor(L.Callback):
         self.seconds += seconds
         self.seconds_inside += self._inside
         self.updates += updates
+        metrics |= pl_module.pop_online()
+        if pl_module.online is not None and pl_module.online.steps:
+            metrics["perf/interaction_share"] = (pl_module.online.seconds - self._interacting) / seconds
         metrics["perf/updates_per_second"] = updates / seconds
         metrics["perf/loop_share"] = max(0.0, 1.0 - self._inside / seconds)
         assert pl_module.learner is not None
@@ -91,6 +95,7 @@ class Monitor(L.Callback):
     def _open_window(self, pl_module: Training) -> None:
         self._first, self._since, self._inside = pl_module.updates, time.perf_counter(), 0.0
         self._aside = pl_module.seconds_aside
+        self._interacting = 0.0 if pl_module.online is None else pl_module.online.seconds
 
 
 def _remedies(settings: Settings) -> str:

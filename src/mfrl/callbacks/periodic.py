@@ -65,8 +65,9 @@ class Periodic(L.Callback):
 
 
 def due(pl_module: Training, every: int) -> bool:
-    """Whether to evaluate now: at every multiple of ``every`` updates, and after the last."""
-    return pl_module.updates % every == 0 or pl_module.updates == pl_module.total_updates
+    """Whether to evaluate now: at every multiple of ``every`` updates, and after the last of each phase."""
+    k = pl_module.updates
+    return k % every == 0 or k == pl_module.total_updates or pl_module.changes_phase
 
 
 def keep_until(run_dir: Path, updates: int) -> list[int]:

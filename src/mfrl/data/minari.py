@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mfrl.data import assembly, records
@@ -169,8 +170,9 @@ class MinariData(OfflineData):
         description = Description(**prepared.facts["description"])
         self.env = self._environment(description)
         self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
+        self._goal_place = self._place(description) if self.goal is not None else slice(0)
         (everything,) = assembly.loaded(cache, [prepared])
-        everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
+        everything.rewards = self._shifted(everything.rewards).float()
         train, val = split(everything, self.val_fraction)
         if self.fraction < 1.0:
             train = replace(train, starts=assembly.keep_trajectories(train.starts, self.fraction, self.seed))
@@ -188,6 +190,19 @@ class MinariData(OfflineData):
         if self.val_fraction and val is None:
             self.warnings.append(f"{self.dataset} has one episode: none is held out, so there are no validation losses")
         self.train, self.val = train, val
+
+    def labels(
+        self, next_observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With ``goal`` the labels of :func:`mfrl.envs.d4rl.goal_labels`; those of ``rule`` the environment gives."""
+        if self.goal is not None:
+            from mfrl.envs import d4rl
+
+            rewards, terminated = d4rl.goal_labels(next_observations[:, self._goal_place], self.goal)
+        return self._shifted(rewards), terminated
+
+    def _shifted(self, rewards: Any) -> Any:
+        return (rewards + self.reward_shift) * self.reward_scale
 
     def _prepared(self, cache: Cache) -> Prepared:
         """Every episode as rows, labelled, observations as they are; and the dataset's description."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 from mfrl.data.augment import RandomCrop
 from mfrl.data.batch import DataSpec
-from mfrl.data.sampling import ChunkLoader
+from mfrl.data.sampling import ChunkLoader, InTurn
 from mfrl.data.storage import Transitions
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import DataError
@@ -75,15 +77,37 @@ class OfflineData(L.LightningDataModule):
         """
         raise DataError(f"{self.dataset} cannot be downloaded: no server offers it")
 
+    def labels(
+        self, next_observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards and terminations of steps in the environment, as the data have them for the same steps.
+
+        Args:
+            next_observations: of the states in which the steps end, raw: ``(steps, ...)``.
+            rewards: what the environment gave, ``(steps,)``.
+            terminated: bool ``(steps,)``, where the environment says that the episode is over for good.
+        """
+        return rewards, terminated
+
     def on_device(self, device: torch.device) -> Transitions:
         """The training transitions, moved to ``device`` once and kept there."""
         assert self.train is not None, "call setup() first"
         self.train = self.train.to(device)
         return self.train
 
-    def train_dataloader(self) -> ChunkLoader:
+    def train_dataloader(self) -> Iterable[Any]:
+        """The chunks of the updates that are left: offline ones, and then those of the online phase."""
         assert self.trainer is not None
         training: Any = self.trainer.lightning_module
+        loaders: list[Any] = []
+        if training.updates < self.updates:
+            loaders.append(self._offline(training))
+        if training.online is not None:
+            loaders.append(training.online.chunks(training.updates, training.total_updates, self.chunk, self.marks))
+        return InTurn(loaders)
+
+    def _offline(self, training: Any) -> ChunkLoader:
+        assert self.trainer is not None
         seeds = [algorithm.seed for algorithm in (training.algorithm, *training.beside)]
         augment, alone = self.augment, len(seeds) == 1
         return ChunkLoader(

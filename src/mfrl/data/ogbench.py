@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mfrl.catalogue import DEFAULT_DATA_DIR, in_many_files, singletask_id
 from mfrl.data import assembly, ogbench_files, records
 from mfrl.data.augment import RandomCrop
@@ -28,6 +30,8 @@ class OGBenchData(OfflineData):
         data_dir: folder of ``<dataset>.npz`` and ``<dataset>-val.npz``, or of a folder ``<dataset>`` of numbered files;
             None is OGBench's own default.
         reward_scale: factor of the rewards, positive.
+        sparse: rewards are 0 where the whole task is complete and -1 elsewhere, -(r != 0). OGBench counts what is still
+            to be done in manipulation; of locomotion nothing changes.
         fraction: share of the training trajectories to keep, chosen by ``seed``.
         normalize: whether states are normalised with the mean and deviation of the kept training data; ``padded``: with
             those of the buffer of zeros that the official code of MeanFlowQL puts them into.
@@ -49,6 +53,7 @@ class OGBenchData(OfflineData):
         task: int | None = None,
         data_dir: str | None = None,
         reward_scale: float = 1.0,
+        sparse: bool = False,
         fraction: float = 1.0,
         normalize: assembly.Normalize = True,
         frames: int = 1,
@@ -74,7 +79,7 @@ class OGBenchData(OfflineData):
             raise DataError(f"env.frames={frames} must be at least 1")
         self.env = EnvSpec(env_id, frames=frames)
         self.data_dir = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
-        self.reward_scale = reward_scale
+        self.reward_scale, self.sparse = reward_scale, sparse
         self.fraction, self.normalize = fraction, normalize
         self.cache, self.memory_gib = cache, memory_gib
         if crop_probability:
@@ -115,8 +120,7 @@ class OGBenchData(OfflineData):
             simulator.close()
         self.train, self.val = assembly.loaded(cache, train, val, frames=self.env.frames)
         for part in (self.train, self.val):
-            if self.reward_scale != 1.0:
-                part.rewards = part.rewards * self.reward_scale
+            part.rewards = self._scaled(part.rewards)
         known = train[0].facts.get("statistics")
         if self.fraction < 1.0:
             self.train.starts, known = assembly.keep_trajectories(self.train.starts, self.fraction, self.seed), None
@@ -130,6 +134,16 @@ class OGBenchData(OfflineData):
                 f"{train_paths[0]} holds no success at all for {self.env.env_id}: every reward says 'not yet', and "
                 "Q-learning has nothing to find. Choose another task (env.task=...) or more data."
             )
+
+    def labels(
+        self, next_observations: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The environment's own: like the data's, they judge the state that the action was taken in."""
+        return self._scaled(rewards), terminated
+
+    def _scaled(self, rewards: Any) -> Any:
+        rewards = -1.0 * (rewards != 0.0) if self.sparse else rewards
+        return rewards * self.reward_scale if self.reward_scale != 1.0 else rewards
 
     def _prepared(self, cache: Cache, name: str, paths: Sequence[Path], simulator: Simulator) -> list[Prepared]:
         """What the files hold, which all tasks share, and the labels of this one."""

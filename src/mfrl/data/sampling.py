@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,3 +104,16 @@ class ChunkLoader:
             index = drawn[0] if isinstance(self.seed, int) else torch.stack(drawn, 1)
             yield Chunk(self.transitions, index, self.discount, at, self.augment, self.next_actions)
             at = end
+
+
+class InTurn:
+    """Iterates over several loaders, one after another."""
+
+    def __init__(self, loaders: Sequence[Any]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return sum(map(len, self.loaders))
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.loaders)

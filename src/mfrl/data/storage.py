@@ -6,7 +6,7 @@ import mmap
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Transitions:
     ships_to: torch.device | None = None
     pages: Pages | None = None
 
+    stride: ClassVar[int] = 1  #: rows from a state to the next one of its trajectory
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -66,7 +68,7 @@ class Transitions:
         """
         if self.pages is not None:
             self.pages.give_back()
-        row = self.starts[index]
+        row = self._start(index)
         observations, next_observations = self._images(row) if self.observations.ndim > 2 else self._states(row)
         masks = self._take(self.masks, row)
         return Batch(
@@ -79,6 +81,10 @@ class Transitions:
             next_actions=self._next_actions(index) if next_actions else None,
         )
 
+    def _start(self, index: Tensor) -> Tensor:
+        """The rows of the states from which these transitions start."""
+        return self.starts[index]
+
     def _next_actions(self, index: Tensor) -> Tensor:
         row, following = self.starts[index], self.starts[(index + 1).clamp(max=len(self.starts) - 1)]
         actions = self._take(self.actions, following)
@@ -86,18 +92,23 @@ class Transitions:
         return torch.where(known.view(-1, *[1] * (actions.ndim - 1)), actions, torch.nan)
 
     def _states(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        s, next_s = self._take(self.observations, row), self._take(self.observations, row + 1)
+        s, next_s = (self._take(self.observations, at) for at in (row, row + self.stride))
         if self.statistics is not None:
             s, next_s = normalize(s, *self.statistics), normalize(next_s, *self.statistics)
         return s, next_s
 
     def _images(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Stacks ending in ``row`` and in ``row + 1``, two views of one window of frames + 1 images."""
+        """Stacks ending in ``row`` and in the next row, two views of one window of frames + 1 images."""
         assert self.firsts is not None
-        window = row[:, None] + torch.arange(1 - self.frames, 2, device=row.device)
-        window = torch.maximum(window, self.firsts[row][:, None])
+        window = row[:, None] + self.stride * torch.arange(1 - self.frames, 2, device=row.device)
+        window = torch.maximum(window, self._first(row)[:, None])
         images = self._take(self.observations, window.flatten()).unflatten(0, window.shape)
         return images[:, :-1], images[:, 1:]
+
+    def _first(self, row: Tensor) -> Tensor:
+        """The first row of each row's trajectory."""
+        assert self.firsts is not None
+        return self.firsts[row]
 
     def _take(self, field: Tensor, row: Tensor) -> Tensor:
         """Rows of a field, where training runs. They go to a GPU out of page-locked memory, from which it copies

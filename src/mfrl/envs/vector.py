@@ -241,9 +241,18 @@ class VectorEnv:
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         """Step the active environments, by default all, with their rows of ``(num_envs, action_dim)``."""
+        self.start_step(actions, active)
+        return self.finish_step()
+
+    def start_step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
+        """Begin a :meth:`step`; worker processes are at it until :meth:`finish_step`."""
         self._crew.records["action"] = actions
         self._crew.records["active"] = True if active is None else active
-        self._crew.step()
+        self._crew.start_step()
+
+    def finish_step(self) -> Step:
+        """Wait for the step that :meth:`start_step` has begun, which without workers is made only now."""
+        self._crew.finish_step()
         names = ("observation", "reward", "terminated", "truncated", "success", "told")
         return Step(*(self._crew.records[name].copy() for name in names))
 
@@ -282,7 +291,10 @@ class _Solo:
         with global_state_kept():
             self._group.reset(seeds)
 
-    def step(self) -> None:
+    def start_step(self) -> None:
+        pass
+
+    def finish_step(self) -> None:
         with global_state_kept():
             self._group.step()
 
@@ -337,8 +349,13 @@ class _Crew:
             shares.setdefault(w, {})[index] = seed
         self._call("reset", shares)
 
-    def step(self) -> None:
-        self._call("step")
+    def start_step(self) -> None:
+        for w in range(len(self._pipes)):
+            self._send(w, ("step", ()))
+
+    def finish_step(self) -> None:
+        for w in range(len(self._pipes)):
+            self._receive(w)
 
     def render(self, slots: Sequence[int]) -> list[np.ndarray]:
         shares: dict[int, list[int]] = {}

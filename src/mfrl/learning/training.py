@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mfrl.algorithms.policy import Policy
     from mfrl.data.batch import Batch, DataSpec
     from mfrl.data.sampling import Chunk
+    from mfrl.learning.online import Online, OnlineChunk
 
 
 @dataclass
@@ -54,6 +55,11 @@ class Trained:
     @property
     def total_updates(self) -> int:
         return self.algorithm.total_updates
+
+    @property
+    def changes_phase(self) -> bool:
+        """Whether the offline phase is over now, and the online phase begins."""
+        return self.updates == self.algorithm.first_online
 
     @property
     def spec(self) -> DataSpec:
@@ -95,6 +101,9 @@ class Training(Trained, L.LightningModule):
         batch_size: number of transitions in an update.
         compiled: see :class:`Learner`.
         beside: further members of a population. :class:`Member` makes each look like a training of its own.
+
+    Attributes:
+        online: the online phase; None without one.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class Training(Trained, L.LightningModule):
         self.algorithm, self.batch_size, self.compiled = algorithm, batch_size, compiled
         self.beside = nn.ModuleList(beside)
         self.learner: Learner | None = None
+        self.online: Online | None = None
         self.between_updates = True
         self.seconds_aside = 0.0
         self.stamp = time.monotonic()  # of the last chunk's end: by one clock all members do the same
@@ -123,10 +133,10 @@ class Training(Trained, L.LightningModule):
                 raise CheckpointError(f"the checkpoint's moments of Adam do not fit its networks: {error!r}") from error
         self._saved.clear()
 
-    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+    def transfer_batch_to_device(self, batch: Chunk | OnlineChunk, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the transitions lie where the update runs
 
-    def training_step(self, chunk: Chunk) -> None:
+    def training_step(self, chunk: Chunk | OnlineChunk) -> None:
         assert self.learner is not None
         for batch in chunk:
             self.between_updates = False  # an error leaves some networks a step ahead of the others
@@ -172,6 +182,10 @@ class Training(Trained, L.LightningModule):
                 window.counts[member] = 0
         return means
 
+    def pop_online(self, member: int = 0) -> dict[str, float]:
+        """The scores of the interaction since the last call; nothing before it begins."""
+        return {} if self.online is None else self.online.pop_metrics(member)
+
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]  # no prefix, no destination
         """Copies of the algorithm's parameters and buffers, under the algorithm's own names."""
         return self.own_state()
@@ -192,6 +206,8 @@ class Training(Trained, L.LightningModule):
         assert self.learner is not None
         checkpoint["updates"] = self.updates
         checkpoint["learner"] = self.learner.state_dict(member)
+        if self.online is not None and (interaction := self.online.state_dict(member)) is not None:
+            checkpoint["online"] = interaction
         # What a window of logging has added up so far, so that its row says the same after a break.
         checkpoint["window"] = [
             {"names": list(names), "sums": window.sums[:, member].cpu(), "count": window.counts[member]}
@@ -204,6 +220,8 @@ class Training(Trained, L.LightningModule):
         for algorithm in (self.algorithm, *self.beside):
             algorithm.k = checkpoint["updates"]
         self._saved[member] = checkpoint["learner"]
+        if self.online is not None and "online" in checkpoint:
+            self.online.load_state_dict(checkpoint["online"], member)
         for part in checkpoint["window"]:
             window = self._window(tuple(part["names"]))
             window.sums[:, member], window.counts[member] = part["sums"], part["count"]
@@ -256,6 +274,13 @@ class Member(Trained):
 
     def pop_metrics(self) -> dict[str, float]:
         return self.training.pop_metrics(self.index)
+
+    def pop_online(self) -> dict[str, float]:
+        return self.training.pop_online(self.index)
+
+    @property
+    def online(self) -> Online | None:
+        return self.training.online
 
     def checkpoint(self) -> dict[str, Any]:
         """The checkpoint that Lightning would write of a single run, so that a single run can resume from it."""

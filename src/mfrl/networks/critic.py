@@ -22,6 +22,7 @@ class QEnsemble(nn.Module):
         observation_dim, action_dim: sizes of the flat inputs.
         hidden: width of each hidden layer; published: 4 x 512.
         ensemble: number of members; published: 2.
+        layer_norm: whether each hidden layer ends in a LayerNorm.
     """
 
     def __init__(
@@ -30,14 +31,16 @@ class QEnsemble(nn.Module):
         action_dim: int,
         hidden: Sequence[int] = (512, 512, 512, 512),
         ensemble: int = 2,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         self.sizes = [observation_dim, action_dim]
         dims = [observation_dim + action_dim, *hidden]
         self.weights = nn.ParameterList(_xavier(ensemble, i, o) for i, o in pairwise(dims))
         self.biases = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
-        self.gains = nn.ParameterList(torch.ones(ensemble, 1, o) for o in hidden)
-        self.shifts = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in hidden)
+        normed = hidden if layer_norm else ()
+        self.gains = nn.ParameterList(torch.ones(ensemble, 1, o) for o in normed)
+        self.shifts = nn.ParameterList(torch.zeros(ensemble, 1, o) for o in normed)
         self.head_weight = nn.Parameter(_xavier(ensemble, hidden[-1], 1))
         self.head_bias = nn.Parameter(torch.zeros(ensemble, 1, 1))
 
@@ -54,11 +57,12 @@ class QEnsemble(nn.Module):
         x = torch.bmm(actions.reshape(1, -1, actions.shape[-1]).expand(len(w_a), -1, -1), w_a)
         state_part = state_part.view(len(w_s), *[1] * (len(lead) - 1), *state_part.shape[1:])
         x = (x.unflatten(1, lead) + state_part).flatten(1, -2)
-        for k, (gain, shift) in enumerate(zip(self.gains, self.shifts, strict=True)):
+        for k in range(len(self.weights)):
             if k > 0:
                 x = batched_affine(x, self.weights[k], self.biases[k])
             x = gelu(x)
-            x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
+            if self.gains:
+                x = torch.addcmul(self.shifts[k], F.layer_norm(x, x.shape[-1:], eps=1e-6), self.gains[k])
         q = batched_affine(x, self.head_weight, self.head_bias)
         return q.view(-1, *lead)
 

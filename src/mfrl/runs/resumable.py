@@ -21,13 +21,22 @@ RESUMABLE = (
     "log",
     "eval",
     "checkpoint",
+    "online",
     "callbacks",
     "logger",
 )
 
 
 # Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
-JUDGED_BY = ("updates", "eval.every", "eval.episodes", "eval.interim_episodes", "eval.samples", "eval.seed")
+JUDGED_BY = (
+    "updates",
+    "online.steps",
+    "eval.every",
+    "eval.episodes",
+    "eval.interim_episodes",
+    "eval.samples",
+    "eval.seed",
+)
 
 # Where a run lies, and how it came about.
 BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack", "collect", "download")

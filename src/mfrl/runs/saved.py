@@ -44,6 +44,7 @@ WHOLE = {
         "mfrl.algorithms.meanflow_distill.MeanFlowDistill",
         "mfrl.algorithms.meanflowql.MeanFlowQL",
         "mfrl.algorithms.rebrac.ReBRAC",
+        "mfrl.algorithms.sac.SAC",
     ),
     "data": (
         "mfrl.data.minari.MinariData",
@@ -61,6 +62,7 @@ INSIDE = {
     "algo": (
         "mfrl.networks.dit.DiT",
         "mfrl.networks.gaussian.GaussianMLP",
+        "mfrl.networks.gaussian.SquashedGaussianMLP",
         "mfrl.networks.encoder.ImpalaEncoder",
         "mfrl.networks.mean.MeanMLP",
         "mfrl.networks.mlp.MLP",
