@@ -33,7 +33,7 @@ from mfrl.app.overrides import Composer, change, explain, parse, values_of
 from mfrl.app.sweep import packed
 from mfrl.app.tally import counted
 from mfrl.errors import ConfigError, refused_by_system
-from mfrl.runs.jobs import missing, print_outcomes, refuse_shared_folders
+from mfrl.runs.jobs import any_unfinished, print_outcomes, refuse_shared_folders
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
@@ -122,9 +122,9 @@ class MfrlSweeper(Sweeper):
         returned = [job.return_value for batch in batches for job in batch]
         outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]
         print_outcomes(console, outcomes)
-        if missing(outcomes) and signals.received():
+        if any_unfinished(outcomes) and signals.received():
             self._stopped(console)
-        if missing(outcomes):
+        if any_unfinished(outcomes):
             console.print(self._how_to_go_on())
             sys.exit(1)
         return batches

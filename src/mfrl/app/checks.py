@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.learning.compiling import check_compile
 from mfrl.learning.online import OnlineSettings
-from mfrl.runs.targets import check_targets, settings_of, target
+from mfrl.runs.targets import check_targets, find_target, settings_of
 from mfrl.settings import OF_A_RUN
 
 EXISTING = ("new", "continue")
@@ -113,7 +113,7 @@ def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) 
                 f"algo.{name}, set by {_given_by(f'algo.{name}', overrides)}, is no setting of "
                 f"algo={cfg.algo_name}{did_you_mean(name, known)}; take it out with  {shlex.quote(f'~algo.{name}')}"
             )
-    settings = getattr(target(cfg.algo._target_, "algo._target_"), "Settings", None)
+    settings = getattr(find_target(cfg.algo._target_, "algo._target_"), "Settings", None)
     if is_dataclass(settings):  # which refuses what is out of range or of another kind, before any data is read
         settings(**{field.name: cfg.algo[field.name] for field in fields(settings) if field.name in cfg.algo})
 

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mfrl.app.presets import refuse_taken_names
 from mfrl.catalogue import spelled
 from mfrl.errors import ConfigError, did_you_mean, require
-from mfrl.runs.resumable import among
+from mfrl.runs.resumable import matches_any
 from mfrl.runs.targets import settings_of
 from mfrl.system.paths import CONFIG_DIR, refuse_groups, run_folder
 
@@ -307,7 +307,7 @@ def explain(error: HydraException | OmegaConfBaseException, composer: Composer, 
         chosen = [o.input_line for o in given if composer.is_choice(o) and o.key_or_group != cause.full_key]
         return f"there is no setting {cause.full_key!r}{did_you_mean(cause.full_key, dotted(composer(chosen)))}"
     if isinstance(cause, OmegaConfBaseException):
-        wrong = [o.input_line for o in given if among(str(cause.full_key), [o.key_or_group])]
+        wrong = [o.input_line for o in given if matches_any(str(cause.full_key), [o.key_or_group])]
         return another_kind(wrong[-1]) if wrong else str(cause).splitlines()[0]
     # Of choices among files Hydra does not say which one is at fault.
     wrong = next((o for k, o in enumerate(given) if not composer.can_compose(given[: k + 1])), None)

@@ -31,7 +31,7 @@ from mfrl.study.toys import find_toy
 Parts = dict[str, Callable[..., Any]]
 
 
-def composed(cfg: DictConfig, console: Console) -> Parts:
+def composed_parts(cfg: DictConfig, console: Console) -> Parts:
     """What builds the parts of a run that the user composed; data that are not there are fetched, if asked for."""
 
     def data() -> OfflineData:

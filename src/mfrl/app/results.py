@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.app.checks import total_updates
-from mfrl.app.resume import telling_how_to_go_on
+from mfrl.app.resume import telling_how_to_resume
 from mfrl.app.watch import StartedRun, interim_episodes
 from mfrl.learning.training import Trained
 from mfrl.report.groups import SCORES, known_metric, unsteady
@@ -59,14 +59,14 @@ def finish(started: StartedRun, module: Trained) -> dict[str, Any]:
         "data": started.source,
         "updates": module.updates,
         **final_scores(run),
-        "seconds": round(time.perf_counter() - started.at, 2),
+        "seconds": round(time.perf_counter() - started.started_at, 2),
         "updates_per_second": round(started.monitor.updates / max(started.monitor.seconds, 1e-9), 3),
         "compiled": cfg.compile,
         "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
         "warnings": [*started.data.warnings, *started.monitor.explosions.warnings],
         "versions": versions(),
     }
-    with telling_how_to_go_on(run, module, started.checkpoints):
+    with telling_how_to_resume(run, module, started.checkpoints):
         if any(isinstance(logger, TensorBoardLogger) for logger in started.loggers.values()):
             over = averaged(started.data.env.suite, started.data.dataset)
             log_outcome(run, compared(cfg, started.overrides), over)

@@ -23,10 +23,10 @@ from mfrl.runs.jobs import (
     STOPPED,
     JobConsole,
     Outcome,
-    changed,
-    claim,
-    failure,
+    changed_settings,
     method_name,
+    record_failure,
+    reserve_folder,
     score,
 )
 from mfrl.system import signals
@@ -74,7 +74,7 @@ def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome
 
 
 def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome:
-    from mfrl.app.resume import finished
+    from mfrl.app.resume import finished_result
     from mfrl.app.train import train
     from mfrl.runs.folder import RunFolder
 
@@ -86,8 +86,8 @@ def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcom
             if signals.received():
                 raise KeyboardInterrupt
         if cfg.existing == "new" and not cfg.resume:
-            folder = claim(cfg)
-        if not cfg.resume and (result := finished(cfg)):
+            folder = reserve_folder(cfg)
+        if not cfg.resume and (result := finished_result(cfg)):
             outcome = Outcome(SKIPPED, folder, score(result))
         else:
             outcome = Outcome(FINISHED, folder, score(train(cfg, overrides, console)))
@@ -103,7 +103,7 @@ def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcom
     except Exception as error:
         if signals.received():  # a signal during an import arrives as the failure of that import
             raise KeyboardInterrupt from error
-        outcome = failure(error, folder, make=not cfg.resume)
+        outcome = record_failure(error, folder, make=not cfg.resume)
     if console:
         console.print(f"[{COLOURS[outcome.status]}]{outcome.status}[/]  {escape(outcome.note)}", highlight=False)
     return outcome
@@ -168,4 +168,4 @@ def _stop_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-OmegaConf.register_new_resolver("changed", changed, replace=True)
+OmegaConf.register_new_resolver("changed", changed_settings, replace=True)

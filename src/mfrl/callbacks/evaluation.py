@@ -62,7 +62,7 @@ class Evaluate(L.Callback):
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
-        self.interim_episodes = episodes_on_the_way(episodes, interim_episodes)
+        self.interim_episodes = interim_count(episodes, interim_episodes)
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
         self.evaluator: Evaluator | None = None
@@ -162,7 +162,7 @@ class Evaluate(L.Callback):
         writer.flush()
 
 
-def episodes_on_the_way(episodes: int, interim_episodes: int | None) -> int:
+def interim_count(episodes: int, interim_episodes: int | None) -> int:
     """Of every evaluation but the last: ``interim_episodes``, where that is given and fewer than the last one's."""
     return min(interim_episodes or episodes, episodes)
 

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.errors import ConfigError, MfrlError, RefusedRun, refused_by_system
-from mfrl.runs.resumable import BOOKKEEPING, RESUMABLE, among
+from mfrl.runs.resumable import BOOKKEEPING, RESUMABLE, matches_any
 from mfrl.system.files import write_text
 from mfrl.system.paths import literal, pasted
 
@@ -51,7 +51,7 @@ def method_name(cfg: DictConfig) -> str:
     return str(cfg.algo_name if cfg.variant.name == "none" else cfg.variant.name)
 
 
-def claim(cfg: DictConfig) -> Path:
+def reserve_folder(cfg: DictConfig) -> Path:
     """Make the folder of a new run, so that what goes wrong can be recorded there; ``cfg`` then names it."""
     from mfrl.runs.folder import RunFolder
 
@@ -60,7 +60,7 @@ def claim(cfg: DictConfig) -> Path:
     return folder
 
 
-def failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
+def record_failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
     """What became of a job that failed, told in its folder too.
 
     Args:
@@ -106,7 +106,7 @@ class JobConsole(Console):
             super().print(f"{escape(self.name)} │", *objects, **settings)
 
 
-def changed() -> str:
+def changed_settings() -> str:
     """What a job's overrides change beyond environment, variant and seed, as part of a folder's name.
 
     E.g. ``-quickstart-alpha_3-num_candidates_5``: chosen files, then settings, each sorted, so that the order on the
@@ -118,7 +118,7 @@ def changed() -> str:
     chosen, values = [], {}
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _ELSEWHERE or among(key, (*RESUMABLE, *BOOKKEEPING)):
+        if key in _ELSEWHERE or matches_any(key, (*RESUMABLE, *BOOKKEEPING)):
             continue
         if key in hydra.runtime.choices:
             chosen.append(value)
@@ -159,7 +159,7 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
         console.print(escape(what), highlight=False, soft_wrap=True)
 
 
-def missing(outcomes: Iterable[Outcome]) -> bool:
+def any_unfinished(outcomes: Iterable[Outcome]) -> bool:
     return any(outcome.status in (FAILED, STOPPED) for outcome in outcomes)
 
 

@@ -42,6 +42,6 @@ JUDGED_BY = (
 BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack", "collect", "download")
 
 
-def among(key: str, names: Iterable[str]) -> bool:
+def matches_any(key: str, names: Iterable[str]) -> bool:
     """Whether a dotted key is one of ``names`` or lies below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
