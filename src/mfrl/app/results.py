@@ -19,8 +19,8 @@ from mfrl.learning.training import Trained
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.runs.folder import RunFolder, read_evaluations, versions
-from mfrl.runs.loggers import compared, log_outcome
-from mfrl.runs.scores import averaged, format_score, format_seconds, score_name
+from mfrl.runs.loggers import compared_settings, log_outcome
+from mfrl.runs.scores import format_score, format_seconds, protocol_evaluations, score_name
 from mfrl.system.paths import pasted
 
 
@@ -68,8 +68,8 @@ def finish(started: StartedRun, module: Trained) -> dict[str, Any]:
     }
     with telling_how_to_resume(run, module, started.checkpoints):
         if any(isinstance(logger, TensorBoardLogger) for logger in started.loggers.values()):
-            over = averaged(started.data.env.suite, started.data.dataset)
-            log_outcome(run, compared(cfg, started.overrides), over)
+            count = protocol_evaluations(started.data.env.suite, started.data.dataset)
+            log_outcome(run, compared_settings(cfg, started.overrides), count)
         run.write_result(result)
     return result
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from mfrl.catalogue import task_number
 from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
-from mfrl.runs.scores import PREFERRED, averaged
+from mfrl.runs.scores import PREFERRED, protocol_evaluations
 
 # What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
 # it changes roundings, which makes a run like one of another seed.
@@ -296,7 +296,7 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
 
 def _recent(run: Run, score: str | None) -> list[dict[str, Any]]:
     """The evaluations that a score is made of."""
-    over = averaged(run.suite, run.result["dataset"]) if score is None else SCORES[score]
+    over = protocol_evaluations(run.suite, run.result["dataset"]) if score is None else SCORES[score]
     return run.evaluations[-over:]
 
 
