@@ -9,7 +9,7 @@ import pytest
 from pages import DOCS
 
 from mfrl.app.cli import COMMANDS
-from mfrl.app.overrides import check_overrides, spell_out_seeds
+from mfrl.app.overrides import check_overrides, expand_seeds
 
 ROOT = DOCS.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
@@ -29,7 +29,7 @@ def test_every_command_of_a_page_composes(page: str) -> None:
     for command, *arguments in commands(page):
         if command not in COMMANDS or "--config-dir" in arguments or "resume=" in " ".join(arguments):
             continue
-        given = spell_out_seeds([command, *arguments])[1:]
+        given = expand_seeds([command, *arguments])[1:]
         overrides = [argument for argument in given if not argument.startswith("-") and argument != "job"]
         overrides = [f"++{o}" if o.startswith("collect") else o for o in overrides]
         check_overrides(COMMANDS[command][1], [o for o in overrides if "..." not in o and "$" not in o])

@@ -1,4 +1,7 @@
-"""Configurations that are no files: Hydra looks for them here, beside the files of conf/ and of the user's folders."""
+"""Configurations that are not files: environments from the catalogue, and presets from tables.
+
+Hydra finds them beside the files of conf/ and of the user's folders. It looks for plugins in this namespace only.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,30 @@ from mfrl.errors import ConfigError
 from mfrl.system.paths import CONFIG_DIR
 
 
-class Composed(ConfigSource):
-    """Groups of configurations, each of which is made when it is asked for."""
+class GeneratedConfigs(ConfigSource):
+    """A source of configurations that are generated when Hydra asks for them.
 
-    package: str  # where the configurations go, as `# @package` says it in a file
+    Attributes:
+        package: the place of the configurations, as `# @package` gives it in a file.
+    """
+
+    package: str
 
     @abstractmethod
     def groups(self) -> list[str]:
-        """Those with configurations, e.g. ``env/ogbench``."""
+        """The groups that have configurations, e.g. ``env/ogbench``."""
 
     @abstractmethod
     def names(self, group: str) -> list[str]:
-        """The configurations in one of the groups."""
+        """The names of the configurations in a group."""
 
     @abstractmethod
-    def made(self, group: str, name: str) -> DictConfig:
-        """One of the configurations."""
+    def generate(self, group: str, name: str) -> DictConfig:
+        """Generate one configuration.
+
+        Raises:
+            ConfigError: it cannot be generated, e.g. because of an error in a table.
+        """
 
     def available(self) -> bool:
         return True
@@ -58,12 +69,11 @@ class Composed(ConfigSource):
         if not self.is_config(config_path):
             raise ConfigLoadError(f"Config not found : {config_path}")
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
-        return ConfigResult(self.provider, self.full_path(), self.made(group, name), {"package": self.package})
+        return ConfigResult(self.provider, self.full_path(), self.generate(group, name), {"package": self.package})
 
 
-class Environments(Composed):
-    """``env=ogbench/NAME`` and ``env=d4rl/NAME``: what a dataset shares with others is in conf/env, its name in the
-    catalogue."""
+class Environments(GeneratedConfigs):
+    """``env=ogbench/NAME`` and ``env=d4rl/NAME``: names from the catalogue, on top of a file in conf/env."""
 
     package = "env"
 
@@ -78,19 +88,19 @@ class Environments(Composed):
         suite = f"{group.removeprefix('env/')}/"
         return [env.removeprefix(suite) for env in environments() if env.startswith(suite)]
 
-    def made(self, group: str, name: str) -> DictConfig:
+    def generate(self, group: str, name: str) -> DictConfig:
         suite = group.removeprefix("env/")
         words = name.split("-")
         if suite == "ogbench":
             shared = "_visual" if words[0] == "visual" else "_base"
-        else:  # the maze, as of antmaze-large-play, or the object, as of pen-human
+        else:  # _antmaze_large for antmaze-large-play, _pen for pen-human
             shared = "_" + "_".join(words[:2] if words[0] == "antmaze" else words[:1])
         dataset = environments()[f"{suite}/{name}"]
         return OmegaConf.create({"defaults": [f"{suite}/{shared}"], "name": name, "dataset": dataset})
 
 
-class Presets(Composed):
-    """``experiment=METHOD/TASK``, out of the tables in a folder of configurations."""
+class Presets(GeneratedConfigs):
+    """``experiment=METHOD/TASK``: rows of the tables in a folder of configurations, see :mod:`mfrl.app.presets`."""
 
     package = "_global_"
 
@@ -107,18 +117,18 @@ class Presets(Composed):
     def names(self, group: str) -> list[str]:
         return [*presets.read(self._tables()[group])]
 
-    def made(self, group: str, name: str) -> DictConfig:
+    def generate(self, group: str, name: str) -> DictConfig:
         return presets.composed(self._tables()[group], name)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         try:
             return super().list(config_path, results_filter)
-        except ConfigError:  # of a table that cannot be used; whoever chooses one of its rows is told
+        except ConfigError:  # a table has an error, which is raised when somebody chooses one of its rows
             return []
 
 
-class Beside(SearchPathPlugin):
-    """Where Hydra looks for the files of conf/, it looks here too; other applications of Hydra's are left alone."""
+class GeneratedConfigsSearchPath(SearchPathPlugin):
+    """Adds both sources to the search path of mfrl's commands, and of no other application of Hydra."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if any(element.provider == "main" and element.path == str(CONFIG_DIR) for element in search_path.get_path()):

@@ -1,4 +1,4 @@
-"""Hydra finds its plugins in this namespace and nowhere else; what is done lies in mfrl.app.sweep."""
+"""Hydra's sweeper of mfrl. Hydra looks for plugins in this namespace only; :mod:`mfrl.app.sweep` runs the jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,26 +29,27 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.overrides import Composer, change, explain, parse, values_of
+from mfrl.app.overrides import Composer, apply_override, as_written, explain, parse, sweep_values
 from mfrl.app.sweep import packed
-from mfrl.app.tally import counted
+from mfrl.app.tally import progress_reported
 from mfrl.errors import ConfigError, refused_by_system
-from mfrl.runs.jobs import missing, print_outcomes, refuse_shared_folders
+from mfrl.runs.jobs import any_unfinished, print_outcomes, refuse_shared_folders
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
 KILLED = "a process was killed from outside, perhaps for want of memory"
-RESTARTS = 2
+RESTARTS = 2  #: how many times a sweep is launched again after a process was killed
 
 
 class MfrlSweeper(Sweeper):
-    """Every combination of comma-separated values, as Hydra's own sweeper makes them, in packs, ending in a table.
+    """Runs every combination of comma-separated values, as Hydra's own sweeper does, and prints a closing table.
 
-    Exits with 1 where a job failed.
+    Jobs that differ only in seed and alpha can be packed, so that one process trains them together. The process exits
+    with status 1 if a job failed.
 
     Args:
-        max_batch_size: jobs that are launched together; None: all.
-        params: overrides that a file gives; those of the command line replace them.
+        max_batch_size: number of jobs that are launched together; None launches all.
+        params: overrides from a configuration file. The user's overrides of the same keys replace them.
     """
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
@@ -61,31 +62,34 @@ class MfrlSweeper(Sweeper):
         )
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose the jobs, to refuse here what cannot be, and note their folders.
+        """Compose the jobs, and collect the folders of those with ``existing=continue``.
 
         Raises:
-            ConfigError: naming the setting, or a folder that two jobs would share.
+            ConfigError: an override is wrong, or two jobs would share a folder. The message names it.
         """
+        config, context = self._set_up()
         composed: dict[tuple[str, ...], DictConfig] = {}
-        groups = self.config.hydra.runtime.choices
+        groups = config.hydra.runtime.choices
         for overrides in batch:
             given = [parse(text) for text in overrides]
-            chosen = tuple(o.input_line for o in given if o.get_key_element().lstrip("+") in groups)
+            chosen = tuple(as_written(o) for o in given if o.get_key_element().lstrip("+") in groups)
             try:
-                if chosen not in composed:  # jobs that differ in a seed alone are composed once
-                    loader = self.hydra_context.config_loader
-                    composed[chosen] = loader.load_sweep_config(self.config, list(overrides))
-            except (HydraException, OmegaConfBaseException) as error:  # in a sweep's file: the command line was checked
-                GlobalHydra.instance().clear()  # the sweep is over: what explains the error composes for itself
-                composer = Composer.of(self.config.hydra.job.config_name, given)
+                if chosen not in composed:  # jobs that choose the same files are composed once
+                    composed[chosen] = context.config_loader.load_sweep_config(config, list(overrides))
+            except (
+                HydraException,
+                OmegaConfBaseException,
+            ) as error:  # a sweep's file is wrong
+                GlobalHydra.instance().clear()  # the sweep is over, and the composer below needs Hydra for itself
+                composer = Composer.of(config.hydra.job.config_name, given)
                 raise ConfigError(explain(error, composer, given)) from error
             job = composed[chosen]
             for override in given:
-                if override.input_line not in chosen and not override.is_delete():
-                    change(job, override)
-            with read_write(job.hydra):  # Hydra locks it when it is made the current one
+                if as_written(override) not in chosen and not override.is_delete():
+                    apply_override(job, override)
+            with read_write(job.hydra):  # Hydra makes the current configuration read-only
                 job.hydra.overrides.task = list(overrides)
-            HydraConfig.instance().set_config(job)  # what `run_dir` is made of
+            HydraConfig.instance().set_config(job)  # run_dir is resolved from these overrides
             if job.existing == "continue":
                 if job.resume:
                     raise ConfigError("resume= goes on with one run; a sweep goes on when it is started again without")
@@ -94,23 +98,23 @@ class MfrlSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.folders: list[Path] = []  # of jobs that do only what is missing
+        self.folders: list[Path] = []  # folders of jobs with existing=continue
         signals.forget()
         over = threading.Event()
-        # Signals reach this process through this thread; they are withheld from the jobs' processes, until those can
-        # save.
+        # This thread passes signals on to the jobs' processes, which start with signals blocked and unblock them when
+        # they can save.
         threading.Thread(target=_stop_jobs, args=(over,), daemon=True).start()
         try:
             with signals.handled_by(_note), signals.withheld():
                 batches = self._sweep(arguments, console)
         except KeyboardInterrupt:
-            self._stopped(console)
+            self._exit_stopped(console)
         except BrokenExecutor:
             if signals.received():
-                self._stopped(console)
-            console.print(f"[bold red]error[/] {KILLED} (jobs= sets how many run at once); {self._how_to_go_on()}")
+                self._exit_stopped(console)
+            console.print(f"[bold red]error[/] {KILLED} (jobs= sets how many run at once); {self._how_to_resume()}")
             sys.exit(1)
-        except (ConfigError, OSError) as error:  # Hydra's record of the sweep is a file as well
+        except (ConfigError, OSError) as error:  # OSError: multirun.yaml cannot be written
             refusal = error if isinstance(error, ConfigError) else refused_by_system(error)
             if refusal is None:
                 raise
@@ -120,87 +124,96 @@ class MfrlSweeper(Sweeper):
             over.set()
         _dismiss_jobs()
         returned = [job.return_value for batch in batches for job in batch]
-        outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]
+        outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]  # of packs
         print_outcomes(console, outcomes)
-        if missing(outcomes) and signals.received():
-            self._stopped(console)
-        if missing(outcomes):
-            console.print(self._how_to_go_on())
+        if any_unfinished(outcomes) and signals.received():
+            self._exit_stopped(console)
+        if any_unfinished(outcomes):
+            console.print(self._how_to_resume())
             sys.exit(1)
         return batches
 
-    def _stopped(self, console: Console) -> None:
-        console.print(f"stopped; {self._how_to_go_on()}")
+    def _set_up(self) -> tuple[DictConfig, HydraContext]:
+        """The configuration and the context that :meth:`setup` received. Hydra declares both as optional."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        return self.config, self.hydra_context
+
+    def _exit_stopped(self, console: Console) -> NoReturn:
+        console.print(f"stopped; {self._how_to_resume()}")
         sys.exit(128 + (signals.received() or signal.SIGINT))
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         if self.folders:
             return "the same command again does only what is missing"
         return "an unfinished run goes on with  mfrl train resume=FOLDER"
 
     def _sweep(self, arguments: list[str], console: Console) -> list[Sequence[JobReturn]]:
-        """The sweep, started again where a process was killed: that takes the jobs beside it along."""
+        """Launch the jobs. If a process is killed, which ends the jobs beside it too, launch those that are missing."""
         given = [parse(text) for text in [*(f"{key}={value}" for key, value in self.params.items()), *arguments]]
         jobs = combinations(given)
-        record = Path(self.config.hydra.sweep.dir)
+        config, _ = self._set_up()
+        record = Path(config.hydra.sweep.dir)
         record.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, record / "multirun.yaml")
+        OmegaConf.save(config, record / "multirun.yaml")
         restarts = RESTARTS
         while True:
             self.folders.clear()
             try:
                 return self._launch(jobs, record, console)
             except BrokenExecutor:
-                if signals.received() or not (restarts and self.folders):  # without folders jobs would begin anew
+                if signals.received() or not (restarts and self.folders):  # else all jobs would start anew
                     raise
                 restarts -= 1
                 console.print(f"{KILLED}; going on with what is missing")
 
     def _launch(self, jobs: list[list[str]], record: Path, console: Console) -> list[Sequence[JobReturn]]:
+        assert self.launcher is not None, "Hydra calls setup first"
         size = self.max_batch_size or len(jobs)
         returned = []
         for first in range(0, len(jobs), size):
             batch = jobs[first : first + size]
             self.validate_batch_is_legal(batch)
             packs = packed(batch, self._pack(batch[0]))
-            with counted(record / f".jobs-{os.getpid()}", len(packs), len(batch), console):
+            with progress_reported(record / f".jobs-{os.getpid()}", len(packs), len(batch), console):
                 results = self.launcher.launch(packs, initial_job_idx=first)
             for result in results:
-                _ = result.return_value  # raises what the job raised
+                _ = result.return_value  # raises the job's error
             returned.append(results)
         return returned
 
     def _pack(self, job: Sequence[str]) -> int:
-        """How many jobs are trained together.
+        """The number of jobs in a pack: the setting ``pack`` of a job.
 
         Raises:
-            ConfigError: it is no number of them.
+            ConfigError: it is no whole number of at least 1.
         """
         given = [text.partition("=")[2] for text in job if text.startswith("pack=")]
-        size = given[-1] if given else str(self.config.get("pack", 1))
+        size = given[-1] if given else str(self._set_up()[0].get("pack", 1))
         if not size.isdecimal() or int(size) < 1:
             raise ConfigError(f"pack={size} must be a whole number of at least 1")
         return int(size)
 
 
 def combinations(overrides: Iterable[Override]) -> list[list[str]]:
-    """The overrides of every job: one of the values of each key, whose last mention counts."""
+    """The overrides of every job of a sweep. If a key is given several times, the last one counts."""
     values: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()
         values[key] = [
-            key if one.value_type is None else f"{key}={one.get_value_element_as_str()}" for one in values_of(override)
+            key if one.value_type is None else f"{key}={one.get_value_element_as_str()}"
+            for one in sweep_values(override)
         ]
     return [list(job) for job in itertools.product(*values.values())]
 
 
 def _jobs() -> list[BaseProcess]:
-    """The processes that jobs run in, where they have some of their own."""
+    """The processes of joblib's launcher in which jobs run; none if jobs run in this process."""
     return [child for child in active_children() if child.name.startswith("LokyProcess")]
 
 
 def _dismiss_jobs() -> None:
-    """End the processes of the jobs, which joblib keeps for some minutes in case that there is more to do."""
+    """End the jobs' processes. joblib would keep them for some minutes, in case they are needed again."""
     if _jobs():
         from joblib.externals.loky import get_reusable_executor
 
@@ -208,16 +221,21 @@ def _dismiss_jobs() -> None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    """Handler: the jobs are stopped, on which the sweep ends; where they run in this process, it ends now."""
+    """Signal handler: note the signal for :func:`_stop_jobs`. If jobs run in this process, end the sweep at once."""
     signals.note_once(number, frame)
     if not _jobs():
         raise KeyboardInterrupt
 
 
 def _stop_jobs(over: threading.Event) -> None:
-    """Once a signal has come, tell the jobs' processes until the sweep is over: some may only be starting."""
+    """After a signal, send SIGTERM to the jobs' processes again and again, because some may still be starting.
+
+    Args:
+        over: is set when the sweep is over.
+    """
     while not over.wait(0.2):
         if signals.received():
             for job in _jobs():
                 with suppress(ProcessLookupError):
-                    os.kill(job.pid, signal.SIGTERM)
+                    if job.pid is not None:
+                        os.kill(job.pid, signal.SIGTERM)

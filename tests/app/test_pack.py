@@ -18,7 +18,7 @@ from conftest import DATASET
 from processes import Command, shorten_episodes
 from tiny import mfrl
 
-from mfrl.app.overrides import spell_out_seeds
+from mfrl.app.overrides import expand_seeds
 from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint
@@ -214,12 +214,12 @@ def test_jobs_are_packed_with_those_that_differ_in_seed_and_alpha_alone():
 
 
 def test_seeds_is_short_for_a_packed_multirun():
-    assert spell_out_seeds(["train", "a=1", "seeds=3"]) == ["train", "--multirun", "a=1", "seed=0,1,2", "pack=3"]
-    assert spell_out_seeds(["train", "-m", "seeds=2", "pack=1"]) == ["train", "-m", "pack=1", "seed=0,1"]
-    assert spell_out_seeds(["train", "seed=1"]) == ["train", "seed=1"]
+    assert expand_seeds(["train", "a=1", "seeds=3"]) == ["train", "--multirun", "a=1", "seed=0,1,2", "pack=3"]
+    assert expand_seeds(["train", "-m", "seeds=2", "pack=1"]) == ["train", "-m", "pack=1", "seed=0,1"]
+    assert expand_seeds(["train", "seed=1"]) == ["train", "seed=1"]
     for wrong in (["train", "seeds=0"], ["train", "seeds=x"], ["train", "seeds=2", "seed=1"]):
         with pytest.raises(ConfigError, match="seeds="):
-            spell_out_seeds(wrong)
+            expand_seeds(wrong)
 
 
 @pytest.mark.slow

@@ -31,11 +31,11 @@ from tiny import COMMAND, ENVIRONMENT, TOY, mfrl
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
 from mfrl.app.train import train
-from mfrl.app.watch import processes
+from mfrl.app.watch import worker_setting
 from mfrl.errors import ConfigError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.folder import RunFolder
-from mfrl.runs.jobs import COLUMNS, FAILED, FINISHED, changed, common_folder, refuse_shared_folders
+from mfrl.runs.jobs import COLUMNS, FAILED, FINISHED, changed_settings, common_folder, refuse_shared_folders
 from mfrl.runs.read import find_runs
 from mfrl.system.paths import CONFIG_DIR
 
@@ -444,7 +444,7 @@ def named(*overrides: str) -> str:
         cfg = hydra.compose("train", ["sweep=reformulation", *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     try:
-        return changed()
+        return changed_settings()
     finally:
         HydraConfig.instance().cfg = None
 
@@ -482,8 +482,8 @@ def test_the_folder_of_a_sweep_is_the_innermost_that_holds_all_jobs() -> None:
     [(1, "null", {"workers": 0}), (2, "null", {"workers": 2}), (1, "3", {}), ("null", "null", {})],
 )
 def test_threads_hold_for_the_simulator(threads: int | str, workers: str, expected: dict[str, int]) -> None:
-    assert processes(compose(f"threads={threads}", f"eval.workers={workers}")) == expected
-    assert processes(compose("experiment=toy", f"threads={threads}")) == {}
+    assert worker_setting(compose(f"threads={threads}", f"eval.workers={workers}")) == expected
+    assert worker_setting(compose("experiment=toy", f"threads={threads}")) == {}
 
 
 def test_threads_must_be_a_number(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tiny import compose
 
 from hydra_plugins.mfrl_sweeper import combinations
 from mfrl.app.overrides import check_overrides, parse
-from mfrl.app.tally import VARIABLE, Tally, counted, note_beginning, note_end
+from mfrl.app.tally import VARIABLE, Tally, note_end, note_start, progress_reported
 from mfrl.errors import ConfigError
 from mfrl.runs.jobs import COLUMNS, FINISHED, SKIPPED, Outcome
 from mfrl.system.paths import take_as_they_are
@@ -26,18 +26,18 @@ def test_what_is_left_is_the_mean_of_what_was_done() -> None:
     begun = {0: 0.0, 1: 0.0, 2: 100.0, 3: 101.0, 4: 121.0}
     tally = Tally(begun, {0: (100.0, 1, 0), 1: (120.0, 1, 0), 2: (100.5, 1, 1)})
     assert tally.done == 3
-    assert tally.left(jobs=10, at_once=2, now=131.0) == pytest.approx((5 * 110 + 80 + 100) / 2)
-    assert tally.left(jobs=5, at_once=2, now=131.0) == pytest.approx(100.0)  # the last one, however few there are
-    assert tally.left(jobs=5, at_once=2, now=999.0) == 0.0
-    assert Tally({0: 0.0}, {}).left(jobs=5, at_once=1, now=9.0) is None
-    assert Tally({0: 0.0}, {0: (1.0, 1, 1)}).left(jobs=5, at_once=1, now=9.0) is None  # skipped ones tell nothing
+    assert tally.seconds_left(jobs=10, at_once=2, now=131.0) == pytest.approx((5 * 110 + 80 + 100) / 2)
+    assert tally.seconds_left(jobs=5, at_once=2, now=131.0) == pytest.approx(100.0)  # the last job
+    assert tally.seconds_left(jobs=5, at_once=2, now=999.0) == 0.0
+    assert Tally({0: 0.0}, {}).seconds_left(jobs=5, at_once=1, now=9.0) is None
+    assert Tally({0: 0.0}, {0: (1.0, 1, 1)}).seconds_left(jobs=5, at_once=1, now=9.0) is None  # skipped
 
 
 def test_the_line_comes_when_a_job_is_over_and_counts_what_a_pack_stands_for(tmp_path: Path) -> None:
     said, path = io.StringIO(), tmp_path / "tally"
-    with counted(path, jobs=3, runs=18, console=Console(file=said, width=COLUMNS)):
+    with progress_reported(path, jobs=3, runs=18, console=Console(file=said, width=COLUMNS)):
         for job, outcomes in ((0, [DONE] * 8), (1, [BEFORE, DONE])):
-            note_beginning(job)
+            note_start(job)
             note_end(job, outcomes)
             wait_for(said, f"{8 + 2 * job}/18 done, left about 10 s")
         with path.open("a") as file:
@@ -49,7 +49,7 @@ def test_the_line_comes_when_a_job_is_over_and_counts_what_a_pack_stands_for(tmp
 
 
 def test_a_job_of_no_sweep_notes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    note_beginning(0)
+    note_start(0)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone" / "tally"))
     note_end(0, [DONE])  # and none fails where it cannot
 

@@ -62,7 +62,7 @@ def test_every_ogbench_configuration_names_its_environment_and_one_in_ten_compos
         pixels = name.startswith("visual-")
         # What Hydra reads of each, which is all in which they differ; it composes these two kinds.
         shared = "ogbench/_visual" if pixels else "ogbench/_base"
-        made = configurations.made("env/ogbench", name)
+        made = configurations.generate("env/ogbench", name)
         assert made == {"defaults": [shared], "name": name, "dataset": environments()[choice]}
         assert environments()[choice] == f"{name}-v0"
         for task in (None, 1, 2, 3, 4, 5):

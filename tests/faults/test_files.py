@@ -42,7 +42,7 @@ from mfrl.envs.minari import write_spec
 from mfrl.errors import CheckpointError, ConfigError, DataError, MfrlError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm, load_data
-from mfrl.runs.saved import INSIDE, WHOLE, Saved
+from mfrl.runs.saved import NESTED_CLASSES, PART_CLASSES, Saved
 from mfrl.system.paths import CONFIG_DIR
 
 TOY = [*tiny.TOY, "eval.every=24", "checkpoint.keep_all=true"]
@@ -342,7 +342,7 @@ def test_the_list_of_classes_is_what_the_configurations_name() -> None:
             key, _, value = line.partition("#")[0].strip().partition(": ")
             if key in ("_target_", "datamodule") and value.startswith("mfrl."):
                 named.add(value)
-    assert {name for names in (*WHOLE.values(), *INSIDE.values()) for name in names} == named
+    assert {name for names in (*PART_CLASSES.values(), *NESTED_CLASSES.values()) for name in names} == named
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_what_is_composed_can_be_read_back(env: str, algo: str) -> None:
     cfg = compose("train", f"env={env}", f"algo={algo}", "run_dir=x", *images)
     written, read = Saved(OmegaConf.to_container(cfg, resolve=False)), OmegaConf.to_container(cfg, resolve=True)
     assert written.plain("") == read
-    for part in WHOLE:
+    for part in PART_CLASSES:
         written.check(part)
 
 
@@ -368,16 +368,16 @@ def test_every_experiment_can_be_read_back() -> None:
         cfg = compose("train", f"experiment={name}", "run_dir=x")
         written = Saved(OmegaConf.to_container(cfg, resolve=False))
         assert written.plain("") == OmegaConf.to_container(cfg, resolve=True)
-        for part in WHOLE:
+        for part in PART_CLASSES:
             written.check(part)
 
 
 NAMES = st.sampled_from(
     [
-        *WHOLE["algo"],
-        *INSIDE["algo"],
-        *WHOLE["data"],
-        *WHOLE["eval"],
+        *PART_CLASSES["algo"],
+        *NESTED_CLASSES["algo"],
+        *PART_CLASSES["data"],
+        *PART_CLASSES["eval"],
         *("this", "antigravity.geohash", "ftplib.FTP", "webbrowser.open", "xmlrpc.client.ServerProxy", "my_net.Net"),
         *(
             "mfrl.system.files.write_text",
@@ -419,7 +419,7 @@ def test_no_text_of_a_saved_configuration_reaches_an_import(changes: dict[str, A
     for key, value in changes.items():
         with suppress(KeyError, TypeError, IndexError):  # a change before it took the place away
             put(key, value)({"config": config})
-    allowed = {name for names in (*WHOLE.values(), *INSIDE.values()) for name in names}
+    allowed = {name for names in (*PART_CLASSES.values(), *NESTED_CLASSES.values()) for name in names}
     texts = {text for text in all_texts(config) if text not in allowed}
     with recorded_imports() as names:
         for part, more in (("algo", {"spec": SPEC}), ("data", {}), ("eval", {})):

@@ -481,23 +481,23 @@ def test_sound_training_is_not_warned_about() -> None:
     watch = Explosions()
     sound = {"q": -3.0, "q_min": -210.0, "q_max": 150.0, "policy_q": 0.0, "target": -1.0, "q_loss": 9e9}
     sound |= {"flow_loss": 1.2, "critic_loss": 39_000.0, "bound_loss": 3.0, "nll_loss": -40.0}
-    assert watch.look(1, sound, (-200.0, 0.0)) == []
-    assert watch.look(2, {"q_max": 9.0, "flow_loss": 999.0}, (0.0, 1e-6)) == []
-    assert watch.look(3, {"nll_loss": 900.0}, None) == []
-    assert watch.look(4, {"v": -190.0, "value_loss": 9_000.0, "critic_loss": 5_000.0}, (-200.0, 0.0)) == []
+    assert watch.check(1, sound, (-200.0, 0.0)) == []
+    assert watch.check(2, {"q_max": 9.0, "flow_loss": 999.0}, (0.0, 1e-6)) == []
+    assert watch.check(3, {"nll_loss": 900.0}, None) == []
+    assert watch.check(4, {"v": -190.0, "value_loss": 9_000.0, "critic_loss": 5_000.0}, (-200.0, 0.0)) == []
 
 
 def test_each_kind_of_explosion_is_told_once_and_kept_at_its_worst() -> None:
     watch = Explosions()
-    assert [text[:17] for text in watch.look(5, {"v": 300.0}, (-200.0, 0.0))] == ["Q was 300 at upda"]
-    assert watch.look(6, {"q_min": -30_000.0, "flow_loss": 9e6}, (-200.0, 0.0))[0].startswith("flow_loss was 9e+06")
-    assert watch.look(7, {"q_max": 400.0, "flow_loss": 2000.0}, (-200.0, 0.0)) == []
+    assert [text[:17] for text in watch.check(5, {"v": 300.0}, (-200.0, 0.0))] == ["Q was 300 at upda"]
+    assert watch.check(6, {"q_min": -30_000.0, "flow_loss": 9e6}, (-200.0, 0.0))[0].startswith("flow_loss was 9e+06")
+    assert watch.check(7, {"q_max": 400.0, "flow_loss": 2000.0}, (-200.0, 0.0)) == []
     assert watch.warnings[0].startswith("Q was -3e+04 at update 6")
     assert watch.warnings[1].startswith("flow_loss was 9e+06 at update 6")
     other = Explosions()
     other.load_state_dict(json.loads(json.dumps(watch.state_dict())))
     assert other.warnings == watch.warnings
-    assert other.look(8, {"q_max": 500.0}, (-200.0, 0.0)) == []
+    assert other.check(8, {"q_max": 500.0}, (-200.0, 0.0)) == []
 
 
 def test_one_absurd_observation_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

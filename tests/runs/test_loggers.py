@@ -10,9 +10,9 @@ from tiny import compose
 
 from mfrl import algorithms
 from mfrl.report.groups import score_of
-from mfrl.runs.loggers import compared, layout, tag
+from mfrl.runs.loggers import compared_settings, layout, tag
 from mfrl.runs.read import FINISHED, Run
-from mfrl.runs.scores import averaged, score_curve
+from mfrl.runs.scores import protocol_evaluations, score_curve
 
 ALGORITHMS = Path(algorithms.__file__).parent
 LOSS = re.compile(r'"((?!q_)\w+_loss)"')  # q_loss is -Q, which is shown
@@ -60,7 +60,9 @@ def test_every_loss_of_every_algorithm_has_a_chart_in_training_and_held_out(name
 
 
 def columns(*overrides: str) -> dict[str, float | str]:
-    return {setting.name.strip(): setting.value for setting in compared(compose("train", *overrides), overrides)}
+    return {
+        setting.name.strip(): setting.value for setting in compared_settings(compose("train", *overrides), overrides)
+    }
 
 
 def test_runs_that_differ_by_a_default_have_the_same_columns() -> None:
@@ -79,7 +81,7 @@ def test_runs_that_differ_by_a_default_have_the_same_columns() -> None:
 
 def test_what_was_overridden_comes_first_after_variant_seed_environment_and_alpha() -> None:
     overrides = ["env=ogbench/cube-single-play", "env.task=2", "algo.tau=0.1", "eval.every=7", "seed=3"]
-    settings = compared(compose("train", *overrides), overrides)
+    settings = compared_settings(compose("train", *overrides), overrides)
     first = {setting.name: setting.value for setting in settings if setting.first}
     assert [name.strip() for name in sorted(first)] == ["variant", "seed", "env", "algo.alpha", "algo.tau"]
     assert [first[name] for name in sorted(first)][:3] == ["residual", 3, "cube-single-play task 2"]
@@ -99,7 +101,7 @@ def test_the_score_is_what_the_report_counts(suite: str, dataset: str, final: fl
         {"updates": k, "eval/return": -1.0, "eval/success": success, "episodes": 1}
         for k, success in ((10, 0.0), (20, 0.2), (30, 0.4), (40, 0.9))
     ]
-    curve = score_curve(evaluations, averaged(suite, dataset))
+    curve = score_curve(evaluations, protocol_evaluations(suite, dataset))
     assert list(curve) == [10, 20, 30, 40]
     assert curve[40] == pytest.approx(final)
     run = Run("run", FINISHED, config={"env.suite": suite}, result={"dataset": dataset}, evaluations=evaluations)

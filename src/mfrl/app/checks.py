@@ -1,4 +1,4 @@
-"""Settings that no run can be made of, refused before anything is built."""
+"""Refuses settings that cannot work, before anything is built."""
 
 from __future__ import annotations
 
@@ -13,26 +13,35 @@ from omegaconf.errors import OmegaConfBaseException
 from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.learning.compiling import check_compile
 from mfrl.learning.online import OnlineSettings
-from mfrl.runs.targets import check_targets, settings_of, target
+from mfrl.runs.targets import check_targets, find_target, plain_settings, settings_of
 from mfrl.settings import OF_A_RUN
 
 EXISTING = ("new", "continue")
 PRECISIONS = ("32-true", "bf16-mixed")
 #: The callbacks that every run has, in the order in which Lightning calls them. The checkpoint comes before the
-#: evaluation, so that a failing simulator costs no updates; the bar comes last, when there is something to tell.
+#: evaluation, so that a failing simulator costs no updates. The bar comes last, and shows what the others have found.
 OWN_CALLBACKS = ("monitor", "interruption", "checkpoint", "evaluate", "progress")
 
 
 def check_existing(cfg: DictConfig) -> None:
+    """Check the setting ``existing``.
+
+    Raises:
+        ConfigError: it is neither ``new`` nor ``continue``.
+    """
     if cfg.existing not in EXISTING:
         raise ConfigError(f"existing={cfg.existing} must be {' or '.join(EXISTING)}")
 
 
 def check_run(cfg: DictConfig, overrides: list[str]) -> None:
-    """Refuse settings that no run can be made of, and those of another algorithm or evaluation.
+    """Check the settings of a new run.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: the user's; messages name the override that sets a wrong setting.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: a setting is out of its range, or belongs to another algorithm or evaluation. The message names it.
     """
     check_settings(cfg)
     refuse_settings_of_another_algorithm(cfg, overrides)
@@ -40,14 +49,14 @@ def check_run(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse what no run can be made of.
+    """Check the ranges of settings, and callbacks and loggers. A resumed run is checked by this function alone.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: a setting is out of its range. The message names it.
     """
     for key, allowed in OF_A_RUN.items():
         part, _, name = key.rpartition(".")
-        if part != "eval" or name in cfg.eval:  # of evaluations, each has its own
+        if part != "eval" or name in cfg.eval:  # each evaluation has only some of the settings eval.*
             allowed.require(key, OmegaConf.select(cfg, key))
     for key in ("checkpoint.keep_all", "tf32"):
         value = OmegaConf.select(cfg, key)
@@ -59,7 +68,8 @@ def check_settings(cfg: DictConfig) -> None:
             f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
             "they are clipped, which then keeps next to nothing of them, and nothing else was tried"
         )
-    # The trainer takes it in, and builds what it names: out of a checkpoint it could name anything.
+    # ${accelerator} becomes a part of the trainer's settings, which are built: a group here, perhaps from a checkpoint,
+    # could name any class.
     if not isinstance(cfg.accelerator, str):
         raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
     here = {name for name in AcceleratorRegistry if AcceleratorRegistry[name]["accelerator"].is_available()}
@@ -73,7 +83,7 @@ def phases(cfg: DictConfig) -> tuple[int, OnlineSettings]:
     """The number of offline updates, and the settings of the online phase.
 
     Raises:
-        ConfigError: there is nothing to do; or a balanced phase has no data.
+        ConfigError: both phases are empty, or a phase lacks the data or the environment that it needs.
     """
     online = OnlineSettings(**cfg.online)
     if cfg.updates == 0 and online.steps == 0:
@@ -96,33 +106,33 @@ def total_updates(cfg: DictConfig) -> int:
 
 
 def refuse_settings_of_another_algorithm(cfg: DictConfig, overrides: list[str]) -> None:
-    """An experiment sets what one algorithm has; chosen together with another algorithm, it may set too much.
+    """Refuse settings ``algo.*`` that the chosen algorithm does not have.
 
-    Args:
-        cfg: the composed configuration.
-        overrides: what the user gave, to name the one that sets it.
+    An experiment may set them for its own algorithm, while the user chooses another one.
 
     Raises:
-        ConfigError: naming the setting, the algorithm and who sets it.
+        ConfigError: there is such a setting, or a setting is out of its range. The message names the setting, the
+            algorithm, and the override that sets it.
     """
     if (known := settings_of(cfg.algo)) is None:
         return
     for name in cfg.algo:
         if not name.startswith("_") and name not in known:
             raise ConfigError(
-                f"algo.{name}, set by {_given_by(f'algo.{name}', overrides)}, is no setting of "
+                f"algo.{name}, set by {_set_by(f'algo.{name}', overrides)}, is no setting of "
                 f"algo={cfg.algo_name}{did_you_mean(name, known)}; take it out with  {shlex.quote(f'~algo.{name}')}"
             )
-    settings = getattr(target(cfg.algo._target_, "algo._target_"), "Settings", None)
-    if is_dataclass(settings):  # which refuses what is out of range or of another kind, before any data is read
+    settings = getattr(find_target(cfg.algo._target_, "algo._target_"), "Settings", None)
+    if isinstance(settings, type) and is_dataclass(settings):  # its constructor checks types and ranges
         settings(**{field.name: cfg.algo[field.name] for field in fields(settings) if field.name in cfg.algo})
 
 
 def refuse_settings_of_another_evaluation(cfg: DictConfig, overrides: list[str]) -> None:
-    """As :func:`refuse_settings_of_another_algorithm`, for what an experiment says of its evaluation.
+    """Refuse settings ``eval.*`` that the chosen evaluation does not have.
 
     Raises:
-        ConfigError: naming the settings, who sets them, and how to take them out.
+        ConfigError: there are such settings. The message names them, the override that sets them, and how to remove
+            them.
     """
     if (settings := settings_of(cfg.eval)) is None:
         return
@@ -131,28 +141,30 @@ def refuse_settings_of_another_evaluation(cfg: DictConfig, overrides: list[str])
     if foreign:
         are, which = ("are no settings", "them") if len(foreign) > 1 else ("is no setting", "it")
         raise ConfigError(
-            f"{', '.join(foreign)}, set by {_given_by(foreign[0], overrides)}, {are} of the chosen evaluation "
+            f"{', '.join(foreign)}, set by {_set_by(foreign[0], overrides)}, {are} of the chosen evaluation "
             f"(eval.{', eval.'.join(sorted(known))} are); take {which} out with  {shlex.join(f'~{x}' for x in foreign)}"
         )
 
 
-def _given_by(key: str, overrides: list[str]) -> str:
+def _set_by(key: str, overrides: list[str]) -> str:
+    """The overrides that may have set a key, in words."""
     given = [text for text in overrides if text.lstrip("+").startswith((f"{key}=", "experiment="))]
     return " or ".join(given) or "the configuration"
 
 
 def check_watching(cfg: DictConfig) -> None:
-    """Refuse callbacks and loggers that could not be made.
+    """Check the groups ``callbacks`` and ``logger``.
 
-    What is written there is built. So it names its classes itself: of a resumed run, most of what can be referred to is
-    out of a checkpoint, which could name any.
+    Their classes are built, so each entry must name its class itself and not by a reference: in a resumed run, most
+    settings come from a checkpoint, which could name any class.
 
     Raises:
-        ConfigError: naming the entry.
+        ConfigError: an entry names no class, refers to one, or names one that does not exist or does not take its
+            arguments; or a callback that every run needs is missing.
     """
     for group in ("callbacks", "logger"):
         try:
-            written, values = (OmegaConf.to_container(cfg[group], resolve=resolve) for resolve in (False, True))
+            written, values = (plain_settings(cfg[group], resolve=resolve) for resolve in (False, True))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{group}: {str(error).splitlines()[0]}") from error
         for name, node in written.items():
@@ -167,12 +179,15 @@ def check_watching(cfg: DictConfig) -> None:
 
 
 def _refuse_references(written: Any, value: Any, key: str) -> None:
-    """Refuse a class, or settings that may hold some, that are not written out.
+    """Refuse references to a class, or to a group of settings, which may contain a class.
 
     Args:
-        written: with references, as plain data.
-        value: with values in their place.
-        key: of both.
+        written: plain data with references.
+        value: the same with the values of the references.
+        key: the dotted key of both, for messages.
+
+    Raises:
+        ConfigError: there is such a reference.
     """
     if isinstance(written, dict | list):
         for name in written if isinstance(written, dict) else range(len(written)):

@@ -1,4 +1,4 @@
-"""`mfrl <command> [overrides]`: each command is a Hydra application with its own file in conf/."""
+"""The command line, `mfrl COMMAND [overrides]`. Most commands are Hydra applications, each with a file in conf/."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import threading
 import warnings
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 
-# Hydra's own flags (--cfg, --config-dir, -m) are read twice: here, before Hydra takes over, to know whether there is
-# something to be run. Its parser is public nowhere; this is the only import of what Hydra calls its internals.
+# Hydra's own flags (--cfg, --config-dir, -m) are read here, before Hydra takes over, to know whether the command runs
+# something or only prints. Hydra does not export its parser: this is the only import of its internals.
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, parse, spell_out_seeds
+from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, expand_seeds, parse
 from mfrl.app.sweep import attempt
 from mfrl.errors import InterruptedRun, MfrlError, did_you_mean, refused_by_system
 from mfrl.system import signals
@@ -80,11 +80,11 @@ COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
 }
 
 
-INTERRUPTED = 128 + signal.SIGINT  # exit status, as shells have it
+INTERRUPTED = 128 + signal.SIGINT  # exit status, as shells define it
 
 
 def main() -> None:
-    """Entry point of the console command."""
+    """The entry point of the console command `mfrl`."""
     try:
         run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """One command, e.g. ``["train", "seed=1"]``."""
+    """Run one command, e.g. ``["train", "seed=1"]``. Errors are printed, and the process exits with a status."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return
@@ -100,14 +100,16 @@ def run(arguments: list[str]) -> None:
         print(metadata.version("mfrl"))
         return
     name = arguments[0]
-    if name in ("report", "tasks"):  # read what is there: nothing to compose
-        if name == "report":
-            from mfrl.app.report import main as read
-        else:
-            from mfrl.app.tasks import main as read
-
+    if name in ("report", "tasks"):  # these read files only, and have no configuration
         try:
-            read(arguments[1:])
+            if name == "report":
+                from mfrl.app import report
+
+                report.main(arguments[1:])
+            else:
+                from mfrl.app import tasks
+
+                tasks.main(arguments[1:])
         except MfrlError as error:
             fail(str(error), 1)
         except OSError as error:
@@ -124,27 +126,28 @@ def run(arguments: list[str]) -> None:
     except MfrlError as error:
         fail(str(error), 2)
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
-        # The run's own evaluation says which settings it has; the one composed here belongs to the default environment.
+        # The configuration composed here has the evaluation of the default environment. The run may have another one
+        # with other settings, so Hydra must accept them; mfrl.app.resume checks them.
         arguments = [f"++{argument}" if argument.startswith("eval.") else argument for argument in arguments]
     if name == "train":
-        # They are those of the dataset's collector, and not only the ones that an experiment gives.
+        # Each collector has settings of its own, so Hydra must accept all; mfrl.app.overrides checks them.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
         try:
-            arguments = spell_out_seeds(arguments)
+            arguments = expand_seeds(arguments)
         except MfrlError as error:
             fail(str(error), 2)
-    signals.install(signals.leave)  # what is half done is cleaned up
+    signals.install(signals.leave)  # a signal ends the command by an exception, so that it cleans up
     sys.argv = [f"mfrl {name}", *arguments[1:]]
     flags = get_args_parser().parse_args(arguments[1:])
     searched = [text for text in flags.overrides if text.startswith(f"{SEARCH_PATH}=")]
     try:
-        # What Hydra shows of itself, and configurations that are none of ours, are left to Hydra.
+        # Hydra's own pages (--help, --info, completion) and other configurations (--config-path) are left to Hydra.
         if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
             check_overrides(flags.config_name or config_name, flags.overrides, flags.config_dir, flags.cfg is None)
         search = Composer.of(config_name, [parse(text) for text in searched], flags.config_dir).search
     except MfrlError as error:
         fail(str(error), 2)
-    if search:  # Hydra's grammar wants overrides side by side
+    if search:  # Hydra's parser wants all overrides side by side
         kept = [text for text in arguments[1:] if text not in searched]
         first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
         sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
@@ -159,14 +162,14 @@ def run(arguments: list[str]) -> None:
         try:
             return function(cfg)
         except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
-            # A signal that comes while a module in C is imported arrives as the failure of that import, or not at all
-            # before somebody looks for it.
-            if signals.received() and not isinstance(error, InterruptedRun):
-                signals.leave(signals.received())
+            # A signal during the import of a module in C makes that import fail, or is only noted.
+            received = signals.received()
+            if received and not isinstance(error, InterruptedRun):
+                signals.leave(received)
             refusal = error if isinstance(error, MfrlError) else refused_by_system(error)
             if refusal is None:
                 raise
-            # Of several runs, Hydra reports this one and goes on with what it can.
+            # In a multirun, Hydra reports this error and runs the other jobs.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise refusal from (None if refusal is error else error)
             fail(str(refusal), refusal.exit_status)
@@ -175,8 +178,8 @@ def run(arguments: list[str]) -> None:
 
 
 def quiet_lightning() -> None:
-    """Lightning's banners and hints about data loaders speak of things that do not apply here."""
-    import lightning  # noqa: F401  which sets a level of its own
+    """Silence Lightning's banners and its hints about data loaders, which do not apply here."""
+    import lightning  # noqa: F401 - its import sets a level
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -184,7 +187,7 @@ def quiet_lightning() -> None:
 
 
 def quiet_threads() -> None:
-    """What the system refuses to TensorBoard's writing thread is raised in the main one as well, and is told there."""
+    """Silence errors of the system (a full disk) in TensorBoard's thread: the main thread raises them too."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
@@ -194,6 +197,7 @@ def quiet_threads() -> None:
     threading.excepthook = hook
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error and exit with a status."""
     Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {escape(message)}", highlight=False)
     sys.exit(code)

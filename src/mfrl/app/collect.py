@@ -1,4 +1,4 @@
-"""`mfrl collect`: which kind of dataset is asked for, and what it will be called."""
+"""`mfrl collect`: find out which kind of dataset is wanted and what its name is, and call the collector."""
 
 from __future__ import annotations
 
@@ -7,75 +7,80 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import ConfigError, DataError, as_typed
+from mfrl.runs.targets import plain_settings
 from mfrl.system.paths import pasted
 
 if TYPE_CHECKING:
     from mfrl.data.module import OfflineData
 
-ONLY_OGBENCH = ("val_episodes", "workers")
-ONLY_MINARI = ("policy", "dataset", "steps", "reference_episodes", "trust")
+ONLY_OGBENCH = ("val_episodes", "workers")  #: settings that Minari datasets do not have
+ONLY_MINARI = ("policy", "dataset", "steps", "reference_episodes", "trust")  #: settings that OGBench's do not have
 
 
 def collect(cfg: DictConfig, overrides: list[str]) -> None:
-    """Collect as configured (conf/collect.yaml): OGBench's files by its scripted policies, else a Minari dataset.
+    """Collect a dataset: OGBench's files with its scripted policies, or a Minari dataset.
 
     Args:
-        overrides: what the user gave.
+        cfg: the composed configuration (conf/collect.yaml).
+        overrides: the user's.
 
     Raises:
-        ConfigError: for a setting that this kind of dataset does not have, or an environment that nobody acts in.
+        ConfigError: a setting belongs to the other kind of dataset, or no policy is known for the environment.
+        CollectError, DataError, EnvError, CheckpointError: from the collector.
     """
     if not isinstance(cfg.policy, str | None):
         raise ConfigError(f"policy={as_typed(cfg.policy)} is unknown; known are null, random and ckpt:PATH")
     if cfg.policy is None and cfg.env.suite == "ogbench":
         from mfrl.catalogue import DEFAULT_DATA_DIR
-        from mfrl.collect.ogbench import runner
+        from mfrl.collect.ogbench import runner as ogbench
 
-        settings = without(ONLY_MINARI, cfg, f"{cfg.env.dataset} by its scripted policy")
-        runner.collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **settings)
+        settings = settings_without(ONLY_MINARI, cfg, f"{cfg.env.dataset} by its scripted policy")
+        ogbench.collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **settings)
         return
-    from mfrl.collect.minari import runner
+    from mfrl.collect.minari import runner as minari
 
-    settings = without(ONLY_OGBENCH, cfg, "a Minari dataset")
+    settings = settings_without(ONLY_OGBENCH, cfg, "a Minari dataset")
     if cfg.policy is not None and cfg.policy.startswith("ckpt:"):
-        if any(text.startswith("env=") for text in overrides) and not has_own_id(cfg):
+        if any(text.startswith("env=") for text in overrides) and not is_dataset_id(cfg):
             raise ConfigError(
                 "with policy=ckpt:PATH the environment is that of the checkpoint; to name the dataset, say dataset=ID"
             )
-        chosen = settings.pop("dataset") or (cfg.env.dataset if has_own_id(cfg) else trained_id(cfg.policy))
+        chosen = settings.pop("dataset") or (cfg.env.dataset if is_dataset_id(cfg) else id_from_checkpoint(cfg.policy))
     else:
-        chosen = settings.pop("dataset") or (cfg.env.dataset if has_own_id(cfg) else untrained_id(cfg))
+        chosen = settings.pop("dataset") or (cfg.env.dataset if is_dataset_id(cfg) else id_from_environment(cfg))
         if cfg.policy == "random":
-            settings["env"] = environment(cfg)
+            settings["env"] = environment_for_random_actions(cfg)
             settings["episode_steps"] = settings["episode_steps"] or cfg.env.get("max_episode_steps")
-    runner.collect(chosen, cfg.data_dir, **settings)
+    minari.collect(chosen, cfg.data_dir, **settings)
     elsewhere = {} if cfg.data_dir is None else {"data_dir": cfg.data_dir}
-    print(f"Train on it: {pasted('mfrl', 'train', *reading(cfg, chosen), **elsewhere)}", file=sys.stderr)
+    print(f"Train on it: {pasted('mfrl', 'train', *training_overrides(cfg, chosen), **elsewhere)}", file=sys.stderr)
 
 
 def collector(suite: str) -> Callable[..., Any] | None:
-    """What collects datasets of a suite, by their own script; None where there is nothing to collect."""
+    """The function that collects datasets of a suite; None if nothing can be collected there."""
     if suite == "ogbench":
-        from mfrl.collect.ogbench.runner import collect
-    elif suite == "minari":
-        from mfrl.collect.minari.runner import collect
-    else:
-        return None
-    return collect
+        from mfrl.collect.ogbench import runner as ogbench
+
+        return ogbench.collect
+    if suite == "minari":
+        from mfrl.collect.minari import runner as minari
+
+        return minari.collect
+    return None
 
 
 def collect_missing(cfg: DictConfig, data: OfflineData) -> None:
-    """Make the files of a run's data, with the settings ``collect`` of conf/train.yaml.
+    """Collect the data of a run with the settings ``collect`` of conf/train.yaml.
 
-    Random actions are taken in the data's ``gym_id``, as the package has it, unless another is given.
+    With policy=random, the environment is ``env.gym_id``, unless ``collect.gym_id`` names another one.
 
     Raises:
-        DataError: no simulator makes them.
-        CollectError: from the collector.
+        DataError: no simulator can make these data.
+        CollectError: the collector fails.
     """
     function = collector(cfg.env.suite)
     if function is None:
@@ -85,19 +90,23 @@ def collect_missing(cfg: DictConfig, data: OfflineData) -> None:
     if settings.get("policy") == "random" and "gym_id" not in settings and gym_id is not None:
         from mfrl.envs.minari import write_spec
 
-        gym_spec = write_spec(gym_id, OmegaConf.to_container(cfg.env.gym_kwargs, resolve=True))
+        gym_spec = write_spec(gym_id, plain_settings(cfg.env.gym_kwargs))
         env = EnvSpec(gym_id, "minari", gym_spec=gym_spec, trust=data.env.trust)
         settings = {"env": env, "episode_steps": cfg.env.get("max_episode_steps"), **settings}
     function(data.dataset, data.data_dir, **settings)
 
 
-def without(foreign: tuple[str, ...], cfg: DictConfig, what: str) -> dict[str, Any]:
-    """The settings but for those of another kind, which must have been left alone.
+def settings_without(foreign: tuple[str, ...], cfg: DictConfig, what: str) -> dict[str, Any]:
+    """The settings ``collect.*`` without those of the other kind of dataset.
+
+    Args:
+        foreign: the settings of the other kind.
+        what: is collected, for the message.
 
     Raises:
-        ConfigError: naming the one that was not.
+        ConfigError: the user has set one of the other kind. The message names it.
     """
-    settings = OmegaConf.to_container(cfg.collect, resolve=True)
+    settings = plain_settings(cfg.collect)
     given = {name: settings.pop(name) for name in foreign}
     for name, value in given.items():
         if value not in (None, []):
@@ -105,13 +114,13 @@ def without(foreign: tuple[str, ...], cfg: DictConfig, what: str) -> dict[str, A
     return settings
 
 
-def has_own_id(cfg: DictConfig) -> bool:
-    """Whether the environment is nothing but the name of a dataset: env=minari/dataset env.dataset=ID."""
+def is_dataset_id(cfg: DictConfig) -> bool:
+    """Whether ``env`` only names a dataset: env=minari/dataset env.dataset=ID."""
     return cfg.env.suite == "minari" and cfg.env.name == cfg.env.dataset
 
 
-def trained_id(policy: str) -> str:
-    """A Minari id that tells what a checkpoint was trained on and how."""
+def id_from_checkpoint(policy: str) -> str:
+    """A Minari id for what a checkpoint's policy collects: what it was trained on, and the algorithm."""
     from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
     from mfrl.runs.saved import Saved
 
@@ -120,11 +129,11 @@ def trained_id(policy: str) -> str:
     return f"mfrl/{bare.replace('/', '-')}-{Saved(record['config']).plain('algo_name')}-v0"
 
 
-def untrained_id(cfg: DictConfig) -> str:
-    """The id of a controller's dataset, or one that tells where random actions were taken.
+def id_from_environment(cfg: DictConfig) -> str:
+    """The Minari id for what a controller or random actions collect.
 
     Raises:
-        ConfigError: of a published dataset, where nobody is said to act.
+        ConfigError: the dataset is published by D4RL, and no policy is given.
     """
     if cfg.policy is not None:
         return f"mfrl/{cfg.env.name}-{cfg.policy}-v0"
@@ -137,8 +146,8 @@ def untrained_id(cfg: DictConfig) -> str:
     return cfg.env.dataset
 
 
-def environment(cfg: DictConfig) -> EnvSpec:
-    """Where random actions are taken.
+def environment_for_random_actions(cfg: DictConfig) -> EnvSpec:
+    """The environment in which random actions are taken.
 
     Raises:
         ConfigError: the configuration names no environment.
@@ -153,14 +162,14 @@ def environment(cfg: DictConfig) -> EnvSpec:
     gym_id = MAZES[cfg.env.dataset].gym_id if cfg.env.dataset in MAZES else cfg.env.gym_id
     if gym_id is None:
         raise ConfigError(f"policy=random needs an environment for {cfg.env.dataset}: env.gym_id=NAME-v0")
-    gym_spec = write_spec(gym_id, OmegaConf.to_container(cfg.env.gym_kwargs, resolve=True))
+    gym_spec = write_spec(gym_id, plain_settings(cfg.env.gym_kwargs))
     return EnvSpec(gym_id, "minari", gym_spec=gym_spec, trust=tuple(cfg.trust))
 
 
-def reading(cfg: DictConfig, dataset: str) -> list[str]:
-    """The overrides with which a dataset is trained on."""
+def training_overrides(cfg: DictConfig, dataset: str) -> list[str]:
+    """The overrides that train on a collected dataset."""
     if cfg.policy is None:
         return [f"env=minari/{cfg.env.name}", *([] if dataset == cfg.env.dataset else [f"env.dataset={dataset}"])]
     if cfg.policy == "random" and cfg.env.dataset.startswith("D4RL/"):
-        return [f"env=d4rl/{cfg.env.name}", f"env.dataset={dataset}"]  # with the labels of that benchmark
+        return [f"env=d4rl/{cfg.env.name}", f"env.dataset={dataset}"]  # env=d4rl/... labels as D4RL does
     return ["env=minari/dataset", f"env.dataset={dataset}"]

@@ -1,4 +1,4 @@
-"""`mfrl eval`: a policy, its normalisation and its environment out of a checkpoint alone, or in another one."""
+"""`mfrl eval`: evaluate the policy of a checkpoint in the environment of its run, or in another one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -28,29 +28,30 @@ from mfrl.runs.checkpoint import find_checkpoint
 from mfrl.runs.load import load_algorithm, recorded_env
 from mfrl.runs.saved import Saved
 from mfrl.runs.scores import format_score, score_name
-from mfrl.study.evaluate import SampleEvaluator
+from mfrl.runs.targets import plain_settings
+from mfrl.study.evaluate import SampleEvaluation, SampleEvaluator
 from mfrl.study.toys import find_toy
 from mfrl.system.files import write_json
 
 
 class EvaluationError(MfrlError):
-    """An evaluation whose numbers are known and could not be written."""
+    """The results of an evaluation could not be written. They were printed."""
 
 
-def other_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data: DataSpec) -> EnvSpec:
-    """The environment that the user names to evaluate in, if it shows and takes what the policy sees and does.
+def chosen_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data: DataSpec) -> EnvSpec:
+    """The environment that the user names, after checking that it fits the policy.
 
     Args:
-        cfg: the node ``env`` of conf/eval.yaml and ``trust``.
-        recorded: the run's own.
+        cfg: the configuration (conf/eval.yaml); its ``env`` and ``trust`` are read.
+        recorded: the run's own environment.
         record: from :func:`load_algorithm`.
-        data: what the policy was trained on.
+        data: the data that the policy was trained on.
 
     Raises:
-        ConfigError: settings of an environment without its name, or of one that has none.
-        EnvError: it cannot be built, or has other observations or actions.
+        ConfigError: ``env.gym_id`` is missing, or this environment does not have the settings that are given.
+        EnvError: the environment cannot be built, or has other observations or actions than the policy.
     """
-    changes = OmegaConf.to_container(cfg.env, resolve=True)
+    changes = plain_settings(cfg.env)
     gym_id = changes.pop("gym_id")
     given = [f"env.{name}" for name, value in changes.items() if value not in (None, {}, [])]
     if gym_id is None:
@@ -59,7 +60,7 @@ def other_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data: 
         raise ConfigError(
             f"env.gym_id={gym_id}: a run on {recorded.env_id} is judged by its samples, in no environment"
         )
-    if of_ogbench(gym_id):
+    if is_ogbench(gym_id):
         if given:
             raise ConfigError(f"{given[0]} is no setting of {gym_id}, which OGBench defines")
         name = gym_id.removeprefix("ogbench:")
@@ -80,17 +81,17 @@ def other_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data: 
     return spec
 
 
-def of_ogbench(gym_id: str) -> bool:
-    """Whether it is a name of OGBench, whose environments are built with more care (:func:`mfrl.envs.ogbench.make`)."""
+def is_ogbench(gym_id: str) -> bool:
+    """Whether OGBench defines an environment. :func:`mfrl.envs.ogbench.make` builds these."""
     import gymnasium
     import ogbench  # noqa: F401 - registers the environments
 
-    name = gym_id.removeprefix("ogbench:")  # the package that registers it, as gymnasium writes it
+    name = gym_id.removeprefix("ogbench:")  # gymnasium allows the package's name in front
     return name in gymnasium.registry and str(gymnasium.registry[name].entry_point).startswith("ogbench.")
 
 
 def wrappers_of(gym_spec: str | None) -> list[str]:
-    """The names of the wrappers in an environment's description; nothing of it is imported."""
+    """The names of the wrappers in an environment's description (JSON). Nothing is imported."""
     try:
         wrappers = json.loads(gym_spec or "{}")["additional_wrappers"]
         return [str(wrapper["name"]) for wrapper in wrappers]
@@ -99,16 +100,17 @@ def wrappers_of(gym_spec: str | None) -> list[str]:
 
 
 def refuse_other_shapes(spec: EnvSpec, data: DataSpec, bounds: list[list[float]] | None) -> None:
-    """An environment that shows or takes something else than the data cannot judge a policy trained on them.
+    """Check that an environment has the observations and actions that a policy was trained on. It is built once.
 
     Args:
-        spec: the environment, which is built once.
-        data: what the policy was trained on.
-        bounds: lowest and highest actions ``(2, action_dim)`` of the data, which the policy has as -1 and 1; None where
-            the checkpoint does not say.
+        spec: the environment.
+        data: the data that the policy was trained on.
+        bounds: the lowest and the highest actions ``(2, action_dim)`` of the data, which the policy knows as -1 and 1;
+            None if the checkpoint does not have them.
 
     Raises:
-        EnvError: naming what differs.
+        EnvError: shapes or bounds differ. The message says which.
+        CheckpointError: ``bounds`` has another form.
     """
     env = spec.make()
     try:
@@ -139,23 +141,29 @@ def refuse_other_shapes(spec: EnvSpec, data: DataSpec, bounds: list[list[float]]
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate as the run did, unless told otherwise, and write every number to a file.
+    """Evaluate a checkpoint as its run did, changed by the user's settings, and write all numbers to a file.
+
+    Args:
+        cfg: the composed configuration (conf/eval.yaml).
+
+    Returns:
+        what the file holds.
 
     Raises:
-        CheckpointError: from :func:`load_algorithm`.
-        ConfigError: for a setting that the run's kind of evaluation does not have, or that is no such number, or that
-            neither the run nor the user gives.
-        EnvError: the run's data have no environment, or the one that is named is not for this policy.
-        EvaluationError: the numbers are on the screen, and could not be written.
+        CheckpointError: see :func:`load_algorithm`.
+        ConfigError: the run's kind of evaluation does not have a setting, a setting is out of its range, or neither the
+            run nor the user gives it.
+        EnvError: the run's data have no environment, or the environment does not fit the policy.
+        EvaluationError: the file could not be written. The numbers were printed.
     """
     console = Console(stderr=True)
     path = find_checkpoint(cfg.ckpt)
     module, record = load_algorithm(path, tuple(cfg.trust))
     spec, policy = recorded_env(record, tuple(cfg.trust)), module.policy().folded()
-    elsewhere = any(value not in (None, {}, []) for value in OmegaConf.to_container(cfg.env, resolve=True).values())
+    in_other_env = any(value not in (None, {}, []) for value in plain_settings(cfg.env).values())
     notes = []
-    if elsewhere:
-        recorded, spec = spec, other_env(cfg, spec, record, module.spec)
+    if in_other_env:
+        recorded, spec = spec, chosen_env(cfg, spec, record, module.spec)
         if "action_bounds" not in record:
             notes.append(
                 f"{path} does not say in which bounds the actions of its data were: those of {spec.env_id} are taken"
@@ -169,16 +177,16 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         n = cfg.num_candidates
         require("num_candidates", type(n) is int and n >= 1, n, "a whole number of at least 1, or null: as trained")
         policy.num_candidates = n
-    of_samples = spec.suite == "toy"
-    names = ("samples", "seed") if of_samples else ("episodes", "num_envs", "workers", "seed")
+    has_samples = spec.suite == "toy"
+    names = ("samples", "seed") if has_samples else ("episodes", "num_envs", "workers", "seed")
     foreign = [name for name in ("episodes", "num_envs", "workers", "samples") if name not in names]
-    for name in foreign + ["num_candidates", "video"] * of_samples:
+    for name in foreign + ["num_candidates", "video"] * has_samples:
         if cfg[name] is not None and cfg[name] is not False:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
-    if not of_samples:
+    if not has_samples:
         spec.check()
     evaluated = Saved(record["config"]).group("eval")
-    settings = {name: evaluated.get(name) if cfg[name] is None else cfg[name] for name in names}
+    settings: dict[str, Any] = {name: evaluated.get(name) if cfg[name] is None else cfg[name] for name in names}
     if missing := [name for name, value in settings.items() if value is None and name != "workers"]:
         raise ConfigError(
             f"{path} is of a run that was not evaluated in {spec.env_id}, so say how: "
@@ -190,8 +198,10 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         require(name, holds, value, f"a whole number of at least {least}")
     for note in notes:
         console.print(escape(note), highlight=False)
-    if of_samples:
-        result, frames = SampleEvaluator(find_toy(spec.env_id), **settings).run(policy), []
+    result: SampleEvaluation | Evaluation
+    frames: list[np.ndarray] = []
+    if has_samples:
+        result = SampleEvaluator(find_toy(spec.env_id), **settings).run(policy)
     else:
         result = run_episodes(spec, policy, console, videos=cfg.videos if cfg.video else 0, **settings)
         frames = result.frames
@@ -206,7 +216,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     console.print(table, highlight=False)
 
     out = Path(cfg.out).expanduser() if cfg.out else path.parent
-    where = f"-env={re.sub(r'[^A-Za-z0-9._-]', '_', spec.env_id)}" if elsewhere else ""
+    where = f"-env={re.sub(r'[^A-Za-z0-9._-]', '_', spec.env_id)}" if in_other_env else ""
     file = out / f"evaluation-{path.stem}{where}-seed={settings['seed']}-episodes={report['episodes']}.json"
     videos = [out / f"{path.stem}{where}-episode={k}.mp4" for k in range(len(frames))]
     try:
@@ -215,7 +225,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         for video, film in zip(videos, frames, strict=True):
             write_video(film, video, FPS)
     except OSError as error:
-        print(json.dumps(report))  # so that nothing of what was measured is lost
+        print(json.dumps(report))  # so that no number is lost
         raise EvaluationError(
             f"the numbers above could not be written to {out}: {error.strerror or error}. Name a folder that can be "
             "written to: out=FOLDER"
@@ -228,7 +238,12 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
 def run_episodes(
     spec: EnvSpec, policy: Policy, console: Console, episodes: int, videos: int, **settings: Any
 ) -> Evaluation:
-    """Episodes in the simulator, with a progress bar."""
+    """Run episodes in the simulator, with a progress bar.
+
+    Args:
+        videos: number of episodes to film.
+        settings: arguments of :class:`mfrl.envs.evaluation.Evaluator`.
+    """
     with Evaluator(spec, **settings) as evaluator, Progress(console=console, transient=True) as bar:
         task = bar.add_task("evaluate", total=episodes)
         return evaluator.run(

@@ -1,4 +1,4 @@
-"""Data that are not there yet: collected or downloaded, where the run asks for it."""
+"""Collects or downloads the data of a run if they are missing and the run asks for it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ from mfrl.system.files import one_at_a_time
 
 
 def fetch_missing(cfg: DictConfig, data: OfflineData, console: Console) -> None:
-    """Collect or download what is not there yet, if asked to; of a sweep's jobs, one does."""
+    """Collect or download the files of a run's data if they are missing and ``collect`` or ``download`` is set.
+
+    Of several jobs that need the same data, one gets them and the others wait.
+
+    Raises:
+        DataError: the data cannot be collected or downloaded, or the folder cannot be written to.
+        CollectError: the collector fails.
+    """
 
     def files_exist() -> bool:
         return all(path.is_file() for path in data.paths)
 
     if files_exist() or (cfg.collect is None and not cfg.download):
         return
+    assert data.data_dir is not None, "data with files have a folder"
     with ExitStack() as stack:
         try:
             stack.enter_context(one_at_a_time(data.data_dir / f".{data.dataset.replace('/', '-')}.lock"))
         except OSError as error:
-            if isinstance(error, MfrlError):  # it says what to do already
+            if isinstance(error, MfrlError):  # its message says what to do
                 raise
             raise DataError(
                 f"{data.dataset} is not in {data.data_dir}, and cannot be put there ({error.strerror or error}): "

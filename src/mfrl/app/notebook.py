@@ -1,4 +1,4 @@
-"""What a notebook needs besides the library itself: training without a terminal, and tables to look at."""
+"""Helpers for notebooks: train without a terminal, and show tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compose(*overrides: str) -> DictConfig:
     """The configuration of ``mfrl train OVERRIDES``.
 
     Raises:
-        ConfigError: with near names where a name is unknown.
+        ConfigError: an override is wrong. For an unknown name, the message has similar names.
     """
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -34,12 +34,15 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def run(*overrides: str) -> Path:
-    """Do what ``mfrl train OVERRIDES`` does, saying nothing; returns the run's folder.
+    """Do what ``mfrl train OVERRIDES`` does, without printing.
 
-    With ``existing=continue`` a finished run is left as it is, and its folder is returned at once.
+    With ``existing=continue``, a finished run is not trained again.
+
+    Returns:
+        the run folder.
 
     Raises:
-        MfrlError: whatever training raises.
+        MfrlError: see :func:`mfrl.app.train.train`.
     """
     cfg = compose(*overrides)
     quiet_lightning()
@@ -49,7 +52,12 @@ def run(*overrides: str) -> Path:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and cells, shown as a table by a notebook and as aligned columns elsewhere."""
+    """A table that notebooks render, and that prints as aligned columns elsewhere.
+
+    Args:
+        head: the headings.
+        body: the rows.
+    """
 
     head: Sequence[str]
     body: Sequence[Sequence[object]]

@@ -1,4 +1,4 @@
-"""Overrides, KEY=VALUE: read, composed once up front, and what is wrong with them said in our own words."""
+"""Checks overrides, KEY=VALUE, before a command runs, and explains errors of Hydra in plain sentences."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mfrl.app.presets import refuse_taken_names
 from mfrl.catalogue import spelled
 from mfrl.errors import ConfigError, did_you_mean, require
-from mfrl.runs.resumable import among
-from mfrl.runs.targets import settings_of
+from mfrl.runs.resumable import matches_any
+from mfrl.runs.targets import plain_settings, settings_of
 from mfrl.system.paths import CONFIG_DIR, refuse_groups, run_folder
 
 SEARCH_PATH = "hydra.searchpath"
-_FEW = 10  # names that are all told
+_FEW = 10  # messages list so many names in full
 
 
 @dataclass(frozen=True)
 class Composer:
-    """What Hydra composes for a command: a file of conf/, and where further files may lie.
+    """Composes the configuration of a command.
 
     Attributes:
-        name: of the file.
-        search: the override hydra.searchpath, where there are further folders, else none.
+        name: the command's file in conf/.
+        search: the override ``hydra.searchpath`` if the user has further folders of configurations; otherwise empty.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Composer:
 
     @classmethod
     def of(cls, name: str, overrides: Iterable[Override], config_dir: str | None = None) -> Composer:
-        """With the folders of ``hydra.searchpath=[...]`` and ``--config-dir``.
+        """A composer that also looks into the folders of ``hydra.searchpath=[...]`` and ``--config-dir``.
 
         Raises:
-            ConfigError: one of them has a table of presets by the name of one of ours.
+            ConfigError: a folder has a table of presets with the name of one of mfrl's.
         """
         given = [o.value() for o in overrides if o.key_or_group == SEARCH_PATH and not o.is_sweep_override()]
         folders = [folder for value in given[-1:] if isinstance(value, list) for folder in value]
         if config_dir is not None:
             folders.append(f"file://{os.path.abspath(config_dir)}")
-        # Tables of presets are looked for wherever files are.
+        # Each folder may have tables of presets too, which the scheme presets:// finds.
         paths = [path for folder in folders if "://" not in (path := str(folder).removeprefix("file://"))]
         for path in paths:
             refuse_taken_names(Path(path))
@@ -61,52 +61,68 @@ class Composer:
         return cls(name, (f"{SEARCH_PATH}=[{listed}]",) if folders else ())
 
     def __call__(self, overrides: Iterable[str]) -> DictConfig:
+        """The configuration with these overrides.
+
+        Raises:
+            HydraException, OmegaConfBaseException: Hydra cannot compose it; see :func:`explain`.
+        """
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose(self.name, [*self.search, *overrides])
 
     def names(self, group: str, kind: ObjectType) -> list[str]:
-        """Of the configurations, or of the groups, in a group."""
+        """The names of the configurations in a group, or of the groups in it.
+
+        Args:
+            group: e.g. ``env`` or ``env/ogbench``.
+            kind: ``ObjectType.CONFIG`` or ``ObjectType.GROUP``.
+        """
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             return loader.get_group_options(group, kind, self.name, list(self.search))
 
     def is_group(self, key: str) -> bool:
-        """Whether configurations are chosen by ``key=``."""
+        """Whether a key is a group of configurations, so that ``key=`` chooses one of them."""
         if not self.search:
             return (CONFIG_DIR / key).is_dir()
         return "." not in key and bool(self.names(key, ObjectType.CONFIG) or self.names(key, ObjectType.GROUP))
 
     def choices(self) -> list[str]:
-        """The groups that the command itself chooses configurations of."""
+        """The groups from which the command chooses a configuration by default."""
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             cfg = hydra.compose(self.name, list(self.search), return_hydra_config=True)
         return list(cfg.hydra.runtime.choices)
 
     def can_compose(self, given: Iterable[Override]) -> bool:
-        """Whether Hydra has nothing against these overrides."""
+        """Whether Hydra can compose these overrides."""
         try:
-            self([override.input_line for override in given])
+            self(map(as_written, given))
         except (HydraException, OmegaConfBaseException):
             return False
         return True
 
     def all_names(self, group: str) -> list[str]:
-        """The configurations in a group and in the groups below it, by their names in the first."""
+        """The names of the configurations in a group and in the groups below it, relative to the first group."""
         names = self.names(group, ObjectType.CONFIG)
         for part in self.names(group, ObjectType.GROUP):
             names += [f"{part}/{name}" for name in self.all_names(f"{group}/{part}")]
         return names
 
     def is_choice(self, override: Override) -> bool:
-        """Whether it chooses a configuration of a group, e.g. network=small."""
+        """Whether an override chooses a configuration of a group, e.g. network=small."""
         return self.is_group(override.key_or_group) and isinstance(override.value(), str | list)
 
 
+def as_written(override: Override) -> str:
+    """An override as the user has written it."""
+    assert override.input_line is not None, "it was parsed from a text"
+    return override.input_line
+
+
 def parse(text: str) -> Override:
-    """An override, KEY=VALUE.
+    """Parse an override, KEY=VALUE.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is no override.
     """
     try:
         (override,) = OverridesParser.create().parse_overrides([text])
@@ -122,51 +138,52 @@ def parse(text: str) -> Override:
 def check_overrides(
     config_name: str, overrides: list[str], config_dir: str | None = None, complete: bool = True
 ) -> None:
-    """Compose once up front, to say in our own words what is wrong with an override.
+    """Compose a command's configuration once, to explain errors in plain sentences before Hydra takes over.
 
     Args:
-        config_name: the file that the command composes.
+        config_name: the command's file in conf/.
         overrides: the user's.
-        config_dir: of ``--config-dir``: a folder of the user's own configurations.
-        complete: there is something to be run, and not only shown.
+        config_dir: the folder of ``--config-dir``, or None.
+        complete: check too that nothing is missing; False if the configuration is only printed.
 
     Raises:
-        ConfigError: with near names where a name is unknown.
+        ConfigError: an override is wrong. For an unknown name, the message has similar names.
     """
     if config_dir is not None and not os.path.isdir(config_dir):
         raise ConfigError(f"--config-dir {config_dir} is no folder")
     parsed = [parse(text) for text in overrides]
     composer = Composer.of(config_name, parsed, config_dir)
-    choices = [values_of(override) for override in parsed if override.key_or_group != SEARCH_PATH]
+    choices = [sweep_values(override) for override in parsed if override.key_or_group != SEARCH_PATH]
     given: list[Override] = []
     composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
     try:
-        # Every value of a sweep once; shorter lists stay at their last.
+        # Compose every value of a sweep once, the k-th values of all keys together. A list that is shorter repeats its
+        # last value.
         for k in range(max(map(len, choices), default=1)):
             given = [values[min(k, len(values) - 1)] for values in choices]
-            lines = [o.input_line for o in given]
-            chosen = tuple(o.input_line for o in given if composer.is_choice(o))
+            lines = list(map(as_written, given))
+            chosen = tuple(as_written(o) for o in given if composer.is_choice(o))
             if chosen not in composed:  # composing takes a tenth of a second, and a sweep may have a thousand seeds
                 for override in given:
                     check_group(override, composer)
-                check_taken_away(given, composer)
-                composed[chosen] = composer(lines), dotted(composer(chosen))
+                check_deletions(given, composer)
+                composed[chosen] = composer(lines), dotted_settings(composer(chosen))
             cfg, defaults = composed[chosen]
             for override in [values[k] for values in choices if 0 < k < len(values)]:
                 if override.input_line not in chosen:
-                    change(cfg, override)
+                    apply_override(cfg, override)
             if complete:
                 check_composed(cfg)
-            check_kinds(dotted(cfg), defaults)
+            check_types(dotted_settings(cfg), defaults)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, composer, given)) from error
 
 
-def values_of(override: Override) -> list[Override]:
-    """The overrides that a sweep is made of; one that is none is the only one.
+def sweep_values(override: Override) -> list[Override]:
+    """One override for each value of a sweep, or the override itself if it has one value.
 
     Raises:
-        ConfigError: its values cannot be counted.
+        ConfigError: the sweep has no list of values, e.g. interval(0, 1).
     """
     if not override.is_sweep_override():
         return [override]
@@ -175,24 +192,28 @@ def values_of(override: Override) -> list[Override]:
     return [parse(f"{override.get_key_element()}={value}") for value in override.sweep_string_iterator()]
 
 
-def change(cfg: DictConfig, override: Override) -> None:
-    """Give another value to a setting that Hydra has composed already.
+def apply_override(cfg: DictConfig, override: Override) -> None:
+    """Change a setting in a configuration that is composed already.
 
     Raises:
-        ConfigError: the setting has values of another kind.
+        ConfigError: the value has another type than the setting.
     """
     try:
         new = override.type != OverrideType.CHANGE
         OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=new)
     except OmegaConfBaseException as error:
-        raise ConfigError(another_kind(override.input_line)) from error
+        raise ConfigError(wrong_type_message(as_written(override))) from error
 
 
-def check_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Refuse words for numbers, and anything for a group of settings that is none.
+def check_types(values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Check that a number is not replaced by a word, nor a group of settings by a single value.
+
+    Args:
+        values: the settings by dotted key.
+        defaults: the same without the user's overrides.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: one is replaced. The message names the setting.
     """
     for key, default in defaults.items():
         value = values.get(key)
@@ -204,10 +225,10 @@ def check_kinds(values: dict[str, Any], defaults: dict[str, Any]) -> None:
 
 
 def check_group(override: Override, composer: Composer) -> None:
-    """Refuse what Hydra answers with a traceback: a group of configurations that is given none.
+    """Refuse values for a group that name no configuration, e.g. env=3, for which Hydra prints a traceback.
 
     Raises:
-        ConfigError: with the group's configurations.
+        ConfigError: the message lists the group's configurations.
     """
     text, group = override.input_line, override.key_or_group
     if override.is_delete() or not composer.is_group(group) or isinstance(override.value(), str | list | dict):
@@ -218,21 +239,23 @@ def check_group(override: Override, composer: Composer) -> None:
     raise ConfigError(f"{text} must be one of {known}; leave {group}= out for the default")
 
 
-def check_taken_away(given: Sequence[Override], composer: Composer) -> None:
-    """Let settings be taken away that nothing has a use for, as those of an evaluation that was not chosen in the end.
+def check_deletions(given: Sequence[Override], composer: Composer) -> None:
+    """Check overrides like ``~eval.episodes``, which delete a setting. Only settings that nothing reads may go.
+
+    An experiment may set them for an algorithm or an evaluation that the user has then replaced by another one.
 
     Raises:
-        ConfigError: the setting is needed.
+        ConfigError: the setting is needed, or does not exist.
     """
     gone = [o for o in given if o.is_delete() and not o.is_hydra_override()]
     if not gone:
         return
-    cfg = composer([o.input_line for o in given if o not in gone])
+    cfg = composer(as_written(o) for o in given if o not in gone)
     for override in gone:
         part, _, name = override.key_or_group.rpartition(".")
         node = OmegaConf.select(cfg, part) if part else None
         known = settings_of(node) if isinstance(node, DictConfig) and "_target_" in node else None
-        if known is None or name in known:
+        if node is None or known is None or name in known:
             raise ConfigError(
                 f"{override.input_line}: a setting cannot be taken away, only changed ({override.key_or_group}=...) or "
                 "left as it is"
@@ -242,12 +265,12 @@ def check_taken_away(given: Sequence[Override], composer: Composer) -> None:
 
 
 def check_composed(cfg: DictConfig) -> None:
-    """Refuse settings that no part of the program would answer for in words of its own.
+    """Check settings that no other part of the program checks.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: a setting is missing or cannot be used. The message names it.
     """
-    if missing := [key for key, value in dotted(cfg).items() if value == "???"]:
+    if missing := [key for key, value in dotted_settings(cfg).items() if value == "???"]:
         raise ConfigError(f"{', '.join(missing)} must be given, e.g. {missing[0]}=...")
     if "run_dir" in cfg:
         runs = cfg.get("runs")
@@ -256,12 +279,12 @@ def check_composed(cfg: DictConfig) -> None:
             refuse_groups(cfg, "run_dir")
             run_folder(cfg.run_dir)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"run_dir={dotted(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"run_dir={dotted_settings(cfg)['run_dir']}: {str(error).splitlines()[0]}") from error
     jobs = cfg.get("jobs", -1)
     possible = isinstance(jobs, int) and (jobs == -1 or jobs >= 1)
     require("jobs", possible, jobs, "at least 1, or -1 for as many as there are cores")
     seed = cfg.get("seed")
-    if "updates" in cfg:  # `mfrl train`; the others say it themselves
+    if "updates" in cfg:  # `mfrl train`; the other commands check their seed themselves
         require("seed", type(seed) is int and 0 <= seed < 2**32, seed, "a whole number from 0 to 4294967295")
     task = OmegaConf.select(cfg, "env.task")
     if task is not None and cfg.env.suite != "ogbench":
@@ -271,10 +294,11 @@ def check_composed(cfg: DictConfig) -> None:
 
 
 def check_collect(cfg: DictConfig) -> None:
-    """Refuse what a dataset's collector does not know.
+    """Check the settings ``collect.*`` of `mfrl train`.
 
     Raises:
-        ConfigError: with near names.
+        ConfigError: the dataset's collector does not have a setting (the message has similar names), or there is no
+            collector.
     """
     if not isinstance(cfg.collect, DictConfig):
         raise ConfigError(f"collect={cfg.collect} must be null or settings of `mfrl collect`, e.g. collect={{seed: 0}}")
@@ -284,32 +308,33 @@ def check_collect(cfg: DictConfig) -> None:
     if function is None:
         raise ConfigError(f"collect={cfg.collect}: there is nothing to collect of {cfg.env.name}; leave collect= out")
     known = inspect.signature(function).parameters.keys() - {"dataset", "data_dir", "env", "progress"}
-    for name in cfg.collect:
+    for name in map(str, cfg.collect):
         if name not in known:
             raise ConfigError(
-                f"collect.{name} is no setting of collecting {cfg.env.dataset}{did_you_mean(str(name), known)}; known: "
+                f"collect.{name} is no setting of collecting {cfg.env.dataset}{did_you_mean(name, known)}; known: "
                 f"{', '.join(sorted(known))}"
             )
 
 
 def explain(error: HydraException | OmegaConfBaseException, composer: Composer, given: Sequence[Override]) -> str:
-    """What Hydra could not compose, in a sentence, with near names for an unknown key or choice.
+    """Explain in a sentence why Hydra could not compose a configuration, with similar names for an unknown one.
 
     Args:
-        error: Hydra's.
-        composer: of what was composed.
-        given: with which overrides; the files they choose decide which settings there are.
+        error: Hydra's error.
+        composer: composed the configuration.
+        given: the overrides it was composed with. The files they choose decide which settings exist.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, composer)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        chosen = [o.input_line for o in given if composer.is_choice(o) and o.key_or_group != cause.full_key]
-        return f"there is no setting {cause.full_key!r}{did_you_mean(cause.full_key, dotted(composer(chosen)))}"
+        unknown = str(cause.full_key)
+        chosen = [as_written(o) for o in given if composer.is_choice(o) and o.key_or_group != unknown]
+        return f"there is no setting {unknown!r}{did_you_mean(unknown, dotted_settings(composer(chosen)))}"
     if isinstance(cause, OmegaConfBaseException):
-        wrong = [o.input_line for o in given if among(str(cause.full_key), [o.key_or_group])]
-        return another_kind(wrong[-1]) if wrong else str(cause).splitlines()[0]
-    # Of choices among files Hydra does not say which one is at fault.
+        named = [as_written(o) for o in given if matches_any(str(cause.full_key), [o.key_or_group])]
+        return wrong_type_message(named[-1]) if named else str(cause).splitlines()[0]
+    # Where a choice of a file fails, Hydra does not say which one. It is the first that fails with those before it.
     wrong = next((o for k, o in enumerate(given) if not composer.can_compose(given[: k + 1])), None)
     if wrong is None or not composer.is_group(wrong.key_or_group):
         return str(error)
@@ -321,7 +346,7 @@ def explain(error: HydraException | OmegaConfBaseException, composer: Composer, 
 
 
 def _no_such_choice(name: str, composer: Composer) -> str:
-    """What is said of a configuration, e.g. ``env/ogbench/cube``, that is not there."""
+    """The message for a configuration that does not exist, e.g. ``env/ogbench/cube``."""
     group, _, choice = name.rpartition("/")
     top = group.split("/")[0]
     wanted = name.removeprefix(f"{top}/") if group else choice
@@ -334,12 +359,13 @@ def _no_such_choice(name: str, composer: Composer) -> str:
     return f"there is no {name!r} among the configurations in {CONFIG_DIR}{did_you_mean(wanted, known) or all_of_them}"
 
 
-def another_kind(override: str) -> str:
+def wrong_type_message(override: str) -> str:
+    """The message for an override whose value has another type than the setting."""
     return f"{override}: its value is of another kind than the setting's (a number, a name, a list, {{key: value}})"
 
 
-def dotted(cfg: DictConfig) -> dict[str, Any]:
-    """Every key of a configuration as a.b.c with its value, interpolations as written."""
+def dotted_settings(cfg: DictConfig) -> dict[str, Any]:
+    """All settings and groups of a configuration by their dotted keys, with interpolations as written."""
     found: dict[str, Any] = {}
 
     def visit(node: Any, prefix: str) -> None:
@@ -348,15 +374,18 @@ def dotted(cfg: DictConfig) -> dict[str, Any]:
             if isinstance(value, dict):
                 visit(value, f"{prefix}{key}.")
 
-    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    visit(plain_settings(cfg, resolve=False), "")
     return found
 
 
-def spell_out_seeds(arguments: list[str]) -> list[str]:
-    """``seeds=8`` is short for ``-m seed=0,1,2,3,4,5,6,7 pack=8``.
+def expand_seeds(arguments: list[str]) -> list[str]:
+    """Replace ``seeds=8`` by what it is short for, ``-m seed=0,1,2,3,4,5,6,7 pack=8``.
+
+    Args:
+        arguments: the command line, from the command's name on.
 
     Raises:
-        ConfigError: it is no whole number of at least 1, or stands beside ``seed=``.
+        ConfigError: ``seeds`` is no whole number of at least 1, or ``seed=`` is given too.
     """
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("seeds=")]
     if not given:
@@ -366,7 +395,7 @@ def spell_out_seeds(arguments: list[str]) -> list[str]:
     if any(argument.startswith("seed=") for argument in arguments):
         raise ConfigError(f"seeds={given[-1]} stands for seeds 0 to {int(given[-1]) - 1}: leave seed= out")
     others = [argument for argument in arguments if not argument.startswith("seeds=")]
-    if {"--cfg", "-c", "--info", "-i", "--help"} & {*others}:  # of the configuration that all of them have
+    if {"--cfg", "-c", "--info", "-i", "--help"} & {*others}:  # Hydra shows one configuration: all seeds share it
         return others
     count = int(given[-1])
     listed = [f"seed={','.join(str(seed) for seed in range(count))}"]

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that differ in seed and alpha alone, trained as one population."""
+"""Packs: jobs of a sweep that differ only in seed and alpha are trained together, as the members of one population."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -25,13 +25,13 @@ from mfrl.app.parts import (
     build_online,
     build_trainer,
     choose_arithmetic,
-    composed,
+    composed_parts,
     run_trainer,
     seeded_algorithm,
 )
 from mfrl.app.results import announce, finish
-from mfrl.app.resume import Start, finished, how_to_go_on, left_in, refuse_other_data
-from mfrl.app.watch import begin, build_progress
+from mfrl.app.resume import Start, finished_result, how_to_resume, refuse_other_data, unfinished_checkpoint
+from mfrl.app.watch import begin_run, build_progress
 from mfrl.callbacks.evaluation import Evaluate
 from mfrl.callbacks.interruption import Interruption
 from mfrl.callbacks.population import Each, EvaluateEach, Spread, Watched
@@ -39,19 +39,23 @@ from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError, MfrlError, RefusedRun
 from mfrl.learning.training import Member, Training
 from mfrl.runs.folder import RunFolder
-from mfrl.runs.jobs import FINISHED, SKIPPED, STOPPED, Outcome, claim, failure, score
-from mfrl.runs.saved import settle
+from mfrl.runs.jobs import FINISHED, SKIPPED, STOPPED, Outcome, record_failure, reserve_folder, score
+from mfrl.runs.saved import resolve_interpolations
+from mfrl.runs.targets import plain_settings
 from mfrl.system import signals
 from mfrl.system.paths import literal, run_folder
 
 
 @dataclass
 class Job:
-    """A member's run, before and while it is trained.
+    """The job of one member.
 
     Attributes:
-        saved: of the checkpoint it goes on from; None: it begins.
-        outcome: what became of it; None: not known yet.
+        cfg: its configuration.
+        overrides: its overrides, as if it were a job of its own.
+        folder: its run folder.
+        saved: the content of the checkpoint that it resumes from; None for a run that starts at update 0.
+        outcome: how it ended; None while this is unknown.
     """
 
     cfg: DictConfig
@@ -66,18 +70,18 @@ class Job:
 
     @property
     def updates(self) -> int:
-        """Where it goes on."""
+        """The number of updates it starts after."""
         return self.saved["updates"] if self.saved else 0
 
 
 def members_of(cfg: DictConfig, overrides: Sequence[str]) -> list[Job]:
-    """The jobs that a packed one stands for, each as Hydra would have composed it.
+    """Split a packed job into the jobs of its members. Each is configured as Hydra would configure it by itself.
 
     Args:
-        cfg: composed, with ``members``: of each, the overrides that are its own.
-        overrides: of the packed job.
+        cfg: the packed job's configuration. Its ``members`` lists the overrides in which each member differs.
+        overrides: the packed job's overrides.
     """
-    whole = HydraConfig.instance().cfg
+    whole = cast(DictConfig, HydraConfig.instance().cfg)  # Hydra declares another type
     parser = OverridesParser.create()
     jobs = []
     try:
@@ -93,7 +97,7 @@ def members_of(cfg: DictConfig, overrides: Sequence[str]) -> list[Job]:
             mine = copy.deepcopy(whole)
             with read_write(mine.hydra):
                 mine.hydra.overrides.task = given
-            HydraConfig.instance().set_config(mine)  # what the name of the folder is made of
+            HydraConfig.instance().set_config(mine)  # run_dir is resolved from these overrides
             folder = Path(job.resume) if job.resume else run_folder(job.run_dir)
             job.run_dir = literal(str(folder))
             jobs.append(Job(job, given, folder))
@@ -103,59 +107,68 @@ def members_of(cfg: DictConfig, overrides: Sequence[str]) -> list[Job]:
 
 
 def train_pack(jobs: Sequence[Job], console: Console) -> list[Outcome]:
-    """Train what of these is not finished, what belongs together as one, and say what became of each."""
+    """Train the jobs that are not finished, those with equal settings as one population.
+
+    Returns:
+        the outcome of each job, in order. A job that fails does not stop the others.
+    """
     with ExitStack() as locks:
         together: dict[str, list[Job]] = defaultdict(list)
         for job in jobs:
             try:
-                _claim(job, locks)
+                _prepare(job, locks)
                 if job.outcome is None:
-                    together[_shared(job)].append(job)
+                    together[_shared_settings(job)].append(job)
             except Exception as error:
-                job.outcome = failure(error, job.folder, make=False)
+                job.outcome = record_failure(error, job.folder, make=False)
         for members in together.values():
             if signals.received():
                 break
             try:
                 _fit(members, console)
-            except Exception as error:  # of what they share
+            except Exception as error:  # data, trainer or update, which all members share
                 for job in members:
-                    job.outcome = job.outcome or failure(error, job.folder)
+                    job.outcome = job.outcome or record_failure(error, job.folder)
     return [job.outcome or Outcome(STOPPED, job.folder, "before training began") for job in jobs]
 
 
-def _claim(job: Job, locks: ExitStack) -> None:
-    """Look at a job's settings and at what is in its folder, and keep others from it."""
+def _prepare(job: Job, locks: ExitStack) -> None:
+    """Check a job's settings, lock its folder, and read what an earlier attempt left there.
+
+    Raises:
+        ConfigError: a setting cannot be used, or the folder holds a run with other settings (RefusedRun).
+    """
     cfg = job.cfg
     if cfg.resume:
         raise RefusedRun("resume= goes on with one run; a pack goes on when its sweep is started again")
     try:
         check_existing(cfg)
-    except ConfigError as error:  # of what lies in the folder, nothing went wrong
+    except ConfigError as error:  # RefusedRun: the run that may be in the folder has not failed
         raise RefusedRun(str(error)) from error
     if cfg.existing == "new":
-        job.folder = claim(cfg)
-    settle(cfg)
+        job.folder = reserve_folder(cfg)
+    resolve_interpolations(cfg)
     check_run(cfg, job.overrides)
     if others := [name for name in cfg.callbacks if name not in OWN_CALLBACKS]:
         raise ConfigError(
             f"callbacks.{others[0]} watches a single run and cannot watch a pack: leave it out, or say pack=1"
         )
     locks.enter_context(job.run.locked())
-    if result := finished(cfg):
+    if result := finished_result(cfg):
         job.outcome = Outcome(SKIPPED, job.folder, score(result))
     else:
-        job.saved = left_in(job.run)
+        job.saved = unfinished_checkpoint(job.run)
 
 
-def _shared(job: Job) -> str:
-    """What has to be the same for jobs to be members of one population: the update and all settings but their own.
+def _shared_settings(job: Job) -> str:
+    """What members of one population have in common, as JSON: the update, and all settings but seed and alpha.
 
-    Whatever is written with ``${seed}`` counts as it comes out. Part of a dataset is chosen by the seed.
+    Interpolations are resolved, so other settings that refer to ``${seed}`` must not differ either. The seed itself
+    counts where ``data.fraction`` < 1, because it then chooses a part of the dataset.
     """
     cfg = copy.deepcopy(job.cfg)
-    cfg.run_dir = ""  # each member has its own, and what refers to it (loggers) too
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    cfg.run_dir = ""  # differs between members, and so do settings that refer to it (loggers)
+    plain = plain_settings(cfg)
     seed = plain.pop("seed")
     for part in ("algo", "data"):
         plain[part].pop("seed", None)
@@ -166,11 +179,11 @@ def _shared(job: Job) -> str:
 
 
 def _fit(jobs: list[Job], console: Console) -> None:
-    """Train jobs as one population, and set what became of each."""
+    """Train jobs as one population, and set the outcome of each."""
     first = jobs[0].cfg
     if first.threads is not None:
         torch.set_num_threads(first.threads)
-    data = build_data(first, composed(first, console), console)
+    data = build_data(first, composed_parts(first, console), console)
     provenance = data.provenance()
     jobs, algorithms, why = _build(jobs, data, provenance, console)
     if not jobs:
@@ -182,8 +195,8 @@ def _fit(jobs: list[Job], console: Console) -> None:
     population, runs = [], []
     for index, job in enumerate(jobs):
         member = Member(training, index)
-        start = Start(job.cfg, composed(job.cfg, console), job.run, job.saved)
-        run = begin(start, job.overrides, data, provenance, member, spread, console)
+        start = Start(job.cfg, composed_parts(job.cfg, console), job.run, job.saved)
+        run = begin_run(start, job.overrides, data, provenance, member, spread, console)
         callbacks = run.monitor, run.checkpoints, run.evaluate
         if job.saved:
             training.load(job.saved, index)
@@ -196,7 +209,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
     monitors, checkpoints = (Each(population, callbacks) for callbacks in each[:2])
     in_simulator = isinstance(runs[0].evaluate, Evaluate)
     evaluations = (EvaluateEach if in_simulator else Each)(population, each[2])
-    # As in a run of its own: the checkpoint comes before the evaluation.
+    # The order of mfrl.app.checks.OWN_CALLBACKS: the checkpoint comes before the evaluation.
     watching = [monitors, Interruption(), checkpoints, evaluations, spread, progress]
     trainer = build_trainer(first, jobs[0].run.checkpoints, watching, [])
     names = [job.folder.name for job in jobs]
@@ -223,13 +236,13 @@ def _fit(jobs: list[Job], console: Console) -> None:
             if watched.failed:
                 raise watched.failed
             if stopped:
-                note = how_to_go_on(job.run, watched.member.updates, run.checkpoints)
+                note = how_to_resume(job.run, watched.member.updates, run.checkpoints)
                 job.outcome = Outcome(STOPPED, job.folder, note.removeprefix("stopped "))
             else:
                 job.outcome = Outcome(FINISHED, job.folder, score(finish(run, watched.member)))
                 job.run.error.unlink(missing_ok=True)
-        except Exception as error:  # of this member alone
-            job.outcome = failure(error, job.folder)
+        except Exception as error:  # an error of this member, which leaves the others alone
+            job.outcome = record_failure(error, job.folder)
         for logger in watched.loggers:
             logger.finalize("finished")
     if training.online is not None:
@@ -239,18 +252,22 @@ def _fit(jobs: list[Job], console: Console) -> None:
 def _build(
     jobs: Sequence[Job], data: OfflineData, provenance: dict[str, Any], console: Console
 ) -> tuple[list[Job], list[Algorithm], str]:
-    """The jobs whose algorithm can be built, it, and why they are compiled or not; the others' outcome is set."""
+    """Build the algorithms of jobs. A job whose algorithm cannot be built gets a failed outcome.
+
+    Returns:
+        the other jobs, their algorithms, and why updates are compiled or not (a sentence).
+    """
     built, algorithms, why = [], [], ""
     for job in jobs:
         try:
             if job.saved:
                 refuse_other_data(job.saved["mfrl"]["provenance"], provenance)
-            algorithm = seeded_algorithm(job.cfg, data, composed(job.cfg, console))
+            algorithm = seeded_algorithm(job.cfg, data, composed_parts(job.cfg, console))
             why = choose_arithmetic(job.cfg)
             if job.saved:
                 algorithm.load_state_dict(job.saved["state_dict"])
         except Exception as error:
-            job.outcome = failure(error, job.folder)
+            job.outcome = record_failure(error, job.folder)
         else:
             built.append(job)
             algorithms.append(algorithm)

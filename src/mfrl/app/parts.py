@@ -1,4 +1,4 @@
-"""What a run is made of: data, algorithm, evaluation, trainer."""
+"""Builds the parts of a run: data, algorithm, evaluation and trainer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -27,12 +27,12 @@ from mfrl.learning.training import Training
 from mfrl.runs.targets import build
 from mfrl.study.toys import find_toy
 
-#: What builds ``data``, ``algo`` and ``eval``: Hydra, of what the user composed; of a checkpoint, never.
+#: Functions that build ``data``, ``algo`` and ``eval``. Hydra builds what the user composed, and never a checkpoint's.
 Parts = dict[str, Callable[..., Any]]
 
 
-def composed(cfg: DictConfig, console: Console) -> Parts:
-    """What builds the parts of a run that the user composed; data that are not there are fetched, if asked for."""
+def composed_parts(cfg: DictConfig, console: Console) -> Parts:
+    """Functions that build the parts of a run from the user's configuration. They fetch missing data if asked to."""
 
     def data() -> OfflineData:
         found = build(cfg.data)
@@ -47,25 +47,27 @@ def composed(cfg: DictConfig, console: Console) -> Parts:
 
 
 def build_algorithm(cfg: DictConfig, spec: DataSpec) -> Algorithm:
-    """The algorithm of a configuration that the user composed, for data of the given spec.
+    """Build the algorithm of the user's configuration, for data of the given sizes.
 
-    One out of a checkpoint is built by :class:`mfrl.runs.saved.Saved`.
+    The algorithm of a checkpoint is built by :class:`mfrl.runs.saved.Saved` instead.
     """
     return build(cfg.algo)(spec=spec)
 
 
 def build_data(cfg: DictConfig, parts: Parts, console: Console) -> OfflineData:
-    """The data of a run, read and checked, and what it is to be evaluated by looked at.
+    """Build and read the data of a run, print their warnings, and check that the run can be evaluated.
 
     Raises:
-        DataError, EnvError, ConfigError: of what cannot be.
+        DataError: the data are missing, damaged or unusable.
+        EnvError: the environment that evaluates cannot be built.
+        ConfigError: a setting cannot be used.
     """
     L.seed_everything(cfg.seed, verbose=False)
     data = parts["data"]()
     data.setup()
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
-    # What evaluates is built when training starts.
+    # The evaluation itself is built when training starts.
     if "episodes" in cfg.eval:
         data.env.check()
     if "samples" in cfg.eval:
@@ -76,10 +78,10 @@ def build_data(cfg: DictConfig, parts: Parts, console: Console) -> OfflineData:
 
 
 def seeded_algorithm(cfg: DictConfig, data: OfflineData, parts: Parts) -> Algorithm:
-    """The algorithm of a run. Its initial weights do not depend on what was drawn for the data."""
+    """Build the algorithm of a run. Its initial weights depend on the seed, and not on what the data have drawn."""
     L.seed_everything(cfg.seed, verbose=False)
     offline, online = phases(cfg)
-    # What begins online has the schedules of its offline updates there.
+    # Without an offline phase, the algorithm's schedules run over the updates of the online phase.
     algorithm = parts["algo"](spec=data.spec, **({} if offline else {"updates": online.updates}))
     if online.steps:
         algorithm.go_online(offline, online.updates, online.alpha)
@@ -89,7 +91,14 @@ def seeded_algorithm(cfg: DictConfig, data: OfflineData, parts: Parts) -> Algori
 def build_online(
     cfg: DictConfig, data: OfflineData, algorithms: Sequence[Algorithm], folders: Sequence[Path], console: Console
 ) -> Online | None:
-    """The online phase of a run, or of the members of a population with their run folders; None without one."""
+    """The online phase of a run or of a population; None if there is none.
+
+    Args:
+        cfg: the configuration of the run or of the first member.
+        data: the offline data.
+        algorithms, folders: the algorithm and the run folder of each member.
+        console: where warnings are printed.
+    """
     offline, online = phases(cfg)
     if not online.steps:
         return None
@@ -104,16 +113,22 @@ def build_online(
 
 
 def choose_arithmetic(cfg: DictConfig) -> str:
-    """Settle in ``cfg`` whether updates are compiled, for good: a resumed run goes on as it began. Returns why."""
+    """Decide whether updates are compiled, and write the decision into ``cfg``, where a resumed run will find it.
+
+    Returns:
+        the reason, a sentence.
+    """
     cfg.compile, why = choose(cfg.compile, total_updates(cfg))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     return why
 
 
 def build_trainer(cfg: DictConfig, root: Path, callbacks: list[L.Callback], loggers: Iterable[Logger]) -> L.Trainer:
-    """A trainer of one process, whatever a cluster's variables say.
+    """Build a trainer of one process. A cluster's environment variables do not change that.
 
-    With them Lightning also takes up what it finds in its root.
+    Args:
+        root: Lightning's root folder. On a cluster Lightning would look for checkpoints to resume from in it.
+        callbacks, loggers: in the order in which Lightning calls them.
     """
     alone = {"plugins": LightningEnvironment(), "default_root_dir": root}
     return build(cfg.trainer)(callbacks=callbacks, logger=list(loggers), **alone)
@@ -127,10 +142,17 @@ def run_trainer(
     first_update: int,
     checkpoint: Path | None = None,
 ) -> None:
-    """Train to the last update, from a checkpoint where there is one; from the last update on only evaluate."""
+    """Train to the last update. A run that has made all of its updates is only evaluated.
+
+    Args:
+        trainer, module, data: Lightning's arguments of ``fit``.
+        evaluate: the evaluation, one of the trainer's callbacks.
+        first_update: the number of updates that the run starts after.
+        checkpoint: the file that the run resumes from; None if it starts at update 0 or is loaded already.
+    """
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if first_update == module.total_updates:  # stopped after its last update: Lightning's loop does not start
-        module.to(trainer.strategy.root_device)  # from where Lightning has put it
+    if first_update == module.total_updates:  # Lightning's loop does not start then
+        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         try:
             evaluate.on_train_start(trainer, module)
         finally:

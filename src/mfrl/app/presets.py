@@ -1,18 +1,17 @@
-"""Presets as tables: a row of conf/presets/METHOD.csv is what `experiment=METHOD/TASK` composes.
+"""Presets are tables: `experiment=METHOD/TASK` composes a row of conf/presets/METHOD.csv.
 
-Its columns are
+A table has these columns:
 
 ``task``
-    a name of `mfrl tasks --all-tasks`. It chooses ``env`` and ``env.task``.
+    a name from `mfrl tasks --all-tasks`. It chooses ``env`` and ``env.task``.
 ``base``
-    another experiment that the row begins from, e.g. ``paper/pen-cloned``. May be left out.
+    another experiment that the row starts from, e.g. ``paper/pen-cloned``. This column may be missing.
 a setting, e.g. ``algo.alpha``
-    its value as in JSON: a number, null, true, false; anything else is a word. An empty cell sets nothing.
+    its value as in JSON: a number, null, true or false. Anything else is a word. An empty cell sets nothing.
 a setting and ``source``, e.g. ``algo.alpha source``
-    where that number comes from.
+    where the number comes from.
 
-What the rows have in common is in METHOD.yaml beside the table. The same holds for tables in folders of the user's own
-(``--config-dir``).
+Settings that all rows share are in METHOD.yaml beside the table. A user's ``--config-dir`` can have tables too.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from mfrl.system.paths import CONFIG_DIR
 
 FOLDER = "presets"
 TASK, BASE, SOURCE = "task", "base", " source"
-#: Groups of configurations whose settings a table may have as columns, besides those of train.yaml.
+#: A table may have settings of these groups of configurations as columns, and settings of train.yaml.
 GROUPS = ("algo", "data", "encoder", "env", "evaluation", "network", "trainer", "variant")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it: ten times as fast
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is ten times as fast; PyYAML may lack it
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Preset:
     """A row of a table.
 
     Attributes:
-        task: that it is for.
-        base: the experiment that it begins from; None: the defaults of `mfrl train`.
-        settings: dotted names with their values.
-        sources: where they come from, by the same names.
+        task: the task.
+        base: the experiment that the row starts from; None stands for the defaults of `mfrl train`.
+        settings: values by the settings' dotted names.
+        sources: where values come from, by the same names.
     """
 
     task: Task
@@ -58,15 +57,18 @@ class Preset:
 
 
 def tables(folder: Path = CONFIG_DIR) -> dict[str, Path]:
-    """The tables below a folder of configurations, by the name of their method."""
+    """The tables in a folder of configurations, by the names of their methods."""
     return {path.stem: path for path in sorted((folder / FOLDER).glob("*.csv"))}
 
 
 def refuse_taken_names(folder: Path) -> None:
-    """Refuse a table of the user's that has the name of one of ours, which would be taken instead.
+    """Refuse a user's table that has the name of one of mfrl's, because Hydra would use mfrl's.
+
+    Args:
+        folder: the user's folder of configurations.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: there is one. The message names both files.
     """
     for method in tables(folder).keys() & tables().keys():
         raise ConfigError(
@@ -75,14 +77,14 @@ def refuse_taken_names(folder: Path) -> None:
 
 
 def names(table: Path) -> list[str]:
-    """The tasks that a table names, be it well formed or not."""
+    """The tasks in a table. The table may have errors elsewhere."""
     head, *rows = [cells for _, cells in _lines(table)] or [[]]
     column = head.index(TASK) if TASK in head else 0
     return [cells[column] for cells in rows if len(cells) > column]
 
 
 def methods(task: str) -> list[str]:
-    """The methods that have a preset for a task, of those that come with mfrl."""
+    """The methods of mfrl's tables that have a row for a task."""
     return [method for method, known in _shipped().items() if task in known]
 
 
@@ -92,10 +94,13 @@ def _shipped() -> dict[str, list[str]]:
 
 
 def read(table: Path) -> dict[str, Preset]:
-    """The rows of a table by the names of their tasks.
+    """Read a table.
+
+    Returns:
+        the rows by the names of their tasks.
 
     Raises:
-        ConfigError: something in it cannot be used; the message names the file, the line and the column.
+        ConfigError: the table has an error. The message names the file, the line and the column.
     """
     (number, head), *lines = list(_lines(table)) or [(1, [])]
     known = _settings(CONFIG_DIR) | _settings(table.parents[1])
@@ -124,7 +129,13 @@ def read(table: Path) -> dict[str, Preset]:
 
 
 def _preset(table: Path, number: int, row: dict[str, str], known: dict[str, Any]) -> Preset:
-    """One row, by its columns."""
+    """The preset of one row.
+
+    Args:
+        number: the row's line, for messages.
+        row: cells by column.
+        known: all settings with their defaults.
+    """
     task = tasks().get(row[TASK])
     if task is None:
         hint = did_you_mean(row[TASK], tasks())
@@ -144,10 +155,10 @@ def _refused(table: Path, number: int, what: str) -> ConfigError:
 
 
 def composed(table: Path, name: str) -> DictConfig:
-    """What `experiment=METHOD/NAME` stands for, as Hydra reads it out of a file.
+    """The configuration of `experiment=METHOD/NAME`, in the form in which Hydra reads it from a file.
 
     Raises:
-        ConfigError: from :func:`read`.
+        ConfigError: see :func:`read`.
     """
     preset = read(table)[name]
     defaults: list[Any] = []
@@ -163,7 +174,11 @@ def composed(table: Path, name: str) -> DictConfig:
 
 
 def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """Lines that are not empty, with their numbers."""
+    """The lines of a table that are not empty, with their numbers.
+
+    Raises:
+        ConfigError: the file cannot be read as a table.
+    """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -176,7 +191,7 @@ def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _value(cell: str) -> Any:
     try:
-        return json.loads(cell, parse_constant=str)  # NaN and Infinity are no numbers here
+        return json.loads(cell, parse_constant=str)  # NaN and Infinity stay words
     except ValueError:
         return cell
 
@@ -187,9 +202,9 @@ def _is_number(value: Any) -> bool:
 
 @cache
 def _settings(folder: Path) -> dict[str, Any]:
-    """The settings that there are in a folder of configurations, by dotted names, with a default of each.
+    """All settings in a folder of configurations by their dotted names, each with one of its defaults.
 
-    They are read off its files: composing them would take the choices that a row is there to make.
+    They are read from the files and not composed, because composing needs the choices that only a row makes.
     """
     found: dict[str, Any] = {}
     files = [(folder / "train.yaml", "_global_")]
@@ -198,7 +213,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         try:
             text = path.read_text(encoding="utf-8")
             content = yaml.load(text, _LOADER)
-        except (OSError, ValueError, yaml.YAMLError):  # Hydra says so, once it is chosen
+        except (OSError, ValueError, yaml.YAMLError):  # Hydra reports the error when somebody chooses this file
             continue
         header = re.match(r"# @package (\S+)", text)
         package = header[1] if header else package
@@ -208,6 +223,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _gather(node: Any, prefix: str, found: dict[str, Any]) -> None:
+    """Add the settings of a group to ``found``; of several files, the first default that is not null counts."""
     for key, value in node.items():
         if isinstance(value, dict):
             _gather(value, f"{prefix}{key}.", found)

@@ -1,4 +1,4 @@
-"""`mfrl report RUNS... [--out report]`: from run folders to tables, intervals and figures."""
+"""`mfrl report RUNS... [--out report]`: make tables, intervals and figures from run folders."""
 
 from __future__ import annotations
 
@@ -33,21 +33,25 @@ def report(
     console: Console | None = None,
     command: str | None = None,
 ) -> Report:
-    """Compare the runs found in and below the folders; writes ``out`` and prints the closing tables.
+    """Compare the runs in and below folders, write a report, and print its tables.
 
-    ``out`` gets report.md, report.csv, runs.csv, improvement.csv, report.tex, curves-<task>.png, intervals.png.
+    The report is report.md, report.csv, runs.csv, improvement.csv, report.tex, curves-<task>.png and intervals.png.
 
     Args:
-        folders: run folders, or folders they lie below.
-        metric: of the evaluations; None for the normalised score where there is one, else the success, for a toy
-            study the distance W2, and where no environment tells of a success the return.
+        folders: run folders, or folders that contain them.
+        out: the folder for the report.
+        metric: a number of the evaluations, e.g. ``eval/return``; None takes the first of the normalised score, the
+            success, the distance W2 and the return that the runs have.
         score: ``final``, ``last3``, or None for the protocol of each suite.
-        lower_is_better: of the metric; turns the probability of improvement around. None: as known of the metric.
-        resamples, confidence: of the bootstrap intervals.
-        command: to be named in the report.
+        lower_is_better: whether the lower of two values of the metric is the better; None takes what is known of the
+            metric.
+        resamples, confidence: of the bootstrap intervals; ``confidence`` lies between 0 and 1.
+        console: where to print; None prints on stdout.
+        command: the command line that the report names; None names one with these folders.
 
     Raises:
-        ReportError: no run was found, or none has the metric.
+        ReportError: there is no run, no finished run has the metric, an argument is out of its range, or the report
+            cannot be written.
     """
     folders = list(folders)
     if score not in (None, *SCORES):
@@ -76,12 +80,12 @@ def report(
 
 
 def write(made: Report, out: Path) -> None:
-    """Every file of the report, each whole or not there.
+    """Write all files of a report. No file is left half-written.
 
     Raises:
         ReportError: the folder cannot be made or written to.
     """
-    from mfrl.report import figures  # matplotlib is slow to import, and a refused report needs none
+    from mfrl.report import figures  # imported late: matplotlib is slow, and a report that is refused has no figures
 
     drawn, curves = {}, {}
     for task in made.grouping.tasks:
@@ -110,7 +114,7 @@ def write(made: Report, out: Path) -> None:
 
 
 def show(made: Report, out: Path, console: Console) -> None:
-    """The closing tables: scores under their data, then over tasks, and what was not counted."""
+    """Print the scores on each task with their data, the scores over tasks, and the runs that do not count."""
     for task in made.grouping.tasks:
         rows = made.of_task(task)
         provenance = tables.provenance_lines([g for row in rows for g in row.groups], brief=True)[0]
@@ -138,9 +142,16 @@ def show(made: Report, out: Path, console: Console) -> None:
 
 def _print(console: Console, cells: tables.Cells, title: str, caption: str = "") -> None:
     head, body = cells
-    look = {"title_style": "none", "title_justify": "left", "caption_style": "none", "caption_justify": "left"}
     table = Table(
-        title=title, caption=caption or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, **look
+        title=title,
+        title_style="none",
+        title_justify="left",
+        caption=caption or None,
+        caption_style="none",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for number, name in enumerate(head):
         table.add_column(escape(name), no_wrap=number > 0, overflow="fold", min_width=0 if number else 17)
@@ -150,10 +161,10 @@ def _print(console: Console, cells: tables.Cells, title: str, caption: str = "")
 
 
 def main(argv: Sequence[str]) -> Report:
-    """The command line; ``argv`` comes after ``mfrl report``.
+    """Run the command; ``argv`` is what follows ``mfrl report``.
 
     Raises:
-        MfrlError: for the person at the keyboard.
+        ReportError: see :func:`report`.
     """
     parser = argparse.ArgumentParser("mfrl report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders they lie below")

@@ -1,4 +1,4 @@
-"""What is said as a run begins, and what it comes to: its scores, result.json and the closing table."""
+"""Prints what a run is going to do, and at its end its scores; writes result.json."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.app.checks import total_updates
-from mfrl.app.resume import telling_how_to_go_on
+from mfrl.app.resume import telling_how_to_resume
 from mfrl.app.watch import StartedRun, interim_episodes
-from mfrl.learning.training import Trained
+from mfrl.learning.training import Member, Training
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.runs.folder import RunFolder, read_evaluations, versions
-from mfrl.runs.loggers import compared, log_outcome
-from mfrl.runs.scores import averaged, format_score, format_seconds, score_name
+from mfrl.runs.jobs import method_name
+from mfrl.runs.loggers import compared_settings, log_outcome
+from mfrl.runs.scores import format_score, format_seconds, protocol_evaluations, score_name
 from mfrl.system.paths import pasted
 
 
 def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
-    """What is going to be done, in three lines."""
-    method = cfg.algo_name if cfg.variant.name == "none" else f"{cfg.algo_name} · {cfg.variant.name}"
+    """Print three lines on what a run is going to do.
+
+    Args:
+        where: the run folder, or several.
+        first_update: the number of updates it starts after.
+        why: the reason why updates are compiled or not.
+    """
+    method = " · ".join(dict.fromkeys((cfg.algo_name, method_name(cfg))))
     env, what = (escape(str(name)) for name in (cfg.env.name, f"{method} → {where}"))
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
@@ -34,7 +41,7 @@ def announce(console: Console, cfg: DictConfig, where: str, first_update: int, w
 
 
 def plan(cfg: DictConfig, first_update: int) -> str:
-    """What a run is going to do, in a line."""
+    """What a run is going to do, in one line, e.g. "6,000 updates of batch 256, evaluated every 1,000"."""
     total = total_updates(cfg)
     updates = f"{total - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
     if cfg.online.steps:
@@ -46,9 +53,18 @@ def plan(cfg: DictConfig, first_update: int) -> str:
     return f"{updates} of batch {cfg.batch_size}, evaluated every {cfg.eval.every:,}{over}"
 
 
-def finish(started: StartedRun, module: Trained) -> dict[str, Any]:
-    """Write result.json, and return what it holds."""
+def finish(started: StartedRun, module: Training | Member) -> dict[str, Any]:
+    """Write result.json and the run's row in TensorBoard's HParams tab.
+
+    Args:
+        started: the run.
+        module: what was trained, or a member of a population.
+
+    Returns:
+        what result.json holds.
+    """
     cfg, run = started.cfg, started.run
+    assert module.learner is not None
     result = {
         "env": started.data.env.env_id,
         "dataset": started.data.dataset,
@@ -59,42 +75,46 @@ def finish(started: StartedRun, module: Trained) -> dict[str, Any]:
         "data": started.source,
         "updates": module.updates,
         **final_scores(run),
-        "seconds": round(time.perf_counter() - started.at, 2),
+        "seconds": round(time.perf_counter() - started.started_at, 2),
         "updates_per_second": round(started.monitor.updates / max(started.monitor.seconds, 1e-9), 3),
         "compiled": cfg.compile,
         "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
         "warnings": [*started.data.warnings, *started.monitor.explosions.warnings],
         "versions": versions(),
     }
-    with telling_how_to_go_on(run, module, started.checkpoints):
+    with telling_how_to_resume(run, module, started.checkpoints):
         if any(isinstance(logger, TensorBoardLogger) for logger in started.loggers.values()):
-            over = averaged(started.data.env.suite, started.data.dataset)
-            log_outcome(run, compared(cfg, started.overrides), over)
+            count = protocol_evaluations(started.data.env.suite, started.data.dataset)
+            log_outcome(run, compared_settings(cfg, started.overrides), count)
         run.write_result(result)
     return result
 
 
 def final_scores(run: RunFolder) -> dict[str, Any]:
-    """The last evaluation and over how much it was, the mean of the last three, and the best with its update.
+    """The scores of a run: the last evaluation, the mean of the last three, and the best one with its update.
 
-    The best is that of the evaluation's first number, the earliest where several are. It is there to be compared with
-    the others, not to be quoted: picked among noisy evaluations, it flatters.
+    The best one has the best value of the main score; of equal values, the earliest. It is there to compare with the
+    others. Do not quote it as a score: it is the best of several noisy evaluations, so it is too high on average.
     """
     evaluations = read_evaluations(run)
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
     recent = evaluations[-SCORES["last3"] :]
-    # Some environments tell of a success only where there is one: then not every evaluation has the key.
+    # Not every evaluation has every score: some environments report successes but no failures.
     means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
-    over = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
+    sizes: dict[str, Any] = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
     choose = min if known_metric(keys[0]).lower_is_better else max
     best = choose((e for e in evaluations if keys[0] in e), key=lambda e: e[keys[0]])
     best = {name: best[name] for name in (keys[0], "updates", "episodes") if name in best}
-    return {"final": last, "mean_of_last_three": means, "best": best, **over}
+    return {"final": last, "mean_of_last_three": means, "best": best, **sizes}
 
 
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
-    """The closing table: the scores and where everything lies."""
+    """Print the closing table: the scores, and commands to look further.
+
+    Args:
+        result: what result.json holds.
+    """
     table = Table(title=result["env"], show_header=False)
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
@@ -119,7 +139,7 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
         console.print(f"[bold yellow]{found}[/]. {DEPENDS_ON_WHEN}", highlight=False)
     for warning in result["warnings"]:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
-    # Below the table and unwrapped: these lines are there to be copied.
+    # These lines are not wrapped, so that they can be copied.
     for what in (
         f"run folder  {run.path}",
         f"look        {pasted('tensorboard', '--logdir', run.path)}",

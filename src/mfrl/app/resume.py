@@ -1,4 +1,4 @@
-"""Runs that go on: what they go on from, what may change, and how to go on with one that was stopped."""
+"""Resuming runs: which checkpoint a run resumes from, which settings may change, and how to resume a stopped run."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ from mfrl.learning.training import Trained
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
 from mfrl.runs.read import FINISHED, flatten, read_run
-from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, among
-from mfrl.runs.saved import WHOLE, Saved, refuse_incomplete, settle, settled
+from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, matches_any
+from mfrl.runs.saved import PART_CLASSES, Saved, refuse_incomplete, resolve_interpolations, resolved_value
+from mfrl.runs.targets import plain_settings
 from mfrl.system.paths import pasted, run_folder
 
-# Of a resumed run these are what is composed now, and not what is in its checkpoint: a file names no class of theirs.
-PARTS_OF_THE_USER = ("trainer", "callbacks", "logger")
-OF_THE_USER = (*PARTS_OF_THE_USER, "trust")
+# A resumed run takes these settings from the command line and never from its checkpoint: a file must not choose which
+# callbacks and loggers are built, or which packages are trusted.
+USER_PARTS = ("trainer", "callbacks", "logger")
+USER_SETTINGS = (*USER_PARTS, "trust")
 
 
 @dataclass
 class Start:
-    """What a run begins with, or goes on from.
+    """What a run starts with.
 
     Attributes:
         cfg: its configuration.
-        parts: what builds its data, algorithm and evaluation.
-        run: its folder; None: a new one.
-        saved: what is in the checkpoint it goes on from; None: it begins.
-        named: the file that was named to be gone on from; None: the folder's last one.
+        parts: functions that build its data, algorithm and evaluation.
+        run: its folder; None if the folder is still to be made.
+        saved: the content of the checkpoint that it resumes from; None for a run that starts at update 0.
+        named: the checkpoint file that the user named; None stands for the folder's last checkpoint.
     """
 
     cfg: DictConfig
@@ -53,33 +55,40 @@ class Start:
 
     @property
     def updates(self) -> int:
-        """Where it goes on."""
+        """The number of updates it starts after."""
         return self.saved["updates"] if self.saved else 0
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file it goes on from."""
-        return (self.named or self.run.last_checkpoint) if self.saved else None
+        """The checkpoint file that it resumes from, or None."""
+        if not self.saved:
+            return None
+        assert self.run is not None, "a run that resumes has a folder"
+        return self.named or self.run.last_checkpoint
 
 
-def resumed(cfg: DictConfig, overrides: list[str], console: Console) -> Start:
-    """The run that ``resume=`` names, with the settings it had and those overridden now.
+def resumed_start(cfg: DictConfig, overrides: list[str], console: Console) -> Start:
+    """The start of the run that ``resume=`` names: the settings it had, changed by today's overrides.
 
     Raises:
-        ConfigError, CheckpointError: from :func:`continued` and :func:`restored`.
+        ConfigError, CheckpointError: see :func:`resumed_config` and :func:`resumed_parts`.
     """
     checkpoint = find_checkpoint(cfg.resume)
     run = RunFolder.of(checkpoint)
     saved = load_checkpoint(checkpoint)
-    old = continued(run, checkpoint, saved, cfg, overrides)
-    return Start(old, restored(old, tuple(cfg.trust), overrides, console), run, saved, checkpoint)
+    old = resumed_config(run, checkpoint, saved, cfg, overrides)
+    return Start(old, resumed_parts(old, tuple(cfg.trust), overrides, console), run, saved, checkpoint)
 
 
-def finished(cfg: DictConfig) -> dict[str, Any] | None:
-    """The result of the run in ``run_dir``, if it is finished and what ``cfg`` asks for; None: it is still to be done.
+def finished_result(cfg: DictConfig) -> dict[str, Any] | None:
+    """The result of the run in ``run_dir`` if that run is finished, else None.
+
+    Args:
+        cfg: the configuration that the run must have. :func:`resolve_interpolations` is applied to it.
 
     Raises:
-        RefusedRun: the folder holds a run with other settings, with the first that differs, or something else.
+        RefusedRun: the folder holds something other than a run, or a run with other settings. The message names the
+            first setting that differs.
     """
     path = run_folder(cfg.run_dir)
     if not (path / "config.yaml").exists():
@@ -89,12 +98,12 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     run = read_run(path)
     if not run.config:
         raise RefusedRun(f"{path}: {run.reason}; move the folder away to begin anew")
-    settle(cfg)
-    now, before = flatten(OmegaConf.to_container(cfg, resolve=False)), run.config
+    resolve_interpolations(cfg)
+    now, before = flatten(plain_settings(cfg, resolve=False)), run.config
     for key in now | before:
-        if among(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
+        if matches_any(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
             continue
-        new = key not in before and OmegaConf.select(cfg, key) is None  # a setting newer than the run, left at null
+        new = key not in before and OmegaConf.select(cfg, key) is None  # added to mfrl after the run, and still null
         if now.get(key) != before.get(key) and not new:
             raise RefusedRun(
                 f"{path} holds a run with {key}={before.get(key)}, not {now.get(key)}: choose another run_dir, or "
@@ -103,65 +112,66 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     return run.result if run.status == FINISHED else None
 
 
-def left_in(run: RunFolder) -> dict[str, Any] | None:
-    """The checkpoint that an unfinished run goes on from; without one its folder is cleared, and it begins anew.
+def unfinished_checkpoint(run: RunFolder) -> dict[str, Any] | None:
+    """The content of the last checkpoint of an unfinished run. Without a checkpoint, clear the folder and return None.
 
     Raises:
-        RefusedRun: it is of an earlier version.
+        RefusedRun: an earlier version of mfrl wrote the checkpoint.
     """
     if not run.last_checkpoint.is_file():
         run.clear()
         return None
     saved = load_checkpoint(run.last_checkpoint)
-    refuse_earlier(run.last_checkpoint, saved)
+    refuse_earlier_version(run.last_checkpoint, saved)
     return saved
 
 
-def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that is resumed, with what is overridden now; nothing in it is built or evaluated.
+def resumed_config(
+    run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig, overrides: list[str]
+) -> DictConfig:
+    """The configuration of a resumed run, changed by today's overrides. Nothing in it is built or evaluated.
 
     Args:
-        run, path, saved: the run's folder, the checkpoint and what is in it.
-        cfg, overrides: what is composed and given now.
+        run, path, saved: the run's folder, its checkpoint, and the checkpoint's content.
+        cfg, overrides: today's configuration and the user's overrides.
 
     Raises:
-        ConfigError: from :func:`check_settings`.
-        RefusedRun: for overrides that would make it another run or that it has no use for, or where there is nothing
-            left to do.
-        CheckpointError: for a configuration that is more than settings and references among them.
+        ConfigError: see :func:`check_settings`.
+        RefusedRun: an override changes a setting that must stay or that the run does not have, or the run has made all
+            of its updates.
+        CheckpointError: the configuration contains more than settings and references to settings.
     """
-    refuse_earlier(path, saved)
-    kept = {key: value for key, value in saved["mfrl"]["config"].items() if key not in PARTS_OF_THE_USER}
-    plain = Saved(kept).plain("")  # whatever is read of it from here on is a plain value
-    refuse_incomplete(plain, path)
+    refuse_earlier_version(path, saved)
+    kept = {key: value for key, value in saved["mfrl"]["config"].items() if key not in USER_PARTS}
+    refuse_incomplete(Saved(kept).plain(""), path)  # from here on, all that is read of it is known to be plain
     old = OmegaConf.create(kept)
     for key in (*RESUMABLE, *BOOKKEEPING):
-        if "." not in key and key in cfg and key not in old:  # a setting newer than the run
+        if "." not in key and key in cfg and key not in old:  # added to mfrl after the run
             old[key] = cfg[key]
     before = old.updates
     for part in ("log", "checkpoint", "online"):
         if unknown := old[part].keys() - cfg[part].keys():
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
-        old[part] = OmegaConf.merge(cfg[part], old[part])  # settings newer than the run, at their defaults
-    if "_target_" not in old.eval:  # a run from before there was a choice
+        old[part] = OmegaConf.merge(cfg[part], old[part])  # settings added after the run have their defaults
+    if "_target_" not in old.eval:  # the run is older than the setting evaluation=
         old.eval = {"_target_": "mfrl.callbacks.evaluation.Evaluate", "_partial_": True, **old.eval}
-    OmegaConf.set_struct(old.eval, True)  # of the run's environment: `cfg` may have been composed for another
+    OmegaConf.set_struct(old.eval, True)  # the run's own settings count: `cfg` may be composed for another evaluation
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         if override.is_delete():
             raise RefusedRun(f"{override.input_line}: a resumed run keeps every setting it has")
-        if not among(key, RESUMABLE):
+        if not matches_any(key, RESUMABLE):
             raise RefusedRun(f"{key} cannot change in a resumed run ({', '.join(RESUMABLE[1:])} can): start a new one")
-        if among(key, ("resume", *OF_THE_USER)):
+        if matches_any(key, ("resume", *USER_SETTINGS)):
             continue
         try:
-            OmegaConf.update(old, key, settled(cfg, key, override.value()))
+            OmegaConf.update(old, key, resolved_value(cfg, key, override.value()))
         except OmegaConfBaseException as error:
             names = ", ".join(name for name in old.eval if not name.startswith("_"))
             raise RefusedRun(
                 f"{override.input_line} is no setting of this run's evaluation, which has {names}"
             ) from error
-    for key in OF_THE_USER:
+    for key in USER_SETTINGS:
         old[key] = cfg[key]
     check_settings(old)
     if "online" in saved and old.updates != before:
@@ -173,26 +183,26 @@ def continued(run: RunFolder, path: Path, saved: dict[str, Any], cfg: DictConfig
     return old
 
 
-def restored(cfg: DictConfig, trusted: tuple[str, ...], overrides: list[str], console: Console) -> Parts:
-    """What builds the parts of a resumed run, each of them checked.
+def resumed_parts(cfg: DictConfig, trusted: tuple[str, ...], overrides: list[str], console: Console) -> Parts:
+    """Functions that build the parts of a resumed run, after each part was checked.
 
-    The data are looked for where the run had them, unless ``data_dir=`` is given now, so that a run goes on without
-    being told again. But that place is named by a file: it is read and not written to. Prepared data that are not there
-    are kept below ``$XDG_CACHE_HOME``, unless the user names another place with ``data.cache=``.
+    The data are read from where the run had them, unless the user gives ``data_dir=`` now. A file names that place, so
+    mfrl reads there and writes nothing. Data that must be prepared again go below ``$XDG_CACHE_HOME``, unless the user
+    names another place with ``data.cache=``.
 
     Args:
-        cfg: from :func:`continued`.
-        trusted: packages of the user.
-        overrides: what is given now.
+        cfg: the result of :func:`resumed_config`.
+        trusted: packages that the user trusts.
+        overrides: the user's, given now.
 
     Raises:
-        CheckpointError: for an interpolation that is no reference, or a class that a checkpoint may not build.
+        CheckpointError: an interpolation is not a reference, or a class is not allowed in a checkpoint.
     """
-    saved = Saved(OmegaConf.to_container(cfg, resolve=False), trusted)
-    parts = {part: saved.check(part) for part in WHOLE}
-    named = {text.lstrip("+").partition("=")[0] for text in overrides}
+    saved = Saved(plain_settings(cfg, resolve=False), trusted)
+    parts = {part: saved.check(part) for part in PART_CLASSES}
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
     build_data, cache = parts["data"], saved.plain("data").get("cache")
-    if "data.cache" in named or ("data_dir" in named and not isinstance(cache, str)):
+    if "data.cache" in given or ("data_dir" in given and not isinstance(cache, str)):
         return parts
     if isinstance(cache, str):
         console.print(
@@ -209,11 +219,11 @@ def restored(cfg: DictConfig, trusted: tuple[str, ...], overrides: list[str], co
     return parts | {"data": read_only}
 
 
-def refuse_earlier(path: Path, saved: dict[str, Any]) -> None:
-    """No run goes on from a checkpoint of a version before there was a learner.
+def refuse_earlier_version(path: Path, saved: dict[str, Any]) -> None:
+    """Refuse to resume from a checkpoint that was written before :mod:`mfrl.learning.learner` existed.
 
     Raises:
-        RefusedRun: it is one.
+        RefusedRun: the checkpoint is that old.
     """
     if "learner" not in saved:
         raise RefusedRun(
@@ -223,10 +233,13 @@ def refuse_earlier(path: Path, saved: dict[str, Any]) -> None:
 
 
 def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A run goes on with the files it began with.
+    """Refuse to resume a run with other data files than it began with.
+
+    Args:
+        before, now: provenance of the data, as the checkpoint has it and as it is today.
 
     Raises:
-        RefusedRun: naming the file whose checksum differs.
+        RefusedRun: a file is missing, is new, or has another checksum. The message names it.
     """
     if other := before["files"].keys() ^ now["files"].keys():
         name = min(other)
@@ -237,14 +250,15 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
             raise RefusedRun(f"{name} is not the file this run began with (its checksum differs); start a new run")
 
 
-def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint, told: str = "") -> str:
-    """Where a run was stopped, what of it is saved, and the command that goes on.
+def how_to_resume(run: RunFolder, update: int, checkpoints: Checkpoint, told: str = "") -> str:
+    """A sentence on a stopped run: the update, whether it is saved, and the command that resumes it.
 
     Args:
-        told: what is told already; it may be what kept the run from being saved as well.
+        told: an error message that the user sees beside this sentence. If it contains the reason why the run was not
+            saved, the reason is not repeated.
     """
     where = f"stopped at update {update:,}"
-    if checkpoints.saved not in (None, update):  # None: it only evaluated
+    if checkpoints.saved not in (None, update):  # None: training did not start, the run only evaluated
         why = "either" if checkpoints.problem in told else f"({checkpoints.problem})"
         where += f", which could not be saved {why}" if checkpoints.problem else ", unsaved"
     if not run.last_checkpoint.is_file():
@@ -253,13 +267,17 @@ def how_to_go_on(run: RunFolder, update: int, checkpoints: Checkpoint, told: str
 
 
 @contextmanager
-def telling_how_to_go_on(run: RunFolder, module: Trained, checkpoints: Checkpoint) -> Iterator[None]:
-    """Where the machine and not the training was the trouble, say as well what is left of the run."""
+def telling_how_to_resume(run: RunFolder, module: Trained, checkpoints: Checkpoint) -> Iterator[None]:
+    """Add :func:`how_to_resume` to errors that the machine caused: a full disk, a simulator process that died.
+
+    Raises:
+        MfrlError: of the same class, with the longer message.
+    """
     try:
         yield
     except Exception as error:
         refusal = error if isinstance(error, WorkerError) else refused_by_system(error, run.path)
         if refusal is None:
             raise
-        left = how_to_go_on(run, module.updates, checkpoints, str(refusal))
+        left = how_to_resume(run, module.updates, checkpoints, str(refusal))
         raise type(refusal)(f"{refusal}. The run {left}") from error

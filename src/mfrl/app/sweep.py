@@ -1,4 +1,4 @@
-"""The jobs of a sweep: a folder's name for each, what became of each, and none that takes the others along."""
+"""Runs the jobs of a sweep. A job that fails or is stopped does not end the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.tally import note_beginning, note_end
+from mfrl.app.tally import note_end, note_start
 from mfrl.errors import InterruptedRun
 from mfrl.runs.jobs import (
     COLOURS,
@@ -23,33 +23,36 @@ from mfrl.runs.jobs import (
     STOPPED,
     JobConsole,
     Outcome,
-    changed,
-    claim,
-    failure,
+    changed_settings,
     method_name,
+    record_failure,
+    reserve_folder,
     score,
 )
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
-_PARENT_SECONDS = 0.5  # between two looks whether the sweep's process is still there
-_SAVING_SECONDS = 60.0  # for a job to save, once it is not
+_PARENT_SECONDS = 0.5  # a job checks at this interval whether the sweep's process still exists
+_SAVING_SECONDS = 60.0  # if it does not, a job has this time to save
 _watching, _at_work = threading.Event(), threading.Event()
 
-#: What the members of a population may differ in.
-OF_MEMBERS = ("seed", "algo.alpha")
+#: The settings in which members of a population may differ.
+MEMBER_SETTINGS = ("seed", "algo.alpha")
 
 
 def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome | list[Outcome]:
-    """Train as one job of several, or as those that a packed one stands for; what goes wrong is returned, not raised.
+    """Run one job of a sweep. Errors become outcomes and are not raised.
 
     Args:
-        cfg, overrides: as for :func:`mfrl.app.train.train`.
-        own_process: the job has a process of its own, beside others: it writes lines that begin with its name, and a
-            signal stops it and those that this process would do after it.
+        cfg, overrides: see :func:`mfrl.app.train.train`. ``cfg.members`` makes it a packed job.
+        own_process: the job runs in a process of its own, beside other jobs. Its lines then begin with its name, and a
+            signal stops it and the later jobs of this process.
+
+    Returns:
+        the job's outcome, or a list of outcomes of a packed job.
 
     Raises:
-        KeyboardInterrupt: the job was stopped in the process of the sweep itself, which is to stop too.
+        KeyboardInterrupt: the job ran in the sweep's own process and was stopped, so the sweep must stop too.
     """
     work = _attempt_pack if "members" in cfg else _attempt
     if not own_process:
@@ -60,21 +63,21 @@ def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome
     _at_work.set()
     try:
         signals.install(signals.note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # withheld until there was somebody to take them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)  # blocked until the handlers were installed
         job = HydraConfig.get().job.num
-        note_beginning(job)
+        note_start(job)
         outcome = work(cfg, overrides, own_process)
         note_end(job, outcome if isinstance(outcome, list) else [outcome])
         return outcome
-    except KeyboardInterrupt:  # a second one, or one that came after training
+    except KeyboardInterrupt:  # a second Ctrl-C, or one after training
         return Outcome(STOPPED, Path(cfg.resume or cfg.run_dir), "outside training")
     finally:
-        signals.install(signals.note)  # between two jobs
+        signals.install(signals.note)  # note signals that arrive between two jobs
         _at_work.clear()
 
 
 def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome:
-    from mfrl.app.resume import finished
+    from mfrl.app.resume import finished_result
     from mfrl.app.train import train
     from mfrl.runs.folder import RunFolder
 
@@ -86,8 +89,8 @@ def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcom
             if signals.received():
                 raise KeyboardInterrupt
         if cfg.existing == "new" and not cfg.resume:
-            folder = claim(cfg)
-        if not cfg.resume and (result := finished(cfg)):
+            folder = reserve_folder(cfg)
+        if not cfg.resume and (result := finished_result(cfg)):
             outcome = Outcome(SKIPPED, folder, score(result))
         else:
             outcome = Outcome(FINISHED, folder, score(train(cfg, overrides, console)))
@@ -101,16 +104,16 @@ def _attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcom
             raise
         outcome = Outcome(STOPPED, folder, "before training began")
     except Exception as error:
-        if signals.received():  # a signal during an import arrives as the failure of that import
+        if signals.received():  # a signal during an import makes the import fail
             raise KeyboardInterrupt from error
-        outcome = failure(error, folder, make=not cfg.resume)
+        outcome = record_failure(error, folder, make=not cfg.resume)
     if console:
         console.print(f"[{COLOURS[outcome.status]}]{outcome.status}[/]  {escape(outcome.note)}", highlight=False)
     return outcome
 
 
 def _attempt_pack(cfg: DictConfig, overrides: list[str], own_process: bool) -> list[Outcome]:
-    """As :func:`_attempt`, of a job that stands for several."""
+    """Run a packed job, see :func:`_attempt`."""
     from mfrl.app.pack import members_of, train_pack
 
     size = len(cfg.members)
@@ -126,31 +129,37 @@ def _attempt_pack(cfg: DictConfig, overrides: list[str], own_process: bool) -> l
 
 
 def packed(jobs: Sequence[Sequence[str]], size: int) -> list[list[str]]:
-    """Jobs that differ in seed and alpha alone, up to ``size`` of them as one that lists theirs as ``members``.
+    """Combine jobs that differ only in seed and alpha into packed jobs.
 
     Args:
-        jobs: the overrides of each, as Hydra hands them to a launcher.
-        size: 1 leaves all as they are.
+        jobs: the overrides of each job, as Hydra hands them to a launcher.
+        size: the largest number of jobs in a packed job; 1 combines none.
+
+    Returns:
+        the overrides of each job. A packed job has those of its first member, and ``+members=[...]`` with the seed and
+        alpha of each.
     """
     alike: dict[tuple[str, ...], list[list[str]]] = {}
     for job in jobs:
-        alike.setdefault(tuple(text for text in job if not _of_member(text)), []).append(list(job))
+        alike.setdefault(tuple(text for text in job if not _is_member_setting(text)), []).append(list(job))
     packs = []
     for same in alike.values():
         for start in range(0, len(same), size):
             members = same[start : start + size]
-            listed = ",".join(f"[{','.join(repr(text) for text in job if _of_member(text))}]" for job in members)
+            listed = ",".join(
+                f"[{','.join(repr(text) for text in job if _is_member_setting(text))}]" for job in members
+            )
             packs.append([*members[0], f"+members=[{listed}]"] if len(members) > 1 else members[0])
     return packs
 
 
-def _of_member(text: str) -> bool:
-    """Whether an override is of what members may differ in; what Hydra would read otherwise in a list is not."""
-    return text.partition("=")[0] in OF_MEMBERS and not set(text) & set("'\"\\")
+def _is_member_setting(text: str) -> bool:
+    """Whether members may differ in an override. Quotes and backslashes would change their meaning inside a list."""
+    return text.partition("=")[0] in MEMBER_SETTINGS and not set(text) & set("'\"\\")
 
 
 def _stop_with_parent() -> None:
-    """Once the process that started this one is gone, stop as by SIGTERM, and do nothing after that."""
+    """Watch the process that started this one. When it has gone, stop as after SIGTERM, and then exit."""
     if _watching.is_set():
         return
     _watching.set()
@@ -168,4 +177,4 @@ def _stop_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-OmegaConf.register_new_resolver("changed", changed, replace=True)
+OmegaConf.register_new_resolver("changed", changed_settings, replace=True)

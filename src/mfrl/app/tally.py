@@ -1,4 +1,4 @@
-"""How far a sweep is: jobs side by side note their beginning and end in a file, and the sweep reads it."""
+"""The progress of a sweep: its jobs note their start and end in a file, and the sweep's process reads the file."""
 
 from __future__ import annotations
 
@@ -14,42 +14,46 @@ from rich.console import Console
 
 from mfrl.runs.jobs import SKIPPED, Outcome
 
-#: Names the file to the processes of the jobs, which are started with it.
+#: The environment variable that tells the jobs' processes the path of the file.
 VARIABLE = "MFRL_SWEEP_TALLY"
-_SECONDS = 0.5  # between two looks at it
+_SECONDS = 0.5  # the file is read at this interval
 
 
-def note_beginning(job: int) -> None:
-    """Say that a job has begun, in its own process."""
+def note_start(job: int) -> None:
+    """Note that a job has started. A job calls it in its own process."""
     _note(job, 0, 0)
 
 
 def note_end(job: int, outcomes: Sequence[Outcome]) -> None:
-    """Say what became of a job, or of those that a packed one stands for."""
+    """Note that a job has ended.
+
+    Args:
+        outcomes: its outcome, or those of the members of a packed job.
+    """
     _note(job, len(outcomes), sum(outcome.status == SKIPPED for outcome in outcomes))
 
 
 def _note(job: int, ended: int, skipped: int) -> None:
     if (path := os.environ.get(VARIABLE)) is not None:
-        with suppress(OSError), open(path, "a", encoding="utf-8") as file:  # no job fails for want of this line
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:  # a job can do without this line
             file.write(f"{job} {time.time():.2f} {ended} {skipped}\n")
 
 
 @dataclass
 class Tally:
-    """What the file says.
+    """The content of the file.
 
     Attributes:
-        begun: when, by job.
-        ended: when, how many runs it stood for, and how many of these had been finished before.
+        started: by job, when it started, in seconds of :func:`time.time`.
+        ended: by job, when it ended, the number of its runs, and how many of these were finished before the sweep.
     """
 
-    begun: dict[int, float]
+    started: dict[int, float]
     ended: dict[int, tuple[float, int, int]]
 
     @classmethod
     def read(cls, path: Path) -> Tally:
-        """Of the lines that are whole."""
+        """Read the lines that are complete."""
         tally = cls({}, {})
         text = path.read_text(encoding="utf-8")
         for line in text[: text.rfind("\n") + 1].splitlines():
@@ -57,52 +61,57 @@ class Tally:
             if int(ended):
                 tally.ended[int(job)] = (float(when), int(ended), int(skipped))
             else:
-                tally.begun[int(job)] = float(when)
+                tally.started[int(job)] = float(when)
         return tally
 
     @property
     def done(self) -> int:
-        """Runs that are over, whatever became of them."""
+        """The number of runs that have ended, with whatever outcome."""
         return sum(runs for _, runs, _ in self.ended.values())
 
-    def left(self, jobs: int, at_once: int, now: float) -> float | None:
-        """Seconds until all jobs are over, each taken to last as long as those that are; None before one has trained.
+    def seconds_left(self, jobs: int, at_once: int, now: float) -> float | None:
+        """Estimate the seconds until all jobs have ended, from the mean duration of the jobs that have.
 
         Args:
-            jobs: of the whole sweep, a pack as one.
-            at_once: jobs side by side.
-            now: as :func:`time.time` has it.
+            jobs: number of jobs of the sweep; a pack counts as one.
+            at_once: number of jobs side by side.
+            now: the time, in seconds of :func:`time.time`.
+
+        Returns:
+            None if no job has ended, or those that have were finished before the sweep.
         """
-        lasted = [when - self.begun[job] for job, (when, runs, skipped) in self.ended.items() if skipped < runs]
-        if not lasted:
+        durations = [when - self.started[job] for job, (when, runs, skipped) in self.ended.items() if skipped < runs]
+        if not durations:
             return None
-        mean = sum(lasted) / len(lasted)
-        running = [max(mean - (now - when), 0.0) for job, when in self.begun.items() if job not in self.ended]
+        mean = sum(durations) / len(durations)
+        running = [max(mean - (now - when), 0.0) for job, when in self.started.items() if job not in self.ended]
         waiting = (jobs - len(self.ended) - len(running)) * mean
         return max((waiting + sum(running)) / max(at_once, 1), *running, 0.0)
 
 
 @contextmanager
-def counted(path: Path, jobs: int, runs: int, console: Console) -> Iterator[None]:
-    """Say on a line how many runs are done and how long the others will take, whenever one of the jobs is over.
+def progress_reported(path: Path, jobs: int, runs: int, console: Console) -> Iterator[None]:
+    """Print a line whenever a job ends: how many runs are done, and how long the others will take.
 
     Args:
-        path: of a file that is made, and removed in the end.
-        jobs: that are launched, a pack as one.
-        runs: that they stand for.
+        path: of the file, which is made here and removed in the end.
+        jobs: number of jobs that are launched; a pack counts as one.
+        runs: number of their runs.
+        console: where to print.
     """
     path.write_text("", encoding="utf-8")
     os.environ[VARIABLE] = str(path.resolve())
     over = threading.Event()
 
     def watch() -> None:
-        told, at_once = 0, 0
+        reported, at_once = 0, 0
         while not over.wait(_SECONDS):
             tally = Tally.read(path)
-            at_once = max(at_once, len(tally.begun) - len(tally.ended))
-            if told < tally.done < runs:
-                told, left = tally.done, tally.left(jobs, at_once, time.time())
-                console.print(f"[bold]{told}/{runs} done[/]" + ("" if left is None else f", left about {_words(left)}"))
+            at_once = max(at_once, len(tally.started) - len(tally.ended))
+            if reported < tally.done < runs:
+                reported, left = tally.done, tally.seconds_left(jobs, at_once, time.time())
+                note = "" if left is None else f", left about {_words(left)}"
+                console.print(f"[bold]{reported}/{runs} done[/]{note}")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -116,7 +125,7 @@ def counted(path: Path, jobs: int, runs: int, console: Console) -> Iterator[None
 
 
 def _words(seconds: float) -> str:
-    """``40 s``, ``4 min`` or ``2 h 10 min``."""
+    """A duration in words: ``40 s``, ``4 min`` or ``2 h 10 min``."""
     if seconds < 60:
         return f"{max(round(seconds, -1), 10):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

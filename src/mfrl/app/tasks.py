@@ -1,4 +1,4 @@
-"""`mfrl tasks [NAME...]`: the tasks that have a name, and whether their data are on this machine.
+"""`mfrl tasks [NAME...]`: list the tasks that have a name, and whether their data are on this machine.
 
 The benchmark is the 73 tasks of arXiv 2511.13035: OGBench's states (ten datasets with five tasks each) and images, and
 D4RL's antmaze and Adroit. The command imports neither torch nor a simulator: :mod:`mfrl.catalogue` knows the sizes and
@@ -33,7 +33,7 @@ from mfrl.errors import did_you_mean
 
 Justify = Literal["left", "right"]
 
-_FEW = 4  # so many commands are printed in full
+_FEW = 4  # at most so many commands are printed in full
 #: Characters that a line needs for these columns; ``default`` is the number of the default task in brackets.
 _ROOM = {"default": 100, "updates": 100, "presets": 140, "env": 200}
 _PIPE = 1000  # characters of a line in a pipe, where no cell is folded

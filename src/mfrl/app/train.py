@@ -1,4 +1,4 @@
-"""`mfrl train`: data, algorithm, module, callbacks, loggers, trainer, fit."""
+"""`mfrl train`: build data, algorithm, module, callbacks, loggers and trainer, and fit."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from mfrl.app.parts import (
     build_online,
     build_trainer,
     choose_arithmetic,
-    composed,
+    composed_parts,
     run_trainer,
     seeded_algorithm,
 )
 from mfrl.app.results import announce, finish, summarise
 from mfrl.app.resume import (
     Start,
-    finished,
-    how_to_go_on,
-    left_in,
+    finished_result,
+    how_to_resume,
     refuse_other_data,
-    resumed,
-    telling_how_to_go_on,
+    resumed_start,
+    telling_how_to_resume,
+    unfinished_checkpoint,
 )
-from mfrl.app.watch import begin, build_progress
+from mfrl.app.watch import begin_run, build_progress
 from mfrl.envs.vector import refuse_unguarded_script
 from mfrl.errors import InterruptedRun, MfrlError
 from mfrl.learning.training import Training
 from mfrl.runs.folder import RunFolder
 from mfrl.runs.jobs import JobConsole
-from mfrl.runs.saved import settle
+from mfrl.runs.saved import resolve_interpolations
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
@@ -46,30 +46,37 @@ def train(cfg: DictConfig, overrides: list[str], console: Console | None = None)
 
     Args:
         cfg: the composed configuration (conf/train.yaml).
-        overrides: what the user changed, for overrides.yaml.
-        console: where to tell about it; None: on stderr.
+        overrides: the user's overrides, for overrides.yaml.
+        console: where to print; None prints on stderr.
+
+    Raises:
+        ConfigError: a setting cannot be used, or ``run_dir`` holds a run with other settings (RefusedRun).
+        CheckpointError: the checkpoint of ``resume=`` is missing, damaged or refused.
+        DataError, EnvError: the data or the environment cannot be used.
+        DivergedError: training produced a number that is not finite.
+        InterruptedRun: a signal stopped training. The message says how to resume.
     """
     refuse_unguarded_script()
     signals.forget()
     console = console or Console(stderr=True)
-    settle(cfg)
+    resolve_interpolations(cfg)
     check_existing(cfg)
     if cfg.resume:
-        start = resumed(cfg, overrides, console)
+        start = resumed_start(cfg, overrides, console)
     else:
         check_run(cfg, overrides)
         folder = RunFolder(run_folder(cfg.run_dir)) if cfg.existing == "continue" else None
-        start = Start(cfg, composed(cfg, console), folder)
+        start = Start(cfg, composed_parts(cfg, console), folder)
     if start.cfg.threads is not None:
         torch.set_num_threads(start.cfg.threads)
     with ExitStack() as lock:
-        if start.run:  # from before the decision, so that two processes never both go on
+        if start.run:  # locked before looking at it, so that two processes never both resume it
             lock.enter_context(start.run.locked())
         if start.run and not cfg.resume:
-            if result := finished(cfg):
+            if result := finished_result(cfg):
                 console.print(f"finished before: {escape(str(start.run.path))}", highlight=False, soft_wrap=True)
                 return result
-            start.saved = left_in(start.run)
+            start.saved = unfinished_checkpoint(start.run)
         return fit(start, overrides, console)
 
 
@@ -77,8 +84,11 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
     """Build everything, train and evaluate.
 
     Args:
-        start: what to begin with, or to go on from; its folder, where it has one, is locked.
-        overrides, console: as for :func:`train`.
+        start: what the run starts with. If it has a folder, the caller has locked it.
+        overrides, console: see :func:`train`.
+
+    Raises:
+        MfrlError: see :func:`train`.
     """
     cfg, parts = start.cfg, start.parts
     data = build_data(cfg, parts, console)
@@ -91,26 +101,26 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
     progress = build_progress(cfg, console)
 
     with ExitStack() as lock:
-        if start.run is None:  # everything that can be refused has been looked at: now the run leaves its first trace
+        if start.run is None:  # made only now: a run that is refused leaves no folder
             start.run = RunFolder.create(cfg.run_dir)
             lock.enter_context(start.run.locked())
-        started, run = begin(start, overrides, data, provenance, module, progress, console), start.run
+        started, run = begin_run(start, overrides, data, provenance, module, progress, console), start.run
         trainer = build_trainer(cfg, run.checkpoints, started.in_order(), started.loggers.values())
         module.online = build_online(cfg, data, [algorithm], [run.path], console)
         if module.online is not None:
             lock.callback(module.online.close)
         announce(console, cfg, str(run.path), start.updates, why)
-        with signals.handled_by(signals.note_once), telling_how_to_go_on(run, module, started.checkpoints):
+        with signals.handled_by(signals.note_once), telling_how_to_resume(run, module, started.checkpoints):
             try:
                 run_trainer(trainer, module, data, started.evaluate, start.updates, start.checkpoint)
             except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
-                stopped = how_to_go_on(run, module.updates, started.checkpoints)
+                stopped = how_to_resume(run, module.updates, started.checkpoints)
                 raise InterruptedRun(stopped, signals.received()) from None
         if module.updates < module.total_updates:
             raise MfrlError(
-                f"a callback ended training early: {how_to_go_on(run, module.updates, started.checkpoints)}"
+                f"a callback ended training early: {how_to_resume(run, module.updates, started.checkpoints)}"
             )
         result = finish(started, module)
-    if not isinstance(console, JobConsole):  # a sweep ends in a table of its own
+    if not isinstance(console, JobConsole):  # a sweep prints one table for all of its jobs
         summarise(console, run, result)
     return result

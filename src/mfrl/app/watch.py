@@ -1,22 +1,23 @@
-"""What watches a run: its callbacks and loggers, out of conf/callbacks and conf/logger, and its evaluation."""
+"""Builds what watches a run: callbacks and loggers (conf/callbacks, conf/logger), and the evaluation."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from mfrl.app.checks import OWN_CALLBACKS
-from mfrl.app.resume import Start, telling_how_to_go_on
+from mfrl.app.resume import Start, telling_how_to_resume
 from mfrl.callbacks.checkpoint import Checkpoint
-from mfrl.callbacks.evaluation import episodes_on_the_way
+from mfrl.callbacks.evaluation import interim_count
 from mfrl.callbacks.monitor import Monitor
 from mfrl.callbacks.population import Spread
 from mfrl.callbacks.progress import Progress
@@ -25,18 +26,21 @@ from mfrl.errors import ConfigError
 from mfrl.learning.training import Trained
 from mfrl.runs.folder import RunFolder, versions
 from mfrl.runs.read import flatten
-from mfrl.runs.targets import build
+from mfrl.runs.targets import build, plain_settings
 from mfrl.system.paths import literal
 
 
 @dataclass
 class StartedRun:
-    """A run that has a folder: what watches its training, and what its result is made of.
+    """A run that has a folder, with what watches its training and what :func:`mfrl.app.results.finish` needs.
 
     Attributes:
-        callbacks, loggers: by their names in the configuration; ``evaluate`` is a callback too.
-        source: of the data, as provenance.json has it.
-        at: when it began, by :func:`time.perf_counter`.
+        cfg, overrides: the configuration, and the user's overrides.
+        run: the folder.
+        data: the data it trains on.
+        callbacks, loggers: by their names in the configuration. The evaluation is the callback ``evaluate``.
+        source: where the data come from, as in provenance.json.
+        started_at: seconds of :func:`time.perf_counter`.
     """
 
     cfg: DictConfig
@@ -46,27 +50,27 @@ class StartedRun:
     callbacks: dict[str, L.Callback]
     loggers: dict[str, Logger]
     source: str
-    at: float
+    started_at: float
 
     @property
     def monitor(self) -> Monitor:
-        return self.callbacks["monitor"]
+        return cast(Monitor, self.callbacks["monitor"])
 
     @property
     def checkpoints(self) -> Checkpoint:
-        return self.callbacks["checkpoint"]
+        return cast(Checkpoint, self.callbacks["checkpoint"])
 
     @property
     def evaluate(self) -> L.Callback:
         return self.callbacks["evaluate"]
 
     def in_order(self) -> list[L.Callback]:
-        """The run's own callbacks, and then the user's."""
+        """The callbacks in the order in which Lightning calls them: the run's own, then the user's."""
         own = [self.callbacks[name] for name in OWN_CALLBACKS]
         return own + [callback for name, callback in self.callbacks.items() if name not in OWN_CALLBACKS]
 
 
-def begin(
+def begin_run(
     start: Start,
     overrides: list[str],
     data: OfflineData,
@@ -75,10 +79,19 @@ def begin(
     progress: Progress | Spread,
     console: Console,
 ) -> StartedRun:
-    """Write down in its folder what a run is, and make what watches it.
+    """Write a run's configuration and provenance into its folder, and build its callbacks and loggers.
+
+    Args:
+        start: what the run starts with; it has a folder.
+        overrides: the user's.
+        data: the data, after ``setup``.
+        provenance: of the data.
+        module: what is trained.
+        progress: receives the lines on evaluations.
+        console: where warnings are printed.
 
     Raises:
-        ConfigError: a callback or logger of the user's cannot be made.
+        ConfigError: a callback or logger of the user cannot be built.
     """
     cfg, run = start.cfg, start.run
     assert run is not None
@@ -86,53 +99,64 @@ def begin(
     cfg.data_dir = data.data_dir and literal(str(data.data_dir.resolve()))
     run.write_config(cfg, overrides)
     run.write_provenance(provenance)
+    config = plain_settings(cfg, resolve=False)
     record = {
-        "config": OmegaConf.to_container(cfg, resolve=False),
+        "config": config,
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
         "action_bounds": data.action_bounds,
         "provenance": provenance,
         "versions": versions(),
     }
-    of_the_run = {"monitor": {"console": console}, "checkpoint": {"folder": run.checkpoints, "extra": record}}
-    callbacks = build_all(cfg, "callbacks", L.Callback, of_the_run, apart=["progress"])
+    for_callbacks: dict[str, dict[str, Any]] = {
+        "monitor": {"console": console},
+        "checkpoint": {"folder": run.checkpoints, "extra": record},
+    }
+    callbacks = build_watchers(cfg, "callbacks", L.Callback, for_callbacks, leave_out=["progress"])
     callbacks["progress"] = progress
-    callbacks["evaluate"] = start.parts["eval"](spec=data.env, run_dir=run.path, progress=progress, **processes(cfg))
-    of_the_run = {
+    callbacks["evaluate"] = start.parts["eval"](
+        spec=data.env, run_dir=run.path, progress=progress, **worker_setting(cfg)
+    )
+    for_loggers: dict[str, dict[str, Any]] = {
         "tensorboard": {"purge_step": start.updates + 1 if start.updates else None},
         "csv": {"first_update": start.updates},
     }
-    rank_zero_only.rank = 0  # read off a cluster's variables, of several runs all but one would log nothing
-    with telling_how_to_go_on(run, module, callbacks["checkpoint"]):
-        loggers = build_all(cfg, "logger", Logger, of_the_run)
-        for name in loggers.keys() - of_the_run.keys():
-            loggers[name].log_hyperparams(flatten(record["config"]))
+    # Lightning takes the rank from a cluster's variables, and only rank 0 logs. Each run here is a process of its own.
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]  # missing from Lightning's types
+    with telling_how_to_resume(run, module, callbacks["checkpoint"]):
+        loggers = build_watchers(cfg, "logger", Logger, for_loggers)
+        for name in loggers.keys() - for_loggers.keys():
+            loggers[name].log_hyperparams(flatten(config))
     return StartedRun(cfg, overrides, run, data, callbacks, loggers, provenance["source"], time.perf_counter())
 
 
 def build_progress(cfg: DictConfig, console: Console) -> Progress:
-    """The bar of a run, or of all members of a population."""
+    """The progress bar of a run or of a population."""
     share = cfg.eval.episodes / interim_episodes(cfg) if "episodes" in cfg.eval else 1.0
     return build(cfg.callbacks.progress)(final_share=share, console=console)
 
 
-def build_all(
-    cfg: DictConfig, group: str, kind: type, of_the_run: dict[str, dict[str, Any]], apart: list[str] | None = None
+def build_watchers(
+    cfg: DictConfig,
+    group: str,
+    kind: type,
+    added: Mapping[str, Mapping[str, Any]],
+    leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The callbacks or loggers of a configuration by their names.
+    """The callbacks or loggers of a configuration, by their names.
 
     Args:
         group: ``callbacks`` or ``logger``.
-        kind: of Lightning's.
-        of_the_run: by name, what the run adds to the settings of those that are ``_partial_``.
-        apart: names of those that are built elsewhere.
+        kind: Lightning's base class.
+        added: by name, the arguments that the run adds where the settings are ``_partial_``.
+        leave_out: names that are not built.
 
     Raises:
-        ConfigError: one cannot be built, or is of another kind.
+        ConfigError: one cannot be built from its settings, or is no ``kind``.
     """
     built = {}
     for name, node in cfg[group].items():
-        if name in (apart or []):
+        if name in leave_out:
             continue
         key = f"{group}.{name}"
         try:
@@ -140,8 +164,8 @@ def build_all(
         except InstantiationException as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ConfigError(f"{key} cannot be made of its settings: {reason}") from error
-        if name in of_the_run and node.get("_partial_"):
-            part = part(**of_the_run[name])
+        if name in added and node.get("_partial_"):
+            part = part(**added[name])
         if not isinstance(part, kind):
             raise ConfigError(f"{key} makes a {type(part).__name__}, which is no {kind.__name__} of Lightning's")
         built[name] = part
@@ -149,12 +173,12 @@ def build_all(
 
 
 def interim_episodes(cfg: DictConfig) -> int:
-    """Episodes of an evaluation on the way."""
-    return episodes_on_the_way(cfg.eval.episodes, cfg.eval.get("interim_episodes"))
+    """The number of episodes of every evaluation before the last."""
+    return interim_count(cfg.eval.episodes, cfg.eval.get("interim_episodes"))
 
 
-def processes(cfg: DictConfig) -> dict[str, int]:
-    """The simulator's share of ``threads``, unless it has a number of processes of its own or there is none."""
+def worker_setting(cfg: DictConfig) -> dict[str, int]:
+    """The argument ``workers`` for an evaluation that leaves it open: the setting ``threads`` also limits processes."""
     if cfg.threads is None or "workers" not in cfg.eval or cfg.eval.workers is not None:
         return {}
     return {"workers": cfg.threads if cfg.threads > 1 else 0}

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, finite and plain data."""
+"""Writes checkpoints: complete files of plain data, and only while all parameters are finite."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class InPlace(TorchCheckpointIO):
-    """Writes a checkpoint where it is asked to; reads none that is damaged, and nothing of Lightning's own part of one.
+    """Lightning's way to write and read checkpoints, with two changes.
 
-    Lightning's own writes to the system's folder for temporary files first, which may be full, small or missing while
-    the run's disk has room.
+    It writes directly to the given path. Lightning's class writes to the system's folder for temporary files first,
+    which may be full or missing while the run's disk has room. It reads with :func:`load_checkpoint`, which refuses
+    damaged files, and ignores Lightning's own part of the file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()  # torch hides why a write failed; from here it is an OSError
+        buffer = io.BytesIO()  # where torch itself writes to a file, its error hides the reason
         torch.save(checkpoint, buffer)
         Path(path).write_bytes(buffer.getbuffer())
 
@@ -38,23 +39,29 @@ class InPlace(TorchCheckpointIO):
 
 
 class Checkpoint(L.Callback):
-    """Every ``every`` updates and at the end of a phase: ``last.ckpt``, and ``update=<k>.ckpt`` too where ``keep_all``.
+    """Writes ``last.ckpt`` every ``every`` updates, and at the end of the offline and of the online phase.
 
-    At the end of the offline phase before an online one, ``update=<k>.ckpt`` is written in any case.
+    At the end of an offline phase that an online one follows, it keeps ``update=<k>.ckpt`` in any case.
 
-    ``last.ckpt`` is also written ``minutes`` after the last time, and where training ends early between two updates: by
-    a signal, or by an error that is none of the training's, such as a simulator that dies.
+    It also writes ``last.ckpt`` when ``minutes`` have passed since the last time, and when training ends early between
+    two updates, because of a signal or of an error outside of training, such as a simulator that dies.
 
-    A checkpoint is written under a temporary name and renamed, and never with a parameter that is not finite. It
-    carries ``extra`` under the key "mfrl": the composed configuration and what else is needed to act again, as plain
-    data that loads with ``weights_only=True``.
+    A checkpoint gets its name only when it is complete. It is plain data and loads with ``weights_only=True``.
+
+    Args:
+        folder: the folder of checkpoints.
+        every: number of updates.
+        keep_all: keep each checkpoint as ``update=<k>.ckpt`` too.
+        extra: is stored under the key "mfrl": the configuration, and what else is needed to act again.
+        minutes: None writes no checkpoints by the clock.
 
     Attributes:
-        saved: the update that ``last.ckpt`` holds, as far as this training knows; before the first one where it began.
-        problem: why the training that ended early could not be saved; empty: nothing was in the way.
+        saved: the update of ``last.ckpt``; before the first checkpoint, the update at which training started; None
+            before training.
+        problem: why the state could not be saved when training ended early; empty if it was saved.
 
     Raises:
-        DivergedError: where a parameter is not finite; ``last.ckpt`` stays as it was.
+        DivergedError: a parameter is not finite. ``last.ckpt`` stays as it is.
     """
 
     def __init__(
@@ -84,25 +91,25 @@ class Checkpoint(L.Callback):
         due = k % self.every == 0 or k == pl_module.total_updates or pl_module.changes_phase
         if due or (self.minutes is not None and pl_module.stamp - self._saved_at >= 60.0 * self.minutes):
             self._save(trainer, pl_module)
-        if (due and self.keep_all) or (pl_module.changes_phase and k > 0):  # the offline policy stays at hand
+        if (due and self.keep_all) or (pl_module.changes_phase and k > 0):  # the policy before the online phase is kept
             with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
                 self._copy(temporary)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Training, exception: BaseException) -> None:
-        """Keep what was trained since the last checkpoint, unless it is not sound or a second Ctrl-C will not wait."""
+        """Write a checkpoint after an error or a signal, unless the state is not sound or Ctrl-C came a second time."""
         if isinstance(exception, KeyboardInterrupt | DivergedError) or not pl_module.between_updates:
             return
         if self.saved is None or self.saved == pl_module.updates:
             return
         try:
             self._save(trainer, pl_module)
-        except Exception as error:  # what ended the training is to be told, and not what came of it
+        except Exception as error:  # the user is told the error that ended training, and this one beside it
             self.problem = getattr(error, "strerror", None) or str(error)
 
     def _save(self, trainer: L.Trainer, pl_module: Training) -> None:
         with pl_module.aside():
             self._refuse_nonfinite(pl_module)
-            for logger in trainer.loggers:  # what a run goes on from has been logged for good
+            for logger in trainer.loggers:  # so that the logs on disk are never behind the checkpoint
                 logger.save()
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.last) as temporary:
@@ -110,7 +117,7 @@ class Checkpoint(L.Callback):
             self.saved, self._saved_at = pl_module.updates, pl_module.stamp
 
     def _copy(self, path: Path) -> None:
-        """A second name for ``last.ckpt``, or a copy where the file system has none."""
+        """Give ``last.ckpt`` a second name: a hard link, or a copy if the file system has no links."""
         try:
             os.link(self.last, path)
         except OSError:

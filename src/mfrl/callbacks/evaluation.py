@@ -1,4 +1,4 @@
-"""Evaluation in the simulator at chosen updates, with figures and videos."""
+"""Evaluates a policy in its environment at chosen updates, with figures and videos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mfrl.callbacks import figures
-from mfrl.callbacks.periodic import due, keep_until, record
+from mfrl.callbacks.periodic import data_of, due, keep_until, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.maze import MazeLayout
@@ -29,22 +29,24 @@ FPS = 15
 
 
 class Evaluate(L.Callback):
-    """Every ``every`` updates and at the end: ``episodes`` episodes with the same seeds each time.
+    """Evaluates every ``every`` updates and after the last one, over episodes with the same seeds each time.
 
-    On the way the first ``interim_episodes`` of these may do: while the policy still fails, every episode lasts as
-    long as the environment lets it.
+    Evaluations before the last one can have fewer episodes (``interim_episodes``): the episodes of a policy that still
+    fails are long, as only the time limit ends them.
 
-    Losses on the validation split, if there is one, are logged as ``val/...`` at the same updates. Each evaluation is
-    one line of ``eval.jsonl`` with every episode's seed, return, length and, where the environment tells it, success.
-    The figures (action samples; for mazes, paths and values) go to TensorBoard.
+    Each evaluation is one line of ``eval.jsonl`` with every episode's seed, return, length and, if the environment
+    reports it, success. Losses on the validation split, if there is one, are logged as ``val/...``. Figures go to
+    TensorBoard: action samples and, for mazes, paths and values.
 
     Args:
         spec: the environment.
-        run_dir: where ``eval.jsonl`` and ``videos/`` lie.
-        every, episodes, num_envs, workers, seed: of the evaluation.
-        interim_episodes: of every evaluation but that of the last update, where that is fewer; None: ``episodes`` too.
-        videos: how many episodes to film each time; 0 needs no renderer.
-        progress: the bar to report to.
+        run_dir: the folder of ``eval.jsonl`` and ``videos/``.
+        every: number of updates between evaluations.
+        episodes: number of episodes of the last evaluation.
+        num_envs, workers, seed: see :class:`mfrl.envs.evaluation.Evaluator`.
+        videos: number of episodes that each evaluation films; 0 needs no renderer.
+        progress: the progress bar, which also prints the results.
+        interim_episodes: number of episodes of the other evaluations, at most ``episodes``; None: ``episodes``.
     """
 
     def __init__(
@@ -62,11 +64,11 @@ class Evaluate(L.Callback):
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
-        self.interim_episodes = episodes_on_the_way(episodes, interim_episodes)
+        self.interim_episodes = interim_count(episodes, interim_episodes)
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
         self.evaluator: Evaluator | None = None
-        self._done: list[int] = []  # the updates at which an earlier attempt has evaluated
+        self._done: list[int] = []  # the updates at which an earlier attempt of the run has evaluated
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         self.keep(trainer, pl_module)
@@ -86,17 +88,22 @@ class Evaluate(L.Callback):
             self.evaluator = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out after an error
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not call it after an error
 
     def keep(self, trainer: L.Trainer, pl_module: Trained) -> None:
-        """Go on after what an earlier attempt has evaluated up to this update; what came later is dropped."""
+        """Keep the evaluations of an earlier attempt up to this update, and drop later ones."""
         self._done = keep_until(self.run_dir, pl_module.updates)
 
     def start(self, policies: int = 1) -> Evaluator:
-        """The environments, for so many policies side by side.
+        """Start the environments, and check rendering if episodes are filmed.
 
-        Started before the first update: a simulator or renderer that does not work should not wait for the first
-        evaluation.
+        This happens before the first update, so that a simulator or renderer that does not work is noticed at once.
+
+        Args:
+            policies: number of policies that are evaluated side by side.
+
+        Raises:
+            EnvError: an environment or the renderer does not work.
         """
         evaluator = Evaluator(self.spec, self.num_envs, self.workers, self.seed, policies)
         if self.videos:
@@ -105,11 +112,16 @@ class Evaluate(L.Callback):
         return evaluator
 
     def is_due(self, pl_module: Trained) -> bool:
-        """Whether to evaluate now, which was not done yet."""
+        """Whether to evaluate now. Update 0 is never evaluated."""
         return pl_module.updates > 0 and due(pl_module, self.every) and pl_module.updates not in self._done
 
     def run(self, modules: Sequence[Trained]) -> list[Evaluation | DivergedError | EnvError]:
-        """Evaluate what is being trained, this one alone or all members of a population, side by side."""
+        """Evaluate one module, or several members of a population side by side.
+
+        Returns:
+            for each module its evaluation, or the error that ended it.
+        """
+        assert self.evaluator is not None, "on_train_start starts it"
         first = modules[0]
         last = first.updates == first.total_updates or first.changes_phase
         episodes = self.episodes if last else self.interim_episodes
@@ -130,11 +142,11 @@ class Evaluate(L.Callback):
         self.progress.bar.remove_task(task)
         return results
 
-    def record(self, trainer: L.Trainer, pl_module: Trained, result: Evaluation | DivergedError | EnvError) -> None:
-        """An evaluation of :meth:`run`, on the screen, in every logger and in files.
+    def record(self, trainer: L.Trainer, pl_module: Training, result: Evaluation | DivergedError | EnvError) -> None:
+        """Print and log a result of :meth:`run`, and write it to files, with figures and videos.
 
         Raises:
-            DivergedError, EnvError: it came to no end, or is not finite.
+            DivergedError, EnvError: the result is an error, or a score is not finite.
         """
         if isinstance(result, Exception):
             raise result
@@ -145,12 +157,14 @@ class Evaluate(L.Callback):
         for number, frames in enumerate(result.frames):
             write_video(frames, self.run_dir / "videos" / f"update={pl_module.updates}-episode={number}.mp4", FPS)
 
-    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Trained, result: Evaluation) -> None:
-        k, layout = pl_module.updates, self.evaluator.env.signature.maze
-        policy, data = pl_module.policy(), trainer.datamodule.train
+    def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Training, result: Evaluation) -> None:
+        data = data_of(trainer).train
+        assert self.evaluator is not None
+        assert data is not None
+        k, layout, policy = pl_module.updates, self.evaluator.env.signature.maze, pl_module.policy()
         # TensorBoard shows figures in the order of their names.
         if layout is not None and result.successes is not None:
-            writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes), k)
+            writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes.tolist()), k)
         samples = action_samples(policy, data, in_maze=layout is not None)
         writer.add_figure("figures/samples", figures.action_samples(*samples), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
@@ -162,8 +176,8 @@ class Evaluate(L.Callback):
         writer.flush()
 
 
-def episodes_on_the_way(episodes: int, interim_episodes: int | None) -> int:
-    """Of every evaluation but the last: ``interim_episodes``, where that is given and fewer than the last one's."""
+def interim_count(episodes: int, interim_episodes: int | None) -> int:
+    """The number of episodes of an evaluation before the last one, at most ``episodes``."""
     return min(interim_episodes or episodes, episodes)
 
 
@@ -175,17 +189,19 @@ def action_samples(
     neighbours: int = 64,
     in_maze: bool = False,
 ) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
-    """One-step actions in a few states of the data, and the data's actions in the states nearest to each.
+    """Sample one-step actions in a few states of the data, and collect the data's actions near each of these states.
 
-    The states and the noise are the same each time, so that figures of one run can be compared. Of images, those whose
-    latest frames differ least are nearest.
+    States and noise are the same in each call, so that the figures of a run can be compared. Images are compared by
+    their latest frames.
 
     Args:
-        in_maze: the first two numbers of an observation are a place, x and y.
+        states, samples: number of states, and of actions in each.
+        neighbours: number of the nearest states whose actions are collected, for each state.
+        in_maze: the first two numbers of an observation are x and y.
 
     Returns:
-        samples ``(states, samples, action_dim)`` without choosing among candidates; for each state the actions
-        ``(neighbours, action_dim)`` of the data; and its place, in the maze or else among the data.
+        samples ``(states, samples, action_dim)``, without best of N; for each state the data's actions
+        ``(neighbours, action_dim)``; and for each state a title: its place in the maze, or its row in the data.
     """
     generator = torch.Generator().manual_seed(0)
     images = data.observations.ndim > 2
@@ -208,10 +224,14 @@ def action_samples(
 
 
 def maze_values(policy: Policy, layout: MazeLayout, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The critic's value of the policy over the free cells of a maze: points ``(n, 2)`` and values ``(n,)``.
+    """The critic's value of the policy over the free cells of a maze.
 
     Args:
-        start: an observation, e.g. the data's mean, whose first two numbers, x and y, give way to each point.
+        start: an observation ``(observation_dim,)``, e.g. the data's mean. Its first two numbers, x and y, are replaced
+            by each point's.
+
+    Returns:
+        points ``(n, 2)`` and values ``(n,)``.
     """
     xy = layout.free_points(resolution=8)
     observations = torch.from_numpy(np.repeat(start[None], len(xy), axis=0)).float()

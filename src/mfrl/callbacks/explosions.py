@@ -1,4 +1,4 @@
-"""Numbers of training that are finite, but cannot be right."""
+"""Detects numbers of training that are finite but impossible."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 from mfrl.errors import CheckpointError
 
-#: Q may leave the range of what the rewards can add up to by so many times its width, and by Q_SLACK where that is
-#: more: a new critic knows nothing of rewards that are tiny.
+#: The range of Q is what discounted rewards can add up to. Q may leave it by Q_FACTOR times its width, or by Q_SLACK if
+#: that is more: where rewards are tiny, a new critic is far outside.
 Q_FACTOR, Q_SLACK = 1.0, 10.0
-#: A loss may be so many times its scale: the square of that range's width for a value's, else 1, or its own least
-#: value so far where that is more. Flow losses are about 1, as actions lie in [-1, 1].
+#: A loss may be LOSS_FACTOR times its scale. The scale is the squared width of Q's range for losses of values and 1 for
+#: others, because actions lie in [-1, 1]; and it is at least the loss's smallest value so far.
 LOSS_FACTOR = 1000.0
 
 _Q = ("q", "q_min", "q_max", "policy_q", "target", "v")
 
 
 class Explosions:
-    """Notices when Q or a loss has left every sensible range, and remembers the worst of each kind.
+    """Detects that Q or a loss has left every sensible range, and remembers the worst case of each kind.
 
     Attributes:
-        warnings: a sentence for each kind.
+        warnings: one sentence for Q, and one for each loss that exploded.
     """
 
     def __init__(self) -> None:
@@ -33,26 +33,30 @@ class Explosions:
     def warnings(self) -> list[str]:
         return list(self._sentences.values())
 
-    def look(
+    def check(
         self,
         updates: int,
         metrics: Mapping[str, float],
         value_range: tuple[float, float] | None,
         remedies: str = "Try a smaller learning rate",
     ) -> list[str]:
-        """Look at the means of a window of updates that ends with ``updates``; returns sentences of kinds that are new.
+        """Check the means over the updates since the last call.
 
         Args:
-            metrics: by the names that algorithms give them.
-            value_range: what rewards can add up to, discounted; None where no values are learned.
-            remedies: what to try, for the sentences.
+            updates: number of updates made.
+            metrics: the means, by the names that algorithms give them.
+            value_range: the lowest and the highest discounted sum of rewards; None if no values are learned.
+            remedies: advice, which ends each sentence.
+
+        Returns:
+            a sentence for each kind of explosion that is new.
         """
         before = set(self._sentences)
         if value_range is not None:
             self._look_at_q(updates, metrics, *value_range, remedies)
         width = 0.0 if value_range is None else value_range[1] - value_range[0]
         for name, value in metrics.items():
-            if not name.endswith("_loss") or name == "q_loss":  # which is -Q
+            if not name.endswith("_loss") or name == "q_loss":  # q_loss is -Q
                 continue
             scale = max(1.0, width**2 if name in ("critic_loss", "value_loss") else 1.0, self._least.get(name, 0.0))
             if value > LOSS_FACTOR * scale:
@@ -84,14 +88,14 @@ class Explosions:
             self._worst[kind], self._sentences[kind] = size, sentence
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
+        """The state as plain data, for a checkpoint."""
         return {"worst": dict(self._worst), "sentences": dict(self._sentences), "least": dict(self._least)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave.
+        """Load what :meth:`state_dict` returned.
 
         Raises:
-            CheckpointError: it is something else.
+            CheckpointError: the state has another form.
         """
         for name, kind in {"worst": float, "sentences": str, "least": float}.items():
             values = state.get(name) if isinstance(state, dict) else None

@@ -1,4 +1,4 @@
-"""Figures of what a policy does and what a critic thinks. Pure functions: arrays in, a matplotlib Figure out."""
+"""Figures of a policy's actions and paths, and of a critic's values. Pure functions from arrays to a figure."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ WALL, FLOOR = "#3A3A3A", "#FFFFFF"
 def action_samples(
     samples: np.ndarray, dataset_actions: Sequence[np.ndarray], names: Sequence[str] = (), title: str = ""
 ) -> Figure:
-    """One-step samples of the policy against dataset actions, a panel for each state, two in a row.
+    """Draw the policy's one-step samples and the dataset's actions, in a panel for each state.
 
-    Two action dimensions are drawn as a plane; others as one strip for each dimension, dataset on the left
-    and policy on the right.
+    Two action dimensions are drawn as a plane. Other numbers of dimensions are drawn as strips, one for each dimension,
+    with the dataset on the left and the policy on the right.
 
     Args:
         samples: ``(states, samples, action_dim)`` in [-1, 1].
-        dataset_actions: for each state the actions ``(n, action_dim)`` the dataset takes near it.
-        names: titles of the panels: which states these are.
+        dataset_actions: for each state, the dataset's actions ``(n, action_dim)`` near it.
+        names: titles of the panels.
 
     Raises:
-        ValueError: the two do not speak of the same number of states.
+        ValueError: the arguments have different numbers of states, or none.
     """
     if len(samples) != len(dataset_actions) or len(samples) == 0:
         raise ValueError(f"samples for {len(samples)} states, dataset actions for {len(dataset_actions)}")
@@ -64,7 +64,7 @@ def action_samples(
 
 
 def maze_paths(maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequence[bool]) -> Figure:
-    """Evaluation paths ``(steps, 2)`` over the walls: blue where the goal was reached, else orange."""
+    """Draw paths ``(steps, 2)`` of evaluation episodes: blue if the episode reached the goal, otherwise orange."""
     figure, axes = _new_maze(maze)
     axes.imshow(maze.walls, cmap=ListedColormap([FLOOR, WALL]), extent=maze.extent, origin="lower")
     for path, success in zip(paths, successes, strict=True):
@@ -80,14 +80,14 @@ def maze_paths(maze: MazeLayout, paths: Sequence[np.ndarray], successes: Sequenc
 
 
 def value_map(maze: MazeLayout, points: np.ndarray, values: np.ndarray) -> Figure:
-    """Heat map of values in the free cells.
+    """Draw values in the free cells as a heat map.
 
     Args:
-        points: ``maze.free_points(resolution)``, ``(points, 2)``.
+        points: ``(points, 2)``, the result of ``maze.free_points(resolution)`` for some resolution.
         values: ``(points,)``.
 
     Raises:
-        ValueError: the points are not such a raster.
+        ValueError: ``points`` is no such raster, or there is not one value for each point.
     """
     resolution = max(1, round((len(points) / np.count_nonzero(~maze.walls)) ** 0.5))
     if not np.array_equal(maze.free_points(resolution), points) or len(values) != len(points):
@@ -120,7 +120,7 @@ def _draw_plane(axes: Axes, dataset: np.ndarray, policy: np.ndarray) -> None:
 
 
 def _draw_strips(axes: Axes, dataset: np.ndarray, policy: np.ndarray) -> None:
-    rng = np.random.default_rng(0)  # only spreads the points sideways
+    rng = np.random.default_rng(0)  # spreads the points sideways, nothing else
     for actions, color, shift in ((dataset, BLUE, -0.2), (policy, ORANGE, 0.2)):
         place = np.arange(1, actions.shape[1] + 1) + shift + rng.uniform(-0.13, 0.13, actions.shape)
         axes.scatter(place, actions, s=7, color=color, alpha=0.45, linewidth=0)
@@ -132,13 +132,13 @@ def _draw_strips(axes: Axes, dataset: np.ndarray, policy: np.ndarray) -> None:
 
 
 def _broken_at_jumps(path: np.ndarray, unit: float) -> np.ndarray:
-    """The path with a gap at every step longer than half a cell: a teleport is no line through walls."""
+    """The path with a gap at every step longer than half a cell, so that a teleport is not drawn as a line."""
     jumps = np.flatnonzero(np.linalg.norm(np.diff(path, axis=0), axis=1) > unit / 2)
     return np.insert(path, jumps + 1, np.nan, axis=0)
 
 
 def _mark_task(axes: Axes, maze: MazeLayout, ink: str) -> list[Line2D]:
-    """Draw start and goal, show only a rim of the outer wall, and return the legend's entries."""
+    """Draw start and goal, crop the outer wall to a rim, and return the legend's entries."""
     axes.add_patch(Circle(maze.goal_xy, maze.goal_radius, fill=False, edgecolor=ink, linewidth=1.2, zorder=3))
     left, right, bottom, top = maze.extent
     rim = 0.7 * maze.unit

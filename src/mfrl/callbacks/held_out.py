@@ -1,4 +1,4 @@
-"""Evaluation without an environment: losses on held-out data."""
+"""Evaluates by the losses on held-out data, where there is no environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from mfrl.callbacks.periodic import Periodic, held_out, record
+from mfrl.callbacks.periodic import Periodic, data_of, held_out, record
 from mfrl.callbacks.progress import Progress
 from mfrl.envs.spec import EnvSpec
 
@@ -26,11 +26,11 @@ class HeldOutEvaluation:
     seconds: float
 
     def summary(self) -> dict[str, float]:
-        """By their logged names."""
+        """The losses by their logged names."""
         return {f"eval/{name}": loss for name, loss in self.losses.items()}
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Plain data; there were no episodes."""
+        """The line of ``eval.jsonl``, with 0 episodes."""
         return {**self.summary(), "episodes": 0, "transitions": self.transitions, "seconds": self.seconds}
 
 
@@ -38,10 +38,10 @@ class EvaluateHeldOut(Periodic):
     """Evaluates every ``every`` updates and at the end, for datasets without an environment. It gives no returns.
 
     Args:
-        spec: not used; there is no environment.
-        run_dir: where ``eval.jsonl`` lies.
-        every: updates.
-        progress: the bar to report to.
+        spec: not used, because there is no environment.
+        run_dir: the folder of ``eval.jsonl``.
+        every: number of updates between evaluations.
+        progress: the progress bar, which also prints the results.
     """
 
     def __init__(self, spec: EnvSpec, run_dir: str | Path, every: int, progress: Progress) -> None:
@@ -49,6 +49,8 @@ class EvaluateHeldOut(Periodic):
 
     def evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
         started = time.perf_counter()
-        losses = held_out(trainer.datamodule, pl_module)
-        result = HeldOutEvaluation(losses, len(trainer.datamodule.val), time.perf_counter() - started)
+        val = data_of(trainer).val
+        assert val is not None, "mfrl.app.parts.build_data refuses data without a validation split"
+        losses = held_out(val, pl_module)
+        result = HeldOutEvaluation(losses, len(val), time.perf_counter() - started)
         record(trainer, pl_module, self.run_dir, self.progress, result)

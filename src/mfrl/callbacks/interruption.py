@@ -1,4 +1,4 @@
-"""Stop training when a signal asks for it."""
+"""Stops training when a signal arrives."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mfrl.system import signals
 class Interruption(L.Callback):
     """Checks between two chunks for a signal, and handles signals in place of Lightning.
 
-    Lightning installs its own handler of SIGTERM when training starts; until then, those installed by
-    :func:`mfrl.system.signals.handled_by` note what comes.
+    Lightning installs its own handler of SIGTERM when training starts. This callback puts the handlers back that
+    :func:`mfrl.system.signals.handled_by` has installed before.
 
     Raises:
-        Interrupted: a signal has come; :class:`Checkpoint` saves on that.
+        Interrupted: a signal has arrived. :class:`Checkpoint` then writes a checkpoint.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Log training metrics and throughput, warn about numbers that cannot be right, and stop at NaN or infinity."""
+"""Logs training metrics and throughput, warns about impossible numbers, and stops training at NaN or infinity."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ if TYPE_CHECKING:
 
 
 class Monitor(L.Callback):
-    """Logs, every ``every`` updates, the means of all scalars, learning rates and updates per second.
+    """Logs, every ``every`` updates, the means of all scalars, the learning rates and the updates per second.
 
-    ``perf/updates_per_second`` counts the time between chunks too, but not evaluations and checkpoints;
-    ``perf/loop_share`` is the share of that time spent outside the updates: Lightning's loop and sampling. Online,
-    ``perf/interaction_share`` is the share spent on acting and stepping, and ``online/...`` are the scores there.
+    ``perf/updates_per_second`` includes the time between chunks, but no evaluations and checkpoints.
+    ``perf/loop_share`` is the share of that time outside the updates, in Lightning's loop and in sampling. In an online
+    phase, ``perf/interaction_share`` is the share in which the policy acts and environments are stepped, and
+    ``online/...`` are the scores there.
 
     Attributes:
-        explosions: of the whole run, earlier attempts included.
+        explosions: the warnings of the whole run, earlier attempts included.
+        seconds, updates: duration and number of the updates in this process.
+        seconds_inside: the part of ``seconds`` inside the updates.
 
     Raises:
-        DivergedError: where a mean is not finite; the checkpoint written last is untouched.
+        DivergedError: a mean is not finite. The last checkpoint stays as it is.
     """
 
     def __init__(self, every: int, console: Console | None = None) -> None:
         self.every, self.console = every, console or Console(stderr=True)
         self.explosions = Explosions()
-        # Of this process's training, evaluations and checkpoints left out.
         self.seconds = 0.0
         self.seconds_inside = 0.0
         self.updates = 0
 
     @property
     def loop_share(self) -> float:
-        """Share of the training time spent outside the updates."""
+        """Share of the training time outside the updates, from 0 to 1."""
         return 1.0 - self.seconds_inside / self.seconds
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Monitor(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         due = pl_module.updates % self.every == 0 or pl_module.updates == pl_module.total_updates
-        # Waits for the device, so that the time of its work counts as inside.
+        # Reading the metrics waits for the device. It comes first, so that the device's work counts as inside.
         means = pl_module.pop_metrics() if due else {}
         metrics = {f"train/{name}": value for name, value in means.items()}
         self._inside += time.perf_counter() - self._entered
@@ -74,7 +76,7 @@ class Monitor(L.Callback):
             )
         settings = pl_module.algorithm.settings
         value_range = pl_module.spec.value_range(settings.discount) if isinstance(settings, Values) else None
-        for sentence in self.explosions.look(pl_module.updates, means, value_range, _remedies(settings)):
+        for sentence in self.explosions.check(pl_module.updates, means, value_range, _remedies(settings)):
             self.console.print(f"[bold red]warning[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         seconds = time.perf_counter() - self._since - (pl_module.seconds_aside - self._aside)
         updates = pl_module.updates - self._first
@@ -99,9 +101,9 @@ class Monitor(L.Callback):
 
 
 def _remedies(settings: Settings) -> str:
-    """What to try against values that grow without end, of the settings that the algorithm has."""
+    """Advice against diverging values. It names only settings that the algorithm has."""
     tries = ["a smaller learning rate"]
-    if hasattr(settings, "alpha") and isinstance(settings, TD):  # its weight keeps the policy near the data
+    if hasattr(settings, "alpha") and isinstance(settings, TD):  # alpha keeps the policy near the data
         tries.append("a larger algo.alpha")
     if hasattr(settings, "clip_targets"):
         tries.append("algo.clip_targets=true")

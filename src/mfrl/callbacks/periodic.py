@@ -16,35 +16,37 @@ from mfrl.system.files import write_text
 
 if TYPE_CHECKING:
     from mfrl.callbacks.progress import Progress
-    from mfrl.learning.training import Training
+    from mfrl.data.module import OfflineData
+    from mfrl.data.storage import Transitions
+    from mfrl.learning.training import Trained, Training
 
 
 class Result(Protocol):
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     @property
     def seconds(self) -> float:
-        """Wall time."""
+        """Wall-clock time."""
 
     def summary(self) -> dict[str, float]:
-        """Its numbers by their logged names, the score first."""
+        """The scores by their logged names, the main score first."""
 
     def to_json_dict(self) -> dict[str, Any]:
-        """These and whatever else a line of ``eval.jsonl`` is to hold, as plain data."""
+        """The line of ``eval.jsonl``, as plain data: the scores and details."""
 
 
 class Periodic(L.Callback):
-    """Evaluates every ``every`` updates and after the last, but not again what an earlier attempt of the run has.
+    """Evaluates every ``every`` updates and after the last one. A resumed run does not repeat its evaluations.
 
     A subclass defines :meth:`evaluate`.
 
     Args:
-        run_dir: where ``eval.jsonl`` lies.
-        every: updates.
-        progress: the bar to report to.
+        run_dir: the folder of ``eval.jsonl``.
+        every: number of updates between evaluations.
+        progress: the progress bar, which also prints the results.
     """
 
-    before_training = False  #: whether to evaluate before the first update too
+    before_training = False  #: evaluate before the first update too
 
     def __init__(self, run_dir: str | Path, every: int, progress: Progress) -> None:
         self.run_dir, self.every, self.progress = Path(run_dir), every, progress
@@ -60,21 +62,26 @@ class Periodic(L.Callback):
                 self.evaluate(trainer, pl_module)
 
     def evaluate(self, trainer: L.Trainer, pl_module: Training) -> None:
-        """Evaluate now, and :func:`record` the result."""
+        """Evaluate now, and hand the result to :func:`record`."""
         raise NotImplementedError
 
 
-def due(pl_module: Training, every: int) -> bool:
-    """Whether to evaluate now: at every multiple of ``every`` updates, and after the last of each phase."""
+def data_of(trainer: L.Trainer) -> OfflineData:
+    """The datamodule of a training."""
+    return trainer.datamodule  # type: ignore[attr-defined]  # missing from Lightning's types
+
+
+def due(pl_module: Trained, every: int) -> bool:
+    """Whether to evaluate now: at every multiple of ``every`` updates, and after the last update of each phase."""
     k = pl_module.updates
     return k % every == 0 or k == pl_module.total_updates or pl_module.changes_phase
 
 
 def keep_until(run_dir: Path, updates: int) -> list[int]:
-    """Drop the evaluations after ``updates``: a run that goes on from there makes them again.
+    """Drop the lines of ``eval.jsonl`` after ``updates``. A run that resumes there makes these evaluations again.
 
     Returns:
-        the updates of those that stay.
+        the updates of the lines that are kept.
     """
     kept = [line for line in read_evaluations(RunFolder(run_dir)) if line["updates"] <= updates]
     if kept:
@@ -84,12 +91,12 @@ def keep_until(run_dir: Path, updates: int) -> list[int]:
     return [line["updates"] for line in kept]
 
 
-def held_out(data: L.LightningDataModule, pl_module: Training) -> dict[str, float]:
-    """Losses on a fixed sample of the validation split, smaller where observations are images."""
+def held_out(val: Transitions, pl_module: Training) -> dict[str, float]:
+    """Losses on a fixed sample of the validation split: 4096 transitions, or 256 if observations are images."""
     size = 4096 if pl_module.spec.image_shape is None else 256
-    index = torch.randint(len(data.val), (size,), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(len(val), (size,), generator=torch.Generator().manual_seed(0))
     algorithm = pl_module.algorithm
-    batch = data.val.gather(index, algorithm.discount, algorithm.next_actions).to(pl_module.device)
+    batch = val.gather(index, algorithm.discount, algorithm.next_actions).to(pl_module.device)
     return {name: float(value) for name, value in pl_module.held_out(batch).items()}
 
 
@@ -100,15 +107,16 @@ def record(
     progress: Progress,
     result: Result,
 ) -> None:
-    """An evaluation on the screen, with the held-out losses in every logger, and as a line of ``eval.jsonl``.
+    """Print an evaluation, log it together with the held-out losses, and then append it to ``eval.jsonl``.
 
-    In this order: the line says that nothing is missing, and a run that was killed before it evaluates again.
+    The line in ``eval.jsonl`` comes last. If it exists, the loggers have the evaluation too; if the run was killed
+    before, the resumed run evaluates again.
 
     Raises:
-        DivergedError: a parameter, or what was measured, is not finite; nothing is recorded.
+        DivergedError: a parameter or a score is not finite. Nothing is recorded then.
     """
     k, summary = pl_module.updates, result.summary()
-    # A critic that is no number still chooses among candidates, and the actions look like any others.
+    # A critic with NaN weights still chooses among candidates, and the scores look normal.
     if names := pl_module.nonfinite_parameters():
         raise DivergedError(
             f"update {k}: parameters are not finite ({names[0]} and {len(names) - 1} more), so this evaluation says "
@@ -117,7 +125,8 @@ def record(
     if bad := [name for name, value in summary.items() if not math.isfinite(value)]:
         raise DivergedError(f"update {k}: {', '.join(bad)} not finite, so this evaluation is not recorded")
     progress.report(k, summary, result.seconds)
-    losses = {} if trainer.datamodule.val is None else held_out(trainer.datamodule, pl_module)
+    val = data_of(trainer).val
+    losses = {} if val is None else held_out(val, pl_module)
     metrics = summary | {f"val/{name}": value for name, value in losses.items()}
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=k)

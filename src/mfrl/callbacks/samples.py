@@ -1,4 +1,4 @@
-"""Evaluation against a known distribution at chosen updates, with figures."""
+"""Evaluates by comparing samples of the policy with samples of a known distribution, and draws figures."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class EvaluateSamples(Periodic):
     The figures (actions beside the data; the map from noise to action) go to TensorBoard.
 
     Args:
-        spec: names the toy.
-        run_dir: where ``eval.jsonl`` lies.
-        every, samples, seed: of the evaluation.
-        progress: the bar to report to.
+        spec: the environment, which names the toy.
+        run_dir: the folder of ``eval.jsonl``.
+        every: number of updates between evaluations.
+        samples: number of actions in an evaluation.
+        seed: seed of the noise and of the data's samples.
+        progress: the progress bar, which also prints the results.
     """
 
     before_training = True

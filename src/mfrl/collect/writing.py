@@ -1,4 +1,4 @@
-"""How every collection comes to the disk: what it may replace, where it grows until it is whole, and how far it is."""
+"""What all collections share: they keep foreign data, build in a hidden folder, and show a progress bar."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from mfrl.data import records
 from mfrl.errors import CollectError, refused_by_system
 from mfrl.system.files import temporary_folder
 
-UNFINISHED = ".collect-"
-"""How the names of hidden folders begin in which a dataset is being written."""
+UNFINISHED = ".collect-"  #: prefix of the hidden folders in which datasets are written
 
 
 def refuse_to_replace(
@@ -26,18 +25,18 @@ def refuse_to_replace(
     dataset: str,
     files: Callable[[], Mapping[str, dict[str, Any]]],
 ) -> None:
-    """Refuse to touch data that are there unless they are ours, byte for byte, and the user asked.
+    """Refuse to replace data, unless the user asks for it and a record shows that mfrl collected exactly these files.
 
     Args:
-        what: is there, in words.
-        folder: where.
-        overwrite: whether the user asked.
-        record_path: of the record that should speak of it.
-        dataset: its name.
-        files: gives the fingerprints of what is there, by the names they have in the record.
+        what: the data, in words.
+        folder: the folder that they are in.
+        overwrite: whether the user asks for it.
+        record_path: the record that should describe them.
+        dataset: the dataset's name.
+        files: returns the fingerprints of the files by the names that they have in the record.
 
     Raises:
-        CollectError: saying why it stays.
+        CollectError: the data stay. The message says why.
     """
     if not overwrite:
         raise CollectError(f"{what} already in {folder}. Pass overwrite=true to replace what mfrl collected.")
@@ -61,10 +60,10 @@ def refuse_to_replace(
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside ``folder``, which is made if needed, for a dataset that grows; gone after the block.
+    """A context with a new hidden folder inside ``folder`` for building a dataset. It is removed at the end.
 
     Raises:
-        CollectError: before the simulation and not after it, where the folder cannot be written to.
+        CollectError: ``folder`` cannot be made or written to. This is raised at once, before the simulation.
     """
     with ExitStack() as stack:
         with friendly_os_errors(folder):
@@ -75,7 +74,11 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def friendly_os_errors(folder: Path) -> Iterator[None]:
-    """Say which dataset was not written where the system refuses, and what to do about it."""
+    """A context that turns errors of the system, such as a full disk, into sentences for the user.
+
+    Raises:
+        CollectError: the system refused. The message says why, and what to do.
+    """
     try:
         yield
     except OSError as error:
@@ -84,11 +87,16 @@ def friendly_os_errors(folder: Path) -> Iterator[None]:
 
 
 def progress_bar(show: bool, unit: str = "ep") -> Progress:
-    """A bar on standard error, where that is a terminal."""
+    """A progress bar on stderr; nothing is shown if stderr is no terminal.
+
+    Args:
+        show: False shows nothing.
+        unit: what is counted.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=10),  # All columns fit in 80 characters; rich would cut off the numbers.
+        BarColumn(bar_width=10),  # so that all columns fit into 80 characters: rich would cut off numbers
         MofNCompleteColumn(),
         TextColumn(unit),
         TextColumn("{task.fields[rate]}"),

@@ -1,10 +1,10 @@
-"""From run folders to tables, intervals and figures.
+"""Makes tables, intervals and figures from run folders.
 
-groups       which runs are repetitions of one another, and what a run's score is
+groups       finds out which runs are repetitions of one another, and what a run's score is
 statistics   interquartile mean, stratified bootstrap, probability of improvement
-summary      these for every group, over tasks, and between methods
-published    published scores, beside which ours may be put
-tables       headings and cells
+summary      applies the statistics to groups, over tasks, and between methods
+published    published scores to compare with
+tables       headings and cells of tables
 documents    the whole report as Markdown, LaTeX and CSV
 figures      learning curves and intervals
 """

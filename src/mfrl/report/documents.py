@@ -1,4 +1,4 @@
-"""A report as a whole: Markdown, LaTeX and CSV. Texts, no files."""
+"""Writes a whole report as Markdown, LaTeX and CSV. The functions return strings and write no files."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mfrl.report.tables import (
 )
 from mfrl.runs.read import DUPLICATE, FAILED, UNFINISHED
 
+#: How a run's score is taken, in words, by the argument ``--score``.
 RULE = {
     None: "each suite's protocol: OGBench the mean of the last three evaluations (pixels: the final one), "
     "D4RL and others the final one",
@@ -35,11 +36,11 @@ RULE = {
 
 
 def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> str:
-    """report.md.
+    """The content of report.md.
 
     Args:
-        curves: the file name of each task's figure.
-        intervals: the file name of the figure over tasks.
+        curves: the file name of each task's learning curves.
+        intervals: the file name of the figure with scores and intervals; None if there is none.
     """
     grouping = report.grouping
     lines = ["# Report", "", f"Made {report.made} by `{report.command}`", "", *_counts(report), ""]
@@ -78,19 +79,22 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
         lines += ["## Commands", "", "Presets change with the code; each run's config.yaml says what it ran with.", ""]
         lines += ["```bash", *(command_of(g) for g in grouping.groups), "```", ""]
         lines += ["## Versions", "", *(f"- {line}" for line in version_lines(grouping.groups)), ""]
-        lines += ["## How to read it", "", *(f"- {line}" for line in _reading(report)), ""]
+        lines += ["## How to read it", "", *(f"- {line}" for line in _how_to_read(report)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def latex(report: Report) -> str:
-    """A booktabs tabular with a head of provenance above each task's rows; needs ``\\usepackage{booktabs}``."""
+    """The content of report.tex: one tabular for all tasks, with the origin of the data above each task's rows.
+
+    It needs ``\\usepackage{booktabs}``.
+    """
     lines = [f"% Made {report.made} by: {report.command}", "% Needs \\usepackage{booktabs}."]
     lines += [f"% {line}" for line in _counts(report)]
     tables = [(task, score_table(report, report.of_task(task))) for task in report.grouping.tasks]
     heads = [head for _, (head, _) in tables]
     if not heads:
         return "\n".join([*lines, "% No run is finished.", ""])
-    # Tasks differ in their last column alone (published scores) and in the metric: one tabular serves all.
+    # Tasks differ only in the metric and in a last column (published scores), so one tabular serves all.
     width = max(map(len, heads))
     widest = max(heads, key=len)
     metrics = {row.metric.label for row in report.rows}
@@ -110,7 +114,7 @@ def latex(report: Report) -> str:
 
 
 def escape(value: str) -> str:
-    """Text for LaTeX."""
+    """A string with LaTeX's special characters escaped."""
     value = value.replace("\\", r"\textbackslash ")
     for sign in "&%$#_{}":
         value = value.replace(sign, f"\\{sign}")
@@ -118,7 +122,7 @@ def escape(value: str) -> str:
 
 
 def report_csv(report: Report) -> str:
-    """One line for each group, numbers in full."""
+    """The content of report.csv: one line for each group, with all digits."""
     lines = []
     for row in report.rows:
         (group,) = row.groups
@@ -139,9 +143,9 @@ def report_csv(report: Report) -> str:
                 "seeds": " ".join(map(str, group.seeds)),
                 "mean": row.mean,
                 "std": row.std,
-                **_ends("mean", row.mean_interval),
+                **_interval_columns("mean", row.mean_interval),
                 "iqm": row.iqm,
-                **_ends("iqm", row.iqm_interval),
+                **_interval_columns("iqm", row.iqm_interval),
                 "confidence": report.bootstrap.confidence,
                 "evaluations_per_run": " ".join(map(str, sorted({s.evaluations for s in group.scores}))),
                 "episodes": group.episodes,
@@ -155,7 +159,7 @@ def report_csv(report: Report) -> str:
 
 
 def runs_csv(report: Report) -> str:
-    """One line for each run found, counted or not."""
+    """The content of runs.csv: one line for each run that was found, whether it counts or not."""
     keys = report.grouping.keys
     counted = [
         (run, group, score)
@@ -191,7 +195,7 @@ def runs_csv(report: Report) -> str:
 
 
 def improvement_csv(report: Report) -> str:
-    """One line for each pair of methods."""
+    """The content of improvement.csv: one line for each pair of methods."""
     methods = list(report.grouping.methods)
     name = dict(zip(methods, method_labels(methods), strict=True))
     return _csv(
@@ -200,7 +204,7 @@ def improvement_csv(report: Report) -> str:
             "y": name[pair.y],
             "tasks": pair.tasks,
             "probability": pair.probability,
-            **_ends("probability", pair.interval),
+            **_interval_columns("probability", pair.interval),
         }
         for pair in report.improvements
     )
@@ -216,13 +220,13 @@ def _csv(lines: Iterable[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+def _interval_columns(name: str, interval: Interval | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
 
 
 def version_lines(groups: Sequence[Group]) -> list[str]:
-    """Versions behind the counted runs; more than one of a package where runs differ."""
+    """One line for each package: the versions that the counted runs had."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for group in groups:
         for run in group.runs:
@@ -232,7 +236,7 @@ def version_lines(groups: Sequence[Group]) -> list[str]:
 
 
 def command_of(group: Group) -> str:
-    """The command that makes a group's runs again."""
+    """The command that repeats a group's runs."""
     fresh = [run for run in group.runs if not any(o.startswith("resume=") for o in run.overrides)]
     if not fresh:
         return f"# resumed; the settings are in {group.runs[0].path / 'config.yaml'}"
@@ -280,7 +284,7 @@ def _published_lines(report: Report) -> list[str]:
     return [f"- {p.method}, {p.what}, {p.phase}: {p} ({p.unit}). Source: {p.source}" for p in known]
 
 
-def _reading(report: Report) -> list[str]:
+def _how_to_read(report: Report) -> list[str]:
     b = report.bootstrap
     return [
         "std is the sample standard deviation over seeds (n - 1).",

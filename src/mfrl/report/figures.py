@@ -1,4 +1,4 @@
-"""Figures of a report. Pure functions: groups in, a matplotlib Figure out; a method looks the same in all of them."""
+"""Figures of a report. Pure functions from groups to a figure. A method looks the same in all figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mfrl.report.statistics import bootstrap_interval, deviation, interquartile_
 from mfrl.report.summary import Bootstrap, Row
 from mfrl.system.drawing import Look, look_of, new_figure
 
-TOGETHER = 3  #: groups whose bands can be told apart in one panel; of more, each method gets a panel
+TOGETHER = 3  #: at most so many groups share a panel; of more, bands could not be told apart
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.4, 1, 1.4)), (0, (2.2, 1)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 _DPI = 130
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "title_fontsize": 8, "handlelength": 4.2}
@@ -25,16 +25,20 @@ _BEHIND: dict[str, Any] = {"color": "0.82", "linewidth": 1.0, "zorder": 1}
 
 
 def look(method: Method) -> Look:
-    """By variant or, where there is none, by algorithm."""
+    """The colour and the marker of a method: those of its variant or, without one, of its algorithm."""
     return look_of(_name(method))
 
 
 def learning_curves(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
-    """The metric against updates for the groups of one task: mean over seeds, with its bootstrap interval.
+    """Draw the metric against updates for the groups of one task: the mean over seeds with its bootstrap interval.
 
-    Up to three methods share a panel. Otherwise every method has a panel of its own with the others in grey behind it,
-    as bands that overlap cannot be told apart: where one method is all there is, every setting; where each has several
-    settings, dashes tell these, and there are no bands.
+    Up to ``TOGETHER`` groups of different methods share a panel. Otherwise there is a panel for each method, or for
+    each setting if there is one method only, with the other groups in grey behind. If a method has several settings,
+    its panel tells them apart by dashes and has no intervals.
+
+    Args:
+        groups: at least one.
+        bootstrap: how intervals are made.
     """
     if len({look(group.method) for group in groups}) == len(groups) <= TOGETHER:
         return _in_one_panel(groups, bootstrap)
@@ -66,7 +70,7 @@ def learning_curves(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
         axes.legend(**_LEGEND | {"fontsize": 7})
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for column in grid.T:  # the lowest panel may lie above an empty place
+    for column in grid.T:  # the last row may have empty places
         lowest = [axes for axes in column if axes.get_visible()][-1]
         lowest.set_xlabel("updates")
         lowest.tick_params(labelbottom=True)
@@ -98,7 +102,7 @@ def _in_one_panel(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
 
 
 def _draw(axes: Axes, group: Group, dash: object, label: str | None) -> None:
-    """A group's mean over seeds."""
+    """Draw a group's mean over seeds."""
     updates, values = curve(group)
     color, marker = look(group.method).color, look(group.method).marker
     style: dict[str, Any] = {"linestyle": dash, "linewidth": 1.7, "marker": marker, "markersize": 4.5}
@@ -106,7 +110,7 @@ def _draw(axes: Axes, group: Group, dash: object, label: str | None) -> None:
 
 
 def _shade(axes: Axes, group: Group, bootstrap: Bootstrap) -> None:
-    """The interval of that mean, where there are several seeds."""
+    """Shade the interval of that mean, if there are several seeds."""
     updates, values = curve(group)
     if values.size and values.shape[1] > 1:
         intervals = [bootstrap_interval(task_mean, [row], **bootstrap.settings()) for row in values]
@@ -114,7 +118,13 @@ def _shade(axes: Axes, group: Group, bootstrap: Bootstrap) -> None:
 
 
 def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Figure:
-    """Mean and interquartile mean of every method over its tasks: a mark, a bar for the interval, the runs behind."""
+    """Draw the mean and the interquartile mean of every row: a marker, a bar for the interval, and dots for the runs.
+
+    Args:
+        rows: at least one.
+        tasks: number of tasks in the report.
+        bootstrap: how intervals are made.
+    """
     names = _row_names(rows, tasks)
     lines = max(name.count("\n") + 1 for name in names)
     figure = new_figure(9.0, 1.35 + len(rows) * max(0.42, 0.17 * lines + 0.08), _DPI)
@@ -152,13 +162,13 @@ def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Fi
 
 
 def axis_label(metric: Metric) -> str:
-    """What an axis shows and, where that is no matter of course, which way is better."""
+    """The label of an axis. It says "lower is better" where that holds."""
     label = {W2.name: "$W_2$ to the data", "eval/mmd": "MMD to the data"}.get(metric.name, metric.label)
     return f"{label}, lower is better" if metric.lower_is_better else label
 
 
 def _row_names(rows: Sequence[Row], tasks: int) -> list[str]:
-    """What each row is, in lines short enough for the margin; how many seeds, where rows differ in it."""
+    """The names of the rows, in lines that fit the margin. They have the number of seeds if rows differ in it."""
     if any(len(row.groups) > 1 for row in rows):
         names = method_labels([row.method for row in rows])
         counts = [f"{len(row.groups)} of {tasks} tasks, n={row.runs}" for row in rows]
@@ -171,7 +181,7 @@ def _row_names(rows: Sequence[Row], tasks: int) -> list[str]:
 
 
 def _shared_count(rows: Sequence[Row]) -> str:
-    """How many seeds stand behind every row, where it is one number and each row is of one task."""
+    """The number of seeds in words, if all rows have the same number and each row is one task; otherwise empty."""
     counts = {len(row.groups[0].runs) if len(row.groups) == 1 else 0 for row in rows}
     return f" ({_seeds(counts.pop())} each)" if len(counts) == 1 and 0 not in counts else ""
 
@@ -181,12 +191,12 @@ def _seeds(count: int) -> str:
 
 
 def _name(method: Method) -> str:
-    """The variant, where it is what the algorithm is about; else the algorithm."""
+    """The variant's name for algorithms that are about variants, otherwise the algorithm's name."""
     return method.variant if method.algo in ("meanflowql", "meanflow_bc") and method.variant != ABSENT else method.algo
 
 
 def _mean_and_deviation(group: Group) -> str:
-    """The score that a table gives, over seeds."""
+    """The mean and the deviation of a group's scores over seeds, as in the tables."""
     mean, std = group.metric.format(float(group.values.mean())), deviation(group.values)
     return mean if std is None else f"{mean} ± {group.metric.format(std)}"
 
@@ -209,7 +219,7 @@ def _scale(axes: Axes, metric: Metric) -> None:
 
 
 def _spread(row: int, count: int) -> np.ndarray:
-    """Heights of a row's single runs, below its bar, so that equal scores stay apart."""
+    """The heights of a row's dots, which differ so that equal scores do not hide one another."""
     return row + np.linspace(0.18, 0.38, count)
 
 

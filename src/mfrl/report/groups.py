@@ -1,11 +1,11 @@
-"""Which runs are repetitions of one another: tasks, methods and groups.
+"""Finds out which runs are repetitions of one another: tasks, methods and groups.
 
-* A **task** is an environment with the exact data learned from. Runs on different data are never pooled, be it
-  another checksum or another source.
-* A **group** is what differs in nothing but the seed and in what changes speed, not results.
-* A **method** is a group's counterpart over tasks: algorithm, variant and the settings that were swept. A
-  setting that differs from task to task, or from variant to variant, but not among the runs of one variant on
-  one task, belongs to the task or variant and does not split a method.
+* A **task** is an environment and the exact data that were learned from. Runs on data with another checksum or from
+  another source are never pooled.
+* A **group** is a set of runs that differ only in the seed and in settings that change speed but not results.
+* A **method** is an algorithm, a variant and the settings that were swept. It connects groups on different tasks. A
+  setting that differs between tasks or between variants, but not among the runs of one variant on one task, belongs to
+  the task or the variant and does not split a method.
 """
 
 from __future__ import annotations
@@ -22,24 +22,32 @@ import numpy as np
 
 from mfrl.catalogue import task_number
 from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
-from mfrl.runs.scores import PREFERRED, averaged
+from mfrl.runs.scores import PREFERRED, protocol_evaluations
 
-# What a run is called, where it runs and how fast, by the last part of a key; and whole sections of that kind. Some of
-# it changes roundings, which makes a run like one of another seed.
-_NO_SETTING = {"seed", "runs", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
-_NO_SETTING |= {"collect", "download", "trust", "cache", "memory_gib", "log", "logger", "callbacks"}
-_NO_SETTING |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing", "pack", "tf32"}
-_NO_SETTING_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
-_IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # columns of their own
-_TRAINER_SETTINGS = {"trainer.precision"}  # of Lightning's trainer nothing else changes a result
-_AMBIGUOUS = {"_target_", "every", "episodes", "seed", "name"}
+# Settings in which the runs of a group may differ: where and how fast a run runs, and its seed. The first names are the
+# last parts of keys, the others are whole sections. Some of these settings change roundings.
+_NOT_COMPARED = {"seed", "runs", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
+_NOT_COMPARED |= {"collect", "download", "trust", "cache", "memory_gib", "log", "logger", "callbacks"}
+_NOT_COMPARED |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing", "pack", "tf32"}
+_NOT_COMPARED_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
+_IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # a report has columns for these
+_TRAINER_SETTINGS = {"trainer.precision"}  # no other setting of Lightning's trainer changes results
+_UNSPECIFIC = {"_target_", "every", "episodes", "seed", "name"}
 
-ABSENT = "-"  # a key that a run's configuration does not have
+ABSENT = "-"  #: the value of a setting that a run's configuration does not have
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of an evaluation as the report shows it: ``factor`` times the logged value, in ``unit``."""
+    """A number of an evaluation, as the report shows it.
+
+    Attributes:
+        name: the logged name.
+        factor: the logged value is multiplied by it.
+        unit: the unit after that.
+        digits: format of a value.
+        lower_is_better: whether the lower of two values is the better.
+    """
 
     name: str
     factor: float = 1.0
@@ -58,7 +66,7 @@ class Metric:
 
 SUCCESS = Metric("eval/success", 100.0, "%", ".1f")
 NORMALIZED = Metric("eval/normalized_score", digits=".1f")
-W2 = Metric("eval/w2", digits=".3f", lower_is_better=True)  # of a toy study, which has no episodes to succeed in
+W2 = Metric("eval/w2", digits=".3f", lower_is_better=True)  # the main score of toys, which have no episodes
 _KNOWN = {
     metric.name: metric
     for metric in (
@@ -72,25 +80,26 @@ _KNOWN = {
         Metric("eval/length", lower_is_better=True),
     )
 }
-_OUT_OF_A_HUNDRED = (NORMALIZED.name, SUCCESS.name)
+_SUCCESS_SCORES = (NORMALIZED.name, SUCCESS.name)
 
-SCORES = {"final": 1, "last3": 3}  # evaluations averaged
-UNSTEADY = 20.0  # of 100: a final evaluation so far from the mean of the last three is no score to quote alone
+SCORES = {"final": 1, "last3": 3}  #: the number of last evaluations that a score averages, by the argument ``--score``
+UNSTEADY = 20.0  #: a run is unsteady if its final score, of 100, is so far from the mean of its last three
 
 
 def known_metric(name: str) -> Metric:
-    """How a number of an evaluation is shown and which way it is better; of an unknown one, a loss or error is better
-    lower."""
+    """The metric of a logged name. Of unknown names, losses and errors are better if lower, and others if higher."""
     return _KNOWN.get(name, Metric(name, lower_is_better=name.endswith(("_loss", "_error"))))
 
 
 @dataclass(frozen=True)
 class Score:
-    """A finished run's score and what stands behind it.
+    """The score of a finished run.
 
     Attributes:
-        value: in the metric's unit, the mean of the last ``evaluations`` evaluations.
-        episodes: of those evaluations together.
+        metric: what was measured.
+        value: the mean of the last ``evaluations`` evaluations, in the metric's unit.
+        evaluations: number of evaluations.
+        episodes: number of episodes of these evaluations together.
     """
 
     metric: Metric
@@ -104,9 +113,10 @@ class Task:
     """An environment, its task and the exact data.
 
     Attributes:
-        identity: of the data; equal exactly where it is the same data.
-        name: for people; carries a checksum where two tasks differ in their data alone.
-        number: the task's number, None where the environment has one task or its default is meant.
+        env_id, dataset: names of the environment and of the dataset.
+        identity: equal for two tasks exactly if their data are the same.
+        name: a name for people. It has a piece of the checksum if two tasks differ only in their data.
+        number: the task's number; None if the environment has one task, or its default task is meant.
     """
 
     env_id: str
@@ -126,7 +136,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Method:
-    """Algorithm, variant and swept settings; compared with itself over tasks."""
+    """An algorithm with a variant and the values of swept settings."""
 
     algo: str
     variant: str
@@ -135,11 +145,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        settings: the values of the report's shown keys.
-        runs, scores: in order of seed.
+        task, method: what they have in common.
+        settings: the values of the settings in :attr:`Grouping.keys`.
+        runs, scores: the runs and their scores, in the order of the seeds.
     """
 
     task: Task
@@ -150,7 +161,7 @@ class Group:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """Scores ``(runs,)``."""
+        """The scores as an array ``(runs,)``."""
         return np.array([score.value for score in self.scores])
 
     @property
@@ -168,12 +179,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All that was found, sorted out.
+    """All runs of a report, in groups.
 
     Attributes:
-        groups: in order of task, algorithm, variant and settings.
-        keys: the settings in which groups differ, beyond what algorithm, variant and task explain.
-        excluded: runs that do not count, with the reason.
+        groups: in the order of task, algorithm, variant and settings.
+        keys: the settings in which groups differ, apart from differences that come with algorithm, variant or task.
+        excluded: the runs that do not count. Each has its reason.
     """
 
     groups: list[Group]
@@ -194,11 +205,12 @@ class Grouping:
 
 
 def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None = None) -> Grouping:
-    """Sort runs into groups; what cannot be counted is set aside with its reason.
+    """Sort runs into groups. Runs that cannot be counted are excluded with a reason.
 
     Args:
-        metric: e.g. ``eval/length``; None for the normalised score where all runs on the same environment and data
-            have one, else the success, for a toy study the distance W2, and where none is told the return.
+        runs: finished or not.
+        metric: e.g. ``eval/length``. None takes, for each environment and dataset, the first of the normalised score,
+            the success, the distance W2 and the return that all of its runs have.
         score: ``final``, ``last3``, or None for the protocol of each suite.
 
     Raises:
@@ -212,7 +224,7 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
     def values(run: Run, keys: Iterable[str]) -> tuple[Any, ...]:
         return tuple(run.config.get(key, ABSENT) for key in keys)
 
-    # A run that is there twice counts once: the newest result.json wins, then the last path.
+    # Of several runs with the same settings, data and seed, the one with the newest result.json counts.
     kept: dict[Hashable, dict[int, tuple[Run, Score]]] = defaultdict(dict)
     for run, points in sorted(scored, key=lambda item: (item[0].written, item[0].path), reverse=True):
         key = (task_of[run.path], run.algo, run.variant, values(run, differing))
@@ -224,9 +236,9 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
             kept[key][seed] = (run, points)
 
     def choice(run: Run, key: str) -> Hashable:
-        """What explains a value of ``key``: the choice its section belongs to."""
+        """What a run's value of a setting may depend on without being shown: its task, its variant or its algorithm."""
         task = task_of[run.path]
-        # Length and evaluation are a task's protocol: what all of its runs share tells none of its rows apart.
+        # The number of updates and the evaluation belong to a task's protocol.
         explained = {"env": task, "updates": task, "eval": task, "variant": run.variant, "algo": run.algo}
         return explained.get(key.split(".")[0])
 
@@ -245,17 +257,21 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
                 scores=[points for _, points in ordered],
             )
         )
-    groups.sort(key=lambda g: (g.task.name, g.method.algo, _variant_order(g), _natural(g.settings.values())))
+    groups.sort(key=lambda g: (g.task.name, g.method.algo, _variant_order(g), _sort_key(g.settings.values())))
     return Grouping(groups, shown, sorted(excluded, key=lambda run: (run.status, run.path)))
 
 
 def score_of(run: Run, metric: str | None = None, score: str | None = None) -> Score:
-    """A finished run's score; see :func:`group_runs`.
+    """The score of a finished run.
 
-    OGBench's protocol is the mean of the last three evaluations, on pixels and on D4RL the final one.
+    The protocol of OGBench's states is the mean of the last three evaluations; that of pixels and of D4RL is the final
+    evaluation.
+
+    Args:
+        metric, score: see :func:`group_runs`.
 
     Raises:
-        KeyError: the run was not evaluated by this metric; names those it has.
+        KeyError: the evaluations do not have the metric. The message names those they have.
     """
     last, recent = run.evaluations[-1], _recent(run, score)
     if metric is None:
@@ -271,7 +287,7 @@ def score_of(run: Run, metric: str | None = None, score: str | None = None) -> S
 
 @dataclass(frozen=True)
 class Unsteady:
-    """A success or normalised score that depends on when one looks, in the metric's unit."""
+    """The score of a run whose final evaluation is far from the mean of its last three. In the metric's unit."""
 
     metric: Metric
     final: float
@@ -283,8 +299,11 @@ class Unsteady:
 
 
 def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
-    """Whether a run's final evaluation differs by more than ``UNSTEADY`` from the mean of its last three."""
-    for name in _OUT_OF_A_HUNDRED:
+    """The success or normalised score of a run that is unsteady, or None.
+
+    A run is unsteady if its final evaluation differs by more than ``UNSTEADY`` from the mean of its last three.
+    """
+    for name in _SUCCESS_SCORES:
         metric = known_metric(name)
         values = [e[name] for e in evaluations[-SCORES["last3"] :] if isinstance(e.get(name), int | float)]
         if values:
@@ -295,15 +314,16 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
 
 
 def _recent(run: Run, score: str | None) -> list[dict[str, Any]]:
-    """The evaluations that a score is made of."""
-    over = averaged(run.suite, run.result["dataset"]) if score is None else SCORES[score]
+    """The evaluations that a run's score is the mean of."""
+    over = protocol_evaluations(run.suite, run.result["dataset"]) if score is None else SCORES[score]
     return run.evaluations[-over:]
 
 
 def _default_metric(runs: Sequence[Run], score: str | None) -> str:
-    """The preferred metric that all of the runs have; one without any of them has no say.
+    """The first metric of ``PREFERRED`` that all runs have. Runs that have none of them are left out.
 
-    One for all: an environment may tell of a success only where there is one, and others may be known by returns alone.
+    All runs get the same metric: some environments report only successes and no failures, so that a run may have a
+    success in its evaluations and another one only returns.
     """
     known = [set.intersection(*map(set, _recent(run, score))) & set(PREFERRED) for run in runs]
     shared = set.intersection(*([names for names in known if names] or [set()]))
@@ -311,10 +331,10 @@ def _default_metric(runs: Sequence[Run], score: str | None) -> str:
 
 
 def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """Learning curves of a group at the updates where all of its runs were evaluated.
+    """The learning curves of a group, at the updates at which all of its runs were evaluated.
 
     Returns:
-        updates ``(points,)`` and metric values ``(points, runs)`` in the metric's unit.
+        updates ``(points,)``, and values ``(points, runs)`` in the metric's unit.
     """
     metric = group.metric
     curves = [{e["updates"]: e[metric.name] for e in run.evaluations if metric.name in e} for run in group.runs]
@@ -324,16 +344,16 @@ def curve(group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """A short name for each group that says only what tells them apart."""
-    return _tell_apart([(g.method.algo, g.method.variant, g.settings) for g in groups])
+    """A short label for each group. It has only what differs between the groups."""
+    return _distinguishing_labels([(g.method.algo, g.method.variant, g.settings) for g in groups])
 
 
 def method_labels(methods: Sequence[Method]) -> list[str]:
-    """The same for methods."""
-    return _tell_apart([(m.algo, m.variant, dict(m.swept)) for m in methods])
+    """A short label for each method. It has only what differs between the methods."""
+    return _distinguishing_labels([(m.algo, m.variant, dict(m.swept)) for m in methods])
 
 
-def _tell_apart(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
+def _distinguishing_labels(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
     varying = [key for key in (named[0][2] if named else ()) if len({settings[key] for _, _, settings in named}) > 1]
     short = short_names(varying)
     algos, variants = defaultdict(set), {variant for _, variant, _ in named}
@@ -342,7 +362,7 @@ def _tell_apart(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
     several_algos = len(set().union(*algos.values())) > 1
     names = []
     for algo, variant, settings in named:
-        # The variant tells which algorithm it is, unless several have it.
+        # The algorithm is left out if the variant belongs to one algorithm only.
         parts = [algo] if several_algos and (variant == ABSENT or len(algos[variant]) > 1) else []
         parts += [variant] if len(variants) > 1 and variant != ABSENT else []
         parts += [f"{short[key]}={text(settings[key])}" for key in varying if settings[key] != ABSENT]
@@ -351,16 +371,16 @@ def _tell_apart(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by their last part, or their last two where that would not tell them apart."""
+    """Short names of dotted keys: the last part, or the last two parts if the last one is not specific enough."""
     last = [key.rpartition(".")[2] for key in keys]
     return {
-        key: ".".join(key.split(".")[-2:]) if name in _AMBIGUOUS or last.count(name) > 1 else name
+        key: ".".join(key.split(".")[-2:]) if name in _UNSPECIFIC or last.count(name) > 1 else name
         for key, name in zip(keys, last, strict=True)
     }
 
 
 def text(value: Any) -> str:
-    """A setting's value as short as it can be said."""
+    """A setting's value as a short string."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -374,18 +394,21 @@ def text(value: Any) -> str:
 
 
 def data_identity(run: Run) -> Hashable:
-    """What makes two runs' data the same: source and checksums; without files, everything but when it was made."""
+    """What is equal for two runs exactly if their data are the same.
+
+    It is the source and the checksums of the files. Data without files have the rest of their record instead.
+    """
     record = run.provenance
     files = record.get("files") or {}
     sums = sorted(str(f.get("sha256")) for f in files.values() if isinstance(f, dict) and f.get("sha256"))
     if sums:
         return (record["source"], *sums)
-    passing = {"created", "seconds", "versions", "fraction", "seed"}
-    return (record["source"], json.dumps({k: v for k, v in record.items() if k not in passing}, sort_keys=True))
+    left_out = {"created", "seconds", "versions", "fraction", "seed"}
+    return (record["source"], json.dumps({k: v for k, v in record.items() if k not in left_out}, sort_keys=True))
 
 
 def checksum(run: Run) -> str | None:
-    """SHA-256 of the training file."""
+    """The SHA-256 of the training file, or None if the record has none."""
     files = run.provenance.get("files") or {}
     train = [name for name in files if not re.search(r"-val\.\w+$", name)] or list(files)
     return files[train[0]].get("sha256") if train and isinstance(files[train[0]], dict) else None
@@ -414,22 +437,22 @@ def _score_all(runs: Sequence[Run], metric: str | None, score: str | None) -> tu
 
 
 def _tasks(runs: Sequence[Run]) -> dict[Any, Task]:
-    """The task of each run by its path; tasks that differ in data alone get a piece of checksum in their name."""
+    """The task of each run, by its path. Tasks that differ only in their data get a piece of the checksum as a name."""
     raw = {}
     for run in runs:
         env_id, dataset = run.result["env"], run.result["dataset"]
         task = Task(env_id, dataset, data_identity(run), re.sub(r"-v\d+$", "", dataset))
         name = f"{task.name} task {task.number}" if task.number is not None else task.name
         raw[run.path] = replace(task, name=name)
-    told_apart: dict[Task, Task] = {}
+    renamed: dict[Task, Task] = {}
     for run in runs:
         task = raw[run.path]
-        if task not in told_apart and any(other.name == task.name for other in raw.values() if other != task):
+        if task not in renamed and any(other.name == task.name for other in raw.values() if other != task):
             data = " ".join(filter(None, [run.provenance["source"], (checksum(run) or "")[:8]]))
-            taken = {named.name for named in told_apart.values()}
+            taken = {named.name for named in renamed.values()}
             names = [f"{task.name} ({data})", *(f"{task.name} ({data}, {k})" for k in range(2, len(runs) + 1))]
-            told_apart[task] = replace(task, name=next(name for name in names if name not in taken))
-    return {path: told_apart.get(task, task) for path, task in raw.items()}
+            renamed[task] = replace(task, name=next(name for name in names if name not in taken))
+    return {path: renamed.get(task, task) for path, task in raw.items()}
 
 
 def _setting_keys(runs: Sequence[Run]) -> list[str]:
@@ -438,9 +461,9 @@ def _setting_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def _is_setting(key: str) -> bool:
-    if key == "eval.seed":  # other episodes: scores are no longer of the same evaluation
+    if key == "eval.seed":  # evaluations over other episodes are not the same evaluation
         return True
-    if key in _IDENTITY or key.rpartition(".")[2] in _NO_SETTING or key.startswith(_NO_SETTING_SECTIONS):
+    if key in _IDENTITY or key.rpartition(".")[2] in _NOT_COMPARED or key.startswith(_NOT_COMPARED_SECTIONS):
         return False
     return not key.startswith("trainer.") or key in _TRAINER_SETTINGS
 
@@ -450,7 +473,11 @@ def _differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
 
 
 def _differing_within(runs: Sequence[Run], keys: Iterable[str], part: Callable[[Run, str], Hashable]) -> list[str]:
-    """Keys that take several values among runs of at least one part."""
+    """The keys that have several values within at least one part of the runs.
+
+    Args:
+        part: the part that a run belongs to, for a key.
+    """
 
     def differs(key: str) -> bool:
         values: dict[Hashable, set[Any]] = defaultdict(set)
@@ -465,8 +492,8 @@ def _variant_order(group: Group) -> tuple[bool, str]:
     return group.method.variant != "residual", group.method.variant  # the paper's choice first
 
 
-def _natural(values: Iterable[Any]) -> list[tuple[int, float, str]]:
-    """Sorts numbers by size and before everything else."""
+def _sort_key(values: Iterable[Any]) -> list[tuple[int, float, str]]:
+    """A sort key for values of settings: numbers come first, by size."""
     return [
         (0, float(v), "") if isinstance(v, int | float) and not isinstance(v, bool) else (1, 0.0, str(v))
         for v in values

@@ -1,4 +1,4 @@
-"""Published scores, kept as data (published.csv) with their source, for the tasks that match."""
+"""Published scores and their sources (published.csv), for comparison with runs on the same tasks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class Published:
     """One row of published.csv.
 
     Attributes:
-        tasks: the task numbers the score is a mean over; empty where the dataset has one task.
-        default_task: which of them is meant where no task is named.
-        phase: ``offline``, or ``online`` after offline training.
+        method, suite, dataset: their names.
+        tasks: the numbers of the tasks that the score is a mean over; empty if the dataset has one task.
+        default_task: the number of the dataset's default task, or None.
+        phase: ``offline``, or ``online`` for a score after online training.
+        score, spread: the published mean, and what the source gives after ±.
         unit: ``success %`` or ``normalized score``.
-        source: where it was read.
+        source: the paper and the table.
     """
 
     method: str
@@ -53,7 +55,7 @@ class Published:
 
 @cache
 def published_scores() -> tuple[Published, ...]:
-    """All of published.csv."""
+    """All rows of published.csv."""
     lines = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8").splitlines()
     return tuple(
         Published(
@@ -73,10 +75,10 @@ def published_scores() -> tuple[Published, ...]:
 
 
 def beside(groups: Collection[Group]) -> list[Published]:
-    """Published scores of exactly the groups' dataset, tasks, phase and metric.
+    """The published scores with exactly the same dataset, tasks, phase and metric as some groups.
 
     Args:
-        groups: one for a score of one task; one for each task for a mean over tasks.
+        groups: one group for the score of a task, or one for each task for a mean over tasks.
     """
     first = next(iter(groups))
     if len({plain_name(g.task.dataset) for g in groups}) > 1 or len({g.metric for g in groups}) > 1:
@@ -97,7 +99,7 @@ def beside(groups: Collection[Group]) -> list[Published]:
 
 
 def remark(groups: Collection[Group]) -> str:
-    """What forbids reading our score and the published one as the same experiment; empty for official data."""
+    """Why a run's score and a published one are not of the same experiment; empty if the data are official."""
     sources = {run.provenance["source"] for g in groups for run in g.runs}
     if "collected" in sources:
         return COLLECTED_REMARK

@@ -1,8 +1,8 @@
-"""The statistics of a report: pure functions of arrays.
+"""The statistics of a report, as pure functions of arrays.
 
-After Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021). Scores
-come as a list with one array ``(runs,)`` for each task: the strata. Bootstrap samples redraw the runs of each
-task with replacement and never mix tasks, so the shapes become ``(resamples, runs)``.
+They follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021). Scores are a
+list with one array ``(runs,)`` for each task, a *stratum*. A bootstrap sample redraws the runs of each task with
+replacement and never mixes tasks, so that the arrays become ``(resamples, runs)``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RESAMPLES, CONFIDENCE, SEED = 5000, 0.95, 0
 
 
 def task_mean(scores: Strata) -> np.ndarray:
-    """Mean over tasks of the mean over runs, so that every task weighs the same.
+    """The mean over tasks of the mean over runs, in which every task has the same weight.
 
         1/T sum_t 1/n_t sum_i x_ti
 
@@ -32,11 +32,11 @@ def task_mean(scores: Strata) -> np.ndarray:
 
 
 def interquartile_mean(scores: Strata) -> np.ndarray:
-    """Mean of the middle half of all runs of all tasks together.
+    """The mean of the middle half of all runs of all tasks together.
 
         1/(n - 2k) sum_{i=k+1}^{n-k} x_(i),    k = floor(n / 4),  x_(i) in ascending order
 
-    which is ``scipy.stats.trim_mean(x, 0.25)``, as in rliable. With fewer than four scores it is the mean.
+    This is ``scipy.stats.trim_mean(x, 0.25)``, as in rliable. With fewer than four scores it is the mean.
 
     Args:
         scores: for each task ``(..., runs)``.
@@ -50,7 +50,7 @@ def interquartile_mean(scores: Strata) -> np.ndarray:
 
 
 def deviation(scores: np.ndarray) -> float | None:
-    """Sample standard deviation of ``(runs,)``, with n - 1; None for a single run."""
+    """The sample standard deviation of scores ``(runs,)``, with n - 1; None for a single run."""
     return float(np.std(scores, ddof=1)) if len(scores) > 1 else None
 
 
@@ -61,14 +61,17 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     seed: int = SEED,
 ) -> Interval | None:
-    """Percentile interval of a statistic under the stratified bootstrap.
+    """The percentile interval of a statistic under the stratified bootstrap.
 
     Args:
-        statistic: from ``(..., runs)`` for each task to ``(...)``.
+        statistic: a function from ``(..., runs)`` for each task to ``(...)``.
         scores: for each task ``(runs,)``.
+        resamples: number of bootstrap samples.
+        confidence: between 0 and 1.
+        seed: seed of the bootstrap samples.
 
     Returns:
-        None where a task has a single run: redrawing it says nothing about other seeds.
+        the interval; None if a task has a single run, because redrawing it says nothing about other seeds.
     """
     if any(len(x) < 2 for x in scores):
         return None
@@ -78,12 +81,12 @@ def bootstrap_interval(
 
 
 def probability_of_improvement(x: Strata, y: Strata) -> float:
-    """Probability that a run of X scores above a run of Y, on a task drawn at random; ties count one half.
+    """The probability that a run of X scores above a run of Y on a random task. Ties count one half.
 
         P(X > Y) = 1/T sum_t 1/(n_t m_t) sum_i sum_j [1(x_ti > y_tj) + 1/2 1(x_ti = y_tj)]
 
     Args:
-        x, y: for each task ``(runs,)``, the same tasks in the same order.
+        x, y: for each task ``(runs,)``, with the same tasks in the same order.
     """
     return float(np.mean([_wins(a, b).mean() for a, b in zip(x, y, strict=True)]))
 
@@ -91,10 +94,17 @@ def probability_of_improvement(x: Strata, y: Strata) -> float:
 def improvement_interval(
     x: Strata, y: Strata, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
 ) -> Interval | None:
-    """Percentile interval of :func:`probability_of_improvement`, redrawing the runs of X and of Y in each task.
+    """The percentile interval of :func:`probability_of_improvement`. It redraws the runs of X and of Y in each task.
 
-    A redrawn run is a run that counts more than once, so with counts c ``(resamples, n)`` and d
-    ``(resamples, m)`` and the table W ``(n, m)`` of wins, a task's probability is ``c W d / (n m)``.
+    In a sample, runs count several times or not at all. With counts c ``(resamples, n)`` and d ``(resamples, m)`` and
+    the table W ``(n, m)`` of wins, a task's probability is ``c W d / (n m)``.
+
+    Args:
+        x, y: see :func:`probability_of_improvement`.
+        resamples, confidence, seed: see :func:`bootstrap_interval`.
+
+    Returns:
+        the interval; None if a task has a single run of X or of Y.
     """
     if any(len(a) < 2 for a in (*x, *y)):
         return None
@@ -109,7 +119,7 @@ def improvement_interval(
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``(n, m)``: 1 where x_i > y_j, 1/2 where they are equal up to rounding, else 0."""
+    """The table of wins ``(n, m)``: 1 where x_i > y_j, 1/2 where they are equal up to rounding, otherwise 0."""
     difference = x[:, None] - y[None, :]
     tie = np.isclose(x[:, None], y[None, :], rtol=1e-9, atol=1e-12)
     return np.where(tie, 0.5, difference > 0)

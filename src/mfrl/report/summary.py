@@ -1,4 +1,4 @@
-"""The numbers of a report: for each group, over tasks, and between methods."""
+"""The statistics of a report: for each group, over tasks, and between methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mfrl.report.statistics import Interval, Strata
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made."""
+    """The settings of bootstrap intervals, see :func:`mfrl.report.statistics.bootstrap_interval`."""
 
     resamples: int = statistics.RESAMPLES
     confidence: float = statistics.CONFIDENCE
@@ -29,14 +29,16 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Row:
-    """Statistics of a group, or of a method over its tasks (more than one group).
+    """The statistics of one group, or of a method's groups on several tasks.
 
     Attributes:
         groups: one for each task.
-        std: sample standard deviation over seeds; over tasks, of each seed's mean over tasks, and None unless
-            every task has the same seeds. None for one seed.
-        mean_interval, iqm_interval: None where a task has a single run.
-        published, remark: scores beside which this one may be put, and with what caution.
+        runs: number of runs of all groups.
+        std: sample standard deviation over seeds. Over tasks, it is that of each seed's mean over tasks, and None if
+            tasks have different seeds. None for one seed.
+        mean_interval, iqm_interval: None if a task has a single run.
+        published: published scores to compare with.
+        remark: why these are not of the same experiment; see :func:`mfrl.report.published.remark`.
     """
 
     method: Method
@@ -54,7 +56,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Improvement:
-    """P(X > Y) over the tasks both were run on."""
+    """The probability P(X > Y) over the tasks that both methods were run on.
+
+    Attributes:
+        tasks: number of these tasks.
+    """
 
     x: Method
     y: Method
@@ -64,7 +70,7 @@ class Improvement:
 
 
 def summarise(groups: Sequence[Group], bootstrap: Bootstrap) -> Row:
-    """Statistics of one method's groups, one group for each task."""
+    """The statistics of one method's groups, one group for each task."""
     scores = [g.values for g in groups]
     same_seeds = all(g.seeds == groups[0].seeds for g in groups)
     published = beside(groups)
@@ -88,20 +94,25 @@ def summarise(groups: Sequence[Group], bootstrap: Bootstrap) -> Row:
 
 
 def per_group(grouping: Grouping, bootstrap: Bootstrap) -> list[Row]:
+    """One row for each group."""
     return [summarise([group], bootstrap) for group in grouping.groups]
 
 
 def over_tasks(grouping: Grouping, bootstrap: Bootstrap) -> list[Row]:
-    """One row for each method that was run on several tasks. Empty where these are measured on different scales."""
+    """One row for each method that was run on several tasks; empty if the tasks' scores have different scales."""
     scales = {(g.metric.unit, g.metric.name) for g in grouping.groups}
-    hundred = {("%", "eval/success"), ("", "eval/normalized_score")}  # both from 0 to 100
+    hundred = {("%", "eval/success"), ("", "eval/normalized_score")}  # both run from 0 to 100
     if len(scales) > 1 and not scales <= hundred:
         return []
     return [summarise(groups, bootstrap) for groups in grouping.methods.values() if len(groups) > 1]
 
 
 def improvements(grouping: Grouping, bootstrap: Bootstrap, lower_is_better: bool = False) -> list[Improvement]:
-    """Every pair of methods that share a task. With ``lower_is_better``, the probability that X lies below Y."""
+    """The probability of improvement for every pair of methods that share a task.
+
+    Args:
+        lower_is_better: take the probability that X lies below Y instead.
+    """
     sign = -1.0 if lower_is_better else 1.0
     pairs = []
     for (x, of_x), (y, of_y) in combinations(grouping.methods.items(), 2):

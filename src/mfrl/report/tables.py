@@ -1,4 +1,4 @@
-"""The tables of a report, as headings and cells, and what is to be said of the runs behind them."""
+"""The tables of a report, as headings and cells, and sentences on their runs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ from mfrl.report.groups import (
 from mfrl.report.statistics import Interval
 from mfrl.report.summary import Bootstrap, Improvement, Row
 
-_MANY_METHODS = 6  # above it, a report shows comparisons with the best method only; improvement.csv has all
+_MANY_METHODS = 6  # of more methods, a report shows the comparisons with the best one; improvement.csv has all
 DEPENDS_ON_WHEN = "The score of these runs depends on when one looks: quote neither number alone."
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a report says.
+    """The content of a report.
 
     Attributes:
-        rows: one for each group.
-        overall: one for each method that was run on several tasks; empty where these have no common scale.
-        score: how a run's score is taken; None for the protocol of each suite.
-        command: the command line that made it.
+        grouping: the runs.
+        rows: the statistics of each group.
+        overall: the statistics of each method that was run on several tasks; empty if these have no common scale.
+        improvements: the comparisons between methods.
+        bootstrap: how intervals were made.
+        score: how a run's score is taken, see :func:`mfrl.report.groups.group_runs`.
+        lower_is_better: whether the lower of two scores is the better.
+        command: the command line that made the report.
+        made: when it was made.
     """
 
     grouping: Grouping
@@ -54,11 +59,12 @@ class Report:
         return f"{100 * self.bootstrap.confidence:g} %"
 
 
+#: Headings, and rows of cells.
 Cells = tuple[list[str], list[list[str]]]
 
 
 def score_table(report: Report, rows: Sequence[Row]) -> Cells:
-    """Headings and cells of the rows of one task."""
+    """The table of the groups on one task."""
     keys = report.grouping.keys
     names = short_names(keys)
     label = rows[0].metric.label
@@ -74,7 +80,7 @@ def score_table(report: Report, rows: Sequence[Row]) -> Cells:
 
 
 def narrow_table(report: Report, rows: Sequence[Row]) -> Cells:
-    """The same for a terminal: one column says what tells the rows apart."""
+    """The table of the groups on one task, for a terminal. One column has everything that differs between them."""
     name = labels([group for row in rows for group in row.groups])
     head = ["", "seeds", rows[0].metric.label, f"IQM [{report.percent}]", "episodes"]
     body = []
@@ -85,7 +91,7 @@ def narrow_table(report: Report, rows: Sequence[Row]) -> Cells:
 
 
 def overall_table(report: Report, narrow: bool = False) -> Cells:
-    """Headings and cells of the methods over tasks."""
+    """The table of the methods over tasks."""
     rows = report.overall
     head = ["", "tasks", "runs", "mean ± std", f"IQM [{report.percent}]"]
     if not narrow:
@@ -99,7 +105,7 @@ def overall_table(report: Report, narrow: bool = False) -> Cells:
 
 
 def _with_published(rows: Sequence[Row], head: list[str], body: list[list[str]], wide: bool = True) -> Cells:
-    """The cells with published scores beside them, where there are any."""
+    """Add a column with published scores, if there are any."""
     methods = sorted({p.method for row in rows for p in row.published})
     if not methods:
         return head, body
@@ -110,9 +116,10 @@ def _with_published(rows: Sequence[Row], head: list[str], body: list[list[str]],
 
 
 def improvement_tables(report: Report) -> list[tuple[str, Cells]]:
-    """For each set of methods that share tasks a title, and headings and cells of the comparisons.
+    """The tables of comparisons, each with a title: one for each set of methods that share tasks.
 
-    X is the likelier winner. Many methods are compared with the best of them only; improvement.csv has every pair.
+    X is the method that is more likely to win. If there are many methods, the table has only the comparisons with the
+    best one; improvement.csv has all of them.
     """
     sign = "<" if report.lower_is_better else ">"
     head = ["X", "Y", "tasks", f"P(X {sign} Y) [{report.percent} interval]"]
@@ -128,7 +135,7 @@ def improvement_tables(report: Report) -> list[tuple[str, Cells]]:
             pairs = [pair for pair in pairs if best in (pair.x, pair.y)]
         name = dict(zip(methods, method_labels(methods), strict=True))
         body = []
-        for pair in (_turned(pair) if pair.probability < 0.5 else pair for pair in pairs):
+        for pair in (_swapped(pair) if pair.probability < 0.5 else pair for pair in pairs):
             interval = f"[{pair.interval[0]:.2f}, {pair.interval[1]:.2f}]" if pair.interval else "(n=1: no interval)"
             body.append([name[pair.x], name[pair.y], str(pair.tasks), f"{pair.probability:.2f} {interval}"])
         tables.append((title, (head, body)))
@@ -136,7 +143,7 @@ def improvement_tables(report: Report) -> list[tuple[str, Cells]]:
 
 
 def comparable(grouping: Grouping) -> list[list[Method]]:
-    """Methods in sets, each connected by tasks its members share."""
+    """The methods in sets. Two methods are in the same set if they share a task, also through other methods."""
     sets: list[tuple[set[Task], list[Method]]] = []
     for method, groups in grouping.methods.items():
         tasks, members = {g.task for g in groups}, [method]
@@ -155,7 +162,7 @@ def tasks_of(grouping: Grouping, methods: Sequence[Method]) -> list[Task]:
 
 
 def excluded_table(report: Report) -> Cells:
-    """Headings and cells of the runs that do not count."""
+    """The table of the runs that do not count."""
     body = [
         [run.status, str(run.path), run.env_name, run.algo, run.variant, str(run.seed), run.reason]
         for run in report.grouping.excluded
@@ -164,7 +171,7 @@ def excluded_table(report: Report) -> Cells:
 
 
 def unsteady_lines(rows: Sequence[Row]) -> list[str]:
-    """The runs whose final evaluation is far from the mean of their last three, each with both."""
+    """A line for each run whose final evaluation is far from the mean of its last three."""
     groups = [group for row in rows for group in row.groups]
     return [
         f"{label}, seed {run.seed}: {found}"
@@ -191,7 +198,7 @@ def with_interval(row: Row, value: float, interval: Interval | None) -> str:
 
 
 def episodes(group: Group) -> str:
-    """The number of episodes and how they come together, e.g. ``450 = 3 x 3 x 50``: runs, evaluations, episodes."""
+    """The number of episodes, and how it is made up: ``450 (3x3x50)`` for 3 runs, 3 evaluations and 50 episodes."""
     each = {(score.evaluations, score.episodes) for score in group.scores}
     if len(each) > 1:
         return str(group.episodes)
@@ -200,7 +207,7 @@ def episodes(group: Group) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """``0-2, 5`` for 0, 1, 2, 5."""
+    """Numbers as ranges: ``0-2, 5`` for 0, 1, 2, 5."""
     parts = []
     for _, run in groupby(enumerate(sorted(numbers)), lambda item: item[1] - item[0]):
         members = [number for _, number in run]
@@ -209,7 +216,12 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def provenance_lines(groups: Sequence[Group], brief: bool = False) -> list[str]:
-    """Which data a table's runs learned from, and in which environment they were evaluated."""
+    """Lines on the data that a table's runs learned from, and on the environment that evaluated them.
+
+    Args:
+        groups: groups on one task.
+        brief: only the data and the settings that generated them.
+    """
     run = groups[0].runs[0]
     record = run.provenance
     source = record["source"]
@@ -239,20 +251,20 @@ def provenance_lines(groups: Sequence[Group], brief: bool = False) -> list[str]:
 
 
 def warning_lines(grouping: Grouping) -> list[str]:
-    """What counted runs were warned about, of their data or of their training."""
+    """A line for each warning about the data or the training of a run that counts."""
     runs = [run for group in grouping.groups for run in group.runs]
     return [f"{run.path} (seed {run.seed}): {warning}" for run in runs for warning in run.result.get("warnings", ())]
 
 
 def _best(report: Report, methods: Sequence[Method]) -> Method:
-    """The method of best IQM among those with most tasks."""
+    """The method with the best IQM among those with the most tasks."""
     of_method = {row.method: row for row in [*report.rows, *report.overall] if row.method in methods}
     most = max(len(row.groups) for row in of_method.values())
     candidates = [row for row in of_method.values() if len(row.groups) == most]
     return (min if report.lower_is_better else max)(candidates, key=lambda row: row.iqm).method
 
 
-def _turned(pair: Improvement) -> Improvement:
+def _swapped(pair: Improvement) -> Improvement:
     interval = (1 - pair.interval[1], 1 - pair.interval[0]) if pair.interval else None
     return Improvement(pair.y, pair.x, pair.tasks, 1 - pair.probability, interval)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: found, read as plain data, and refused when they are damaged."""
+"""Finds checkpoints and reads them as plain data. A damaged checkpoint is refused."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, BinaryIO
 import torch
 
 from mfrl.errors import CheckpointError
-from mfrl.runs.former import with_todays_names
+from mfrl.runs.former import with_current_names
 from mfrl.runs.saved import Saved
 from mfrl.system.files import refuse_dangling
 
-RECORD = ("config", "spec", "env", "provenance")  # what the key "mfrl" of a checkpoint holds, each a dictionary
+RECORD = ("config", "spec", "env", "provenance")  #: dictionaries that a checkpoint has below its key "mfrl"
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint file, given itself or the run folder (or its checkpoints/) it lies in.
+    """The checkpoint file that a path names: the file itself, a run folder, or the ``checkpoints/`` of a run folder.
 
     Raises:
-        CheckpointError: saying what was looked for and where.
+        CheckpointError: there is no checkpoint. The message says which files were looked for.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -37,22 +37,26 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours as plain data; nothing in it is executed, and every byte of it is checked.
+    """Read a checkpoint of mfrl as plain data. Nothing in it is executed, and every byte of it is checked.
 
-    The file is a zip archive that carries a checksum of each of its records, which `torch.load` does not look at: with
-    a flipped bit it loads other weights.
+    The file is a zip archive with a checksum for each of its records. `torch.load` ignores these checksums: where a bit
+    has flipped, it loads other weights without an error.
+
+    Returns:
+        the checkpoint with today's names of classes and parameters. One without the key ``learner`` was written by an
+        earlier version; it can act, but not resume.
 
     Raises:
-        CheckpointError: for a damaged file, one that is more than plain data, or one that mfrl did not write.
+        CheckpointError: the file is damaged, holds more than plain data, or was not written by mfrl.
     """
     try:
-        with path.open("rb") as file:  # opened once: what was checked is what is loaded
+        with path.open("rb") as file:  # opened once, so that the bytes that are checked are the bytes that are loaded
             if damage := _damage(file):
-                raise CheckpointError(f"{path} cannot be read, it is damaged: {damage}{_older(path)}")
+                raise CheckpointError(f"{path} cannot be read, it is damaged: {damage}{_older_checkpoint(path)}")
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+    except Exception as error:  # torch raises many types of errors for a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint of plain data: {reason}") from error
     if not isinstance(checkpoint, dict) or "mfrl" not in checkpoint:
@@ -70,12 +74,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         holds["mfrl.provenance.files"] = isinstance(record["provenance"].get("files"), dict)
     if wrong := [name for name, held in holds.items() if not held]:
         raise CheckpointError(f"{path} is not as mfrl wrote it: its {wrong[0]} is missing or of another kind")
-    record["config"] = with_todays_names(record["config"])
-    return checkpoint if "learner" in checkpoint else _under_todays_names(checkpoint)
+    record["config"] = with_current_names(record["config"])
+    return checkpoint if "learner" in checkpoint else _with_current_parameters(checkpoint)
 
 
 def _is_window(window: Any) -> bool:
-    """Whether this is what a run has summed up since it last logged, as it saves it."""
+    """Whether this has the form in which :meth:`mfrl.learning.training.Training.save` saves its windows of logging."""
     return isinstance(window, list) and all(
         isinstance(part, dict)
         and isinstance(part.get("names"), list)
@@ -87,10 +91,10 @@ def _is_window(window: Any) -> bool:
     )
 
 
-def _under_todays_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint from before there was a learner, so that its policy acts; there is no going on from it."""
+def _with_current_parameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Convert a checkpoint without a learner: rename its parameters, and add the buffers that alpha has today."""
     config = checkpoint["mfrl"]["config"]
-    state = {_todays_name(name): value for name, value in checkpoint["state_dict"].items()}
+    state = {_current_parameter_name(name): value for name, value in checkpoint["state_dict"].items()}
     if isinstance(algo := config.get("algo"), dict):
         algo.pop("compile", None)
         if "alpha" in algo:
@@ -99,7 +103,7 @@ def _under_todays_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return checkpoint | {"state_dict": state}
 
 
-def _todays_name(name: str) -> str:
+def _current_parameter_name(name: str) -> str:
     network, _, rest = name.partition(".")
     if network not in ("actor", "averaged_actor", "critic", "flow", "student", "target_critic"):
         return name
@@ -108,13 +112,14 @@ def _todays_name(name: str) -> str:
 
 
 def _damage(file: BinaryIO) -> str:
-    """What is wrong with the bytes of a checkpoint; empty where they are as written. Leaves the file at its start."""
+    """What is wrong with the bytes of a checkpoint; an empty string if nothing is. Leaves the file at its start."""
     try:
         with zipfile.ZipFile(file) as archive:
-            # No checksum covers the table of contents; with this one bit in it torch leaves a record's memory unset.
+            # No checksum covers the table of contents. If it marks a record as a folder, torch does not read the record
+            # and leaves the tensor's memory uninitialised.
             folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
             record = archive.testzip()
-    except Exception as error:  # zipfile, too, raises many kinds: of a bad offset, a method or a name it does not know
+    except Exception as error:  # zipfile raises many types: for a bad offset, an unknown method, an unreadable name
         return f"it is no whole zip archive ({error})"
     file.seek(0)
     if record:
@@ -122,8 +127,8 @@ def _damage(file: BinaryIO) -> str:
     return f"its table of contents has the record {folders[0]} as a folder" if folders else ""
 
 
-def _older(path: Path) -> str:
-    """Advice for where a checkpoint is damaged: the latest whole one beside it."""
+def _older_checkpoint(path: Path) -> str:
+    """Advice on a damaged checkpoint: the latest whole checkpoint beside it, or how to start again."""
     kept = [other for other in path.parent.glob("update=*.ckpt") if re.fullmatch(r"update=\d+", other.stem)]
     for other in sorted(kept, key=lambda file: int(file.stem.partition("=")[2]), reverse=True):
         with suppress(OSError), other.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves behind, and enough to go on from or to judge it."""
+"""A run folder: the files that a run writes, enough to resume it and to judge it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mfrl.system.paths import run_folder
 
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *records.SIMULATION)
 
-# Files that training alone writes; an evaluation or a report may be writing others.
-_WRITTEN = "config|overrides|provenance|metrics|eval|result|error"
+# Stems of the files that only training writes. An evaluation or a report may be writing other files at the same time.
+_TRAINING_FILES = "config|overrides|provenance|metrics|eval|result|error"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """A new folder; where the name is taken, with the next free number after it."""
+        """Make a new folder. If ``path`` exists, the folder is ``path-2``, ``path-3``, ...
+
+        Raises:
+            ConfigError: the folder cannot be made, or ``path`` is no folder that a run could have.
+        """
         wanted, number = run_folder(str(path)), 1
         while True:
             path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -47,12 +51,12 @@ class RunFolder:
 
     @classmethod
     def of(cls, checkpoint: Path) -> RunFolder:
-        """The folder that a checkpoint lies in, by the way it was named or, of links, by where they lead.
+        """The run folder that a checkpoint lies in: two levels above the path as given, or above the resolved path.
 
-        ``checkpoints`` or ``last.ckpt`` may be a link to another disk, and a checkpoint a link into a run folder.
+        ``checkpoints`` or ``last.ckpt`` may be a link to another disk, and the path may be a link into a run folder.
 
         Raises:
-            CheckpointError: it lies in none.
+            CheckpointError: the checkpoint lies in no run folder.
         """
         for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve()):
             folder = path.parent.parent
@@ -77,50 +81,51 @@ class RunFolder:
 
     @property
     def error(self) -> Path:
-        """Why the last attempt failed, as a sweep's job leaves it."""
+        """Where a job of a sweep writes why it failed."""
         return self.path / ERROR_FILE
 
     def clear(self) -> None:
-        """Remove what an attempt measured that never came to a checkpoint: it is going to be measured again.
+        """Remove the evaluations and events of an attempt that left no checkpoint: training starts again at update 0.
 
         Raises:
-            CheckpointError: it did come to one, which lies on a disk that is not there.
+            CheckpointError: the checkpoint is a link to a disk that is not mounted.
         """
         refuse_dangling(self.checkpoints, self.last_checkpoint)
         for path in (self.path / "eval.jsonl", *self.path.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
 
     def write_config(self, cfg: DictConfig, overrides: list[str]) -> None:
-        """What was composed, and what the user changed: of a resumed run, at first and since."""
+        """Write config.yaml and overrides.yaml. A resumed run adds its overrides to those of its earlier attempts."""
         path = self.path / "overrides.yaml"
         now = [override for override in overrides if not override.startswith("resume=")]
-        # With `resume=` only what is new was given; otherwise everything.
+        # With `resume=` the user gives only new overrides; without it, the command has all of them.
         earlier = _overrides(path) if len(now) < len(overrides) else []
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
         write_text(path, OmegaConf.to_yaml(OmegaConf.create([*earlier, *now])))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second process from going on with the same run, and remove what a killed one left half-written.
+        """Lock the folder against a second training process, and remove half-written files that a killed one left.
 
         Raises:
-            RefusedRun: where one is at it already.
-            NoLocks: the file system cannot tell.
+            RefusedRun: another process is training in this folder.
+            NoLocks: the file system has no locks.
         """
         with ExitStack() as stack:
             try:
                 stack.enter_context(one_at_a_time(self.path / ".lock", wait=False))
             except Locked:
                 raise RefusedRun(f"another process is training in {self.path}") from None
-            for folder, stems in ((self.path, _WRITTEN), (self.checkpoints, r"last|update=\d+"), (self.videos, ".*")):
-                remove_abandoned(folder, stems)
+            remove_abandoned(self.path, _TRAINING_FILES)
+            remove_abandoned(self.checkpoints, r"last|update=\d+")
+            remove_abandoned(self.videos, ".*")
             yield
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_json(self.path / "provenance.json", provenance)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """The run is finished; what went wrong in an earlier attempt no longer stands."""
+        """Write result.json, which says that the run is finished, and remove the error of an earlier attempt."""
         write_json(self.path / "result.json", result)
         self.error.unlink(missing_ok=True)
 
@@ -137,13 +142,13 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, the packages that shape a result, and the processor or GPU: their roundings differ."""
+    """Versions of Python and of the packages that influence results, and the device, whose roundings differ."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {processor()}"
     return records.versions(PACKAGES) | {"device": device}
 
 
 def processor() -> str:
-    """The processor's name and the instructions that PyTorch's kernels use of it."""
+    """The processor's name, and the instruction set that PyTorch's kernels use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -153,10 +158,10 @@ def processor() -> str:
 
 
 def read_evaluations(run: RunFolder) -> list[dict[str, Any]]:
-    """The lines of eval.jsonl; a last line that a crash cut off is left out.
+    """The lines of eval.jsonl. If a crash cut off the last line, it is left out.
 
     Raises:
-        MfrlError: something else is wrong with a line.
+        MfrlError: another line cannot be read.
     """
     path = run.path / "eval.jsonl"
     try:

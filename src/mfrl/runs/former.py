@@ -1,4 +1,4 @@
-"""Names of classes in configurations that earlier versions wrote, and what they are called today."""
+"""Class names in configurations that earlier versions wrote, and the names of these classes today."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _CLASSES = {
     },
     "mfrl.callbacks": {"Evaluate": "evaluation", "EvaluateHeldOut": "held_out", "EvaluateSamples": "samples"},
 }
-#: Until packages stopped offering the classes of their modules, and the toys had a room of their own.
-FORMER = {
+#: Former name -> current name. Packages once re-exported the classes of their modules, and the toys were in mfrl.data.
+CURRENT_NAMES = {
     f"{package}.{name}": f"{package}.{module}.{name}"
     for package, modules in _CLASSES.items()
     for name, module in modules.items()
 } | {"mfrl.data.toy.ToyData": "mfrl.study.toys.ToyData"}
 
 
-def with_todays_names(config: Any) -> Any:
-    """A copy of a configuration, or of a part of it, in which every class has the name it has today."""
+def with_current_names(config: Any) -> Any:
+    """A copy of a configuration, or of a part of it, with the current name of every class."""
     if isinstance(config, dict):
-        return {key: with_todays_names(value) for key, value in config.items()}
+        return {key: with_current_names(value) for key, value in config.items()}
     if isinstance(config, list):
-        return [with_todays_names(value) for value in config]
-    return FORMER.get(config, config) if isinstance(config, str) else config
+        return [with_current_names(value) for value in config]
+    return CURRENT_NAMES.get(config, config) if isinstance(config, str) else config

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: the folder of each, what became of it, and the closing table."""
+"""Jobs of a sweep: the folder of each, its outcome, and the closing table."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.errors import ConfigError, MfrlError, RefusedRun, refused_by_system
-from mfrl.runs.resumable import BOOKKEEPING, RESUMABLE, among
+from mfrl.runs.resumable import BOOKKEEPING, RESUMABLE, matches_any
 from mfrl.system.files import write_text
 from mfrl.system.paths import literal, pasted
 
 FINISHED, SKIPPED, STOPPED, FAILED = "finished", "skipped", "stopped", "failed"
-COLUMNS = 120  #: of a terminal that shows every line whole, but for paths
+COLUMNS = 120  #: lines are at most this long, unless they contain a path
 COLOURS = {FINISHED: "green", SKIPPED: "dim", STOPPED: "yellow", FAILED: "red"}
 
 
-# Overrides that a folder's name need not repeat: they stand elsewhere in the path, or any run may have them.
-_ELSEWHERE = {"env", "algo", "algo_name", "variant", "variant.name", "seed", "sweep", "collect"}
+# Overrides that a folder's name does not repeat, because the rest of the path has them.
+_IN_PATH = {"env", "algo", "algo_name", "variant", "variant.name", "seed", "sweep"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """How a job ended.
 
     Attributes:
-        status: finished, skipped (it had been finished before), stopped or failed.
-        folder: of its run.
-        note: its score, or in one line why there is none.
+        status: ``finished``, ``skipped`` (the run was finished before), ``stopped`` or ``failed``.
+        folder: the run folder.
+        note: the score, or one line that says why there is none.
     """
 
     status: str
@@ -47,12 +47,16 @@ class Outcome:
 
 
 def method_name(cfg: DictConfig) -> str:
-    """What tells a job from others of its sweep: the variant or, of an algorithm without one, the algorithm."""
+    """The name of a job's method: the variant, or the algorithm if it has no variant."""
     return str(cfg.algo_name if cfg.variant.name == "none" else cfg.variant.name)
 
 
-def claim(cfg: DictConfig) -> Path:
-    """Make the folder of a new run, so that what goes wrong can be recorded there; ``cfg`` then names it."""
+def reserve_folder(cfg: DictConfig) -> Path:
+    """Make the folder of a new run, so that an error can be recorded there, and set ``run_dir`` in ``cfg``.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
     from mfrl.runs.folder import RunFolder
 
     folder = RunFolder.create(cfg.run_dir).path
@@ -60,15 +64,15 @@ def claim(cfg: DictConfig) -> Path:
     return folder
 
 
-def failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
-    """What became of a job that failed, told in its folder too.
+def record_failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
+    """The outcome of a job that failed. The traceback is written to ``error.txt`` in its folder.
 
     Args:
-        make: whether to make the folder where there is none.
+        make: make the folder if it does not exist.
     """
     from mfrl.runs.folder import RunFolder
 
-    if isinstance(error, RefusedRun):  # of the run that is there, nothing went wrong
+    if isinstance(error, RefusedRun):  # the run in the folder has not failed: leave it as it is
         return Outcome(FAILED, folder, str(error))
     error = refused_by_system(error) or error
     note = " ".join(str(error).split())
@@ -83,7 +87,7 @@ def failure(error: Exception, folder: Path, make: bool = True) -> Outcome:
 
 
 def score(result: dict[str, Any]) -> str:
-    """The first number of the last evaluation: what the evaluation itself puts first."""
+    """A result's first score, which is the evaluation's main one, in words: "success 0.96"."""
     from mfrl.runs.scores import format_score, score_name
 
     key, value = next(iter(result["final"].items()))
@@ -91,10 +95,15 @@ def score(result: dict[str, Any]) -> str:
 
 
 class JobConsole(Console):
-    """Lines that begin with a job's number and name, without bars: several jobs write to one terminal.
+    """A console for one of several jobs that write to one terminal. Its lines begin with the job's name.
+
+    It shows no progress bars, which several jobs would draw over one another.
+
+    Args:
+        name: the job's number, method and seed.
 
     Attributes:
-        room: columns that are left of :data:`COLUMNS` after the name.
+        room: the number of columns, of :data:`COLUMNS`, after the name.
     """
 
     def __init__(self, name: str) -> None:
@@ -102,15 +111,15 @@ class JobConsole(Console):
         self.name, self.room = name, COLUMNS - len(f"{name} │ ")
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        if objects:  # a bar that ends leaves an empty line
+        if objects:  # a progress bar prints an empty line when it ends
             super().print(f"{escape(self.name)} │", *objects, **settings)
 
 
-def changed() -> str:
-    """What a job's overrides change beyond environment, variant and seed, as part of a folder's name.
+def changed_settings() -> str:
+    """What a job's overrides change besides environment, algorithm, variant and seed, as a part of a folder's name.
 
-    E.g. ``-quickstart-alpha_3-num_candidates_5``: chosen files, then settings, each sorted, so that the order on the
-    command line does not matter.
+    An example is ``-quickstart-alpha_3-num_candidates_5``. Chosen configuration files come first, then settings. Both
+    are sorted, so the order on the command line does not matter. Configurations call it as ``${changed:}``.
     """
     if not HydraConfig.initialized():
         return ""
@@ -118,7 +127,7 @@ def changed() -> str:
     chosen, values = [], {}
     for override in hydra.overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _ELSEWHERE or among(key, (*RESUMABLE, *BOOKKEEPING)):
+        if key in _IN_PATH or matches_any(key, (*RESUMABLE, *BOOKKEEPING)):
             continue
         if key in hydra.runtime.choices:
             chosen.append(value)
@@ -131,10 +140,10 @@ def changed() -> str:
 
 
 def refuse_shared_folders(folders: Sequence[Path]) -> None:
-    """Two jobs that were to train in one folder would be one run.
+    """Refuse a sweep in which two jobs have the same run folder.
 
     Raises:
-        ConfigError: naming the folder.
+        ConfigError: two jobs have. The message names the folder.
     """
     for folder, jobs in Counter(folders).items():
         if jobs > 1:
@@ -142,7 +151,7 @@ def refuse_shared_folders(folders: Sequence[Path]) -> None:
 
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
-    """The closing table, and where to look further."""
+    """Print the closing table of a sweep, and the commands that compare its runs."""
     root = common_folder(outcome.folder for outcome in outcomes)
     table = Table(title=f"{len(outcomes)} jobs in {escape(str(root))}")
     for column in ("", "job", "", "score, or why there is none"):
@@ -159,11 +168,12 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
         console.print(escape(what), highlight=False, soft_wrap=True)
 
 
-def missing(outcomes: Iterable[Outcome]) -> bool:
+def any_unfinished(outcomes: Iterable[Outcome]) -> bool:
+    """Whether a job has failed or was stopped."""
     return any(outcome.status in (FAILED, STOPPED) for outcome in outcomes)
 
 
 def common_folder(folders: Iterable[Path]) -> Path:
-    """The innermost folder that all lie below."""
+    """The innermost folder that contains all of the folders."""
     parents = [folder.parents for folder in folders]
     return next(candidate for candidate in parents[0] if all(candidate in others for others in parents))

@@ -1,4 +1,4 @@
-"""An algorithm, its data and its environment out of a checkpoint."""
+"""Loads an algorithm from a checkpoint, and the data and the environment that the checkpoint describes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from mfrl.runs.saved import Saved
 
 
 def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Algorithm, dict[str, Any]]:
-    """The trained algorithm of a checkpoint, and the plain record it carries (config, spec, env, provenance).
+    """Load a trained algorithm from a checkpoint.
 
-    The record's configuration is as the file has it: what it describes is built by :class:`mfrl.runs.saved.Saved` alone
-    (see :func:`load_data`), never by Hydra.
+    Args:
+        path: a checkpoint or a run folder.
+        trusted: packages whose classes the checkpoint may name, besides mfrl.
+
+    Returns:
+        the algorithm in evaluation mode, without gradients, and the checkpoint's record (config, spec, env, provenance)
+        as plain data. Only :class:`mfrl.runs.saved.Saved` may build what the configuration describes, never Hydra.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged, not ours, or asks to build foreign classes.
+        CheckpointError: the file is missing, damaged or not written by mfrl, or names a class that is not trusted.
     """
     path = find_checkpoint(path)
     checkpoint = load_checkpoint(path)
@@ -35,17 +40,21 @@ def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Alg
         raise CheckpointError(f"{path} describes a {type(module).__name__} as algo, which is no algorithm")
     try:
         module.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:  # torch raises other kinds for what are no tensors
+    except Exception as error:  # torch raises several types of errors, e.g. for values that are no tensors
         raise CheckpointError(f"{path}: the weights do not fit the networks it describes: {error}") from error
     module.k = checkpoint["updates"]
     return module.eval().requires_grad_(False), record
 
 
 def recorded_data(record: dict[str, Any], path: Path) -> DataSpec:
-    """What a checkpoint says of the data it was trained on.
+    """The sizes and statistics of the data that a checkpoint was trained on.
+
+    Args:
+        record: from :func:`load_algorithm`.
+        path: the checkpoint, for the message.
 
     Raises:
-        CheckpointError: it is no description of data.
+        CheckpointError: a value is missing or impossible. The message names it.
     """
 
     def numbers(values: Any, count: int) -> bool:
@@ -73,13 +82,14 @@ def recorded_data(record: dict[str, Any], path: Path) -> DataSpec:
 
 
 def load_data(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> OfflineData:
-    """The data that a run was trained on; their ``setup`` reads them where the run did and writes nothing there.
+    """The data that a run was trained on. Their ``setup`` reads the run's files and writes nothing beside them.
 
     Args:
         record: from :func:`load_algorithm`.
+        trusted: packages whose classes the checkpoint may name, besides mfrl.
 
     Raises:
-        CheckpointError: it asks to build foreign classes.
+        CheckpointError: the record names a class that is not trusted.
     """
     data = Saved(record["config"], trusted).check("data")()
     data.writes_apart = True
@@ -87,10 +97,14 @@ def load_data(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> OfflineD
 
 
 def recorded_env(record: dict[str, Any], trusted: tuple[str, ...] = ()) -> EnvSpec:
-    """The environment that a checkpoint names; whom to trust is the user's to say.
+    """The environment that a checkpoint names.
+
+    Args:
+        record: from :func:`load_algorithm`.
+        trusted: packages whose environments may be built. The user names them; those in the record do not count.
 
     Raises:
-        CheckpointError: it is no description of an environment.
+        CheckpointError: a value is missing or of another type. The message names it.
     """
     try:
         spec = EnvSpec(**record["env"] | {"trust": trusted})

@@ -1,4 +1,4 @@
-"""metrics.csv that survives a resumed run; what TensorBoard's HParams and Custom Scalars tabs show."""
+"""Loggers: ``metrics.csv``, which keeps its rows when a run is resumed, and TensorBoard with tabs to compare runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,27 +24,27 @@ from mfrl.errors import MfrlError
 from mfrl.runs.folder import RunFolder, read_evaluations
 from mfrl.runs.read import flatten
 from mfrl.runs.scores import score_curve
-from mfrl.runs.targets import settings_of
+from mfrl.runs.targets import plain_settings, settings_of
 from mfrl.system.files import write_text
 
 Layout = dict[str, dict[str, list[Any]]]
 
-# Numbers that users know by name keep it in TensorBoard too: what to look at first. The other columns of metrics.csv
-# that begin with train/ are grouped there by whose they are.
-_STABLE = ("train/critic_loss", "train/flow_loss", "train/q", "train/alpha")
-_OF_CRITIC = ("q_min", "q_max", "target", "policy_q", "v", "advantage", "next_distance_to_data")
+# Users know these columns of metrics.csv by name, so they have the same tags in TensorBoard. The other columns that
+# begin with train/ are grouped there by actor and critic.
+_UNCHANGED = ("train/critic_loss", "train/flow_loss", "train/q", "train/alpha")
+_CRITIC_COLUMNS = ("q_min", "q_max", "target", "policy_q", "v", "advantage", "next_distance_to_data")
 
 
 def tag(column: str) -> str:
-    """What a column of ``metrics.csv`` is called in TensorBoard: the one place where the two differ.
+    """The tag in TensorBoard of a column of ``metrics.csv``. No other place renames columns.
 
-    ``train/critic_lr`` is ``critic/lr`` there, ``train/q_max`` is ``critic/q_max``, and ``train/actor_grad_norm`` is
-    ``actor/grad_norm``.
+    For example, ``train/critic_lr`` becomes ``critic/lr``, ``train/q_max`` becomes ``critic/q_max``, and
+    ``train/actor_grad_norm`` becomes ``actor/grad_norm``.
     """
     section, _, name = column.partition("/")
-    if section != "train" or column in _STABLE:
+    if section != "train" or column in _UNCHANGED:
         return column
-    if name in _OF_CRITIC or name.startswith(("critic_", "value_")):
+    if name in _CRITIC_COLUMNS or name.startswith(("critic_", "value_")):
         return f"critic/{name.removeprefix('critic_')}"
     return f"actor/{name.removeprefix('actor_')}"
 
@@ -55,10 +55,18 @@ _TYPES = {kind: DataType.Value("DATA_TYPE_FLOAT64") for kind in (int, float)} | 
 
 
 class MetricsCSV(Logger):
-    """One row per logging point, one column per metric, in ``metrics.csv``; new columns are added as they appear.
+    """Writes ``metrics.csv``: a row for each logged update, a column for each metric.
 
-    A row is appended, or written again in its place while it is the last; all are written anew only where a column is
-    new. Lightning's CSVLogger deletes an existing file; this one keeps its rows up to the update a run goes on from.
+    A new row is appended. Metrics of the last row's update are added to that row. The whole file is written again only
+    when a metric is new. Lightning's CSVLogger deletes an existing file; this one keeps the rows up to the update from
+    which a run is resumed.
+
+    Args:
+        run_dir: the run folder.
+        first_update: the number of updates that the run starts after; later rows are dropped.
+
+    Raises:
+        MfrlError: the file is damaged (also from ``log_metrics``).
     """
 
     def __init__(self, run_dir: str | Path, first_update: int = 0) -> None:
@@ -66,7 +74,7 @@ class MetricsCSV(Logger):
         self.path = Path(run_dir) / "metrics.csv"
         self._columns = ["updates"]
         self._last: dict[str, Any] = {}
-        self._at = 0  # where the last row begins, in bytes
+        self._last_row_at = 0  # bytes before the last row
         if self.path.exists():
             columns, rows = self._read()
             self._write(columns, [row for row in rows if int(row["updates"]) <= first_update])
@@ -80,7 +88,7 @@ class MetricsCSV(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run folder's config.yaml has them."""
+        """Do nothing: config.yaml has them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
@@ -92,13 +100,13 @@ class MetricsCSV(Logger):
             self._write([*self._columns, *new], [*(before[:-1] if again else before), row])
             return
         with self.path.open("r+b") as file:
-            self._at = file.seek(*((self._at, io.SEEK_SET) if again else (0, io.SEEK_END)))
+            self._last_row_at = file.seek(*((self._last_row_at, io.SEEK_SET) if again else (0, io.SEEK_END)))
             file.write(self._text(self._columns, [row], header=False).encode())
             file.truncate()
         self._last = row
 
     def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Columns and whole rows; a last one that a crash cut off is left out."""
+        """The columns and the complete rows. If a crash cut off the last row, it is left out."""
         try:
             text = self.path.read_bytes().decode()
             reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
@@ -110,12 +118,12 @@ class MetricsCSV(Logger):
         return list(reader.fieldnames or self._columns), rows
 
     def _write(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        """The whole file, the columns after ``updates`` in order."""
+        """Write the whole file, with ``updates`` as the first column and the others in alphabetical order."""
         self._columns = ["updates", *sorted({*columns} - {"updates"})]
         write_text(self.path, self._text(self._columns, rows))
         self._last = rows[-1] if rows else {}
         last = self._text(self._columns, rows[-1:], header=False)
-        self._at = self.path.stat().st_size - len(last.encode())
+        self._last_row_at = self.path.stat().st_size - len(last.encode())
 
     @staticmethod
     def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = True) -> str:
@@ -132,7 +140,8 @@ class Setting:
     """A column of the HParams tab.
 
     Attributes:
-        first: among the columns that are shown before one asks for more.
+        name, value: heading and cell.
+        first: show the column without being asked.
     """
 
     name: str
@@ -140,18 +149,23 @@ class Setting:
     first: bool = False
 
 
-# TensorBoard sorts columns by name, blanks before letters, and shows five; nobody sees a blank in front.
+# TensorBoard sorts columns by name, blanks before letters, and shows the first five. Its page hides leading blanks.
 _VARIANT, _SEED, _ENV, _ALPHA = "    variant", "   seed", "  env", " algo.alpha"
-_SAID_ALREADY = ("algo.alpha", "algo.encoder", "algo.seed", "algo.updates", "algo.variant", "env.task", "variant.name")
+_LEFT_OUT = ("algo.alpha", "algo.encoder", "algo.seed", "algo.updates", "algo.variant", "env.task", "variant.name")
 _NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
 
 
-def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
-    """The settings that tell one run from another.
+def compared_settings(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
+    """The columns of a run in the HParams tab: the settings that may differ between runs.
 
-    Every run of an algorithm has the same columns, its defaults too: a run that lacks one is not drawn among the
-    Parallel Coordinates. First come what every comparison is about, and what was overridden. Where runs of several
-    algorithms lie together, TensorBoard shows the columns of the first run.
+    All runs of an algorithm have the same columns, with defaults where nothing is overridden, because Parallel
+    Coordinates leaves out a run that lacks a column. The first columns are variant, seed, environment, alpha, and the
+    settings that were overridden. If a folder has runs of several algorithms, TensorBoard shows the columns of the
+    first run.
+
+    Args:
+        cfg: the run's configuration.
+        overrides: the user's.
     """
     task = f" task {cfg.env.task}" if cfg.env.get("task") is not None else ""
     front = {_VARIANT: cfg.variant.name, _SEED: cfg.seed, _ENV: f"{cfg.env.name}{task}"}
@@ -160,24 +174,28 @@ def compared(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting]:
     changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     keys = ["algo_name", "updates", "batch_size", "data.dataset", "data.fraction"]
     keys += [f"algo.{key}" for key in cfg.algo if not key.startswith("_")]
-    network = cast(dict[str, Any], OmegaConf.to_container(cfg.network))
-    keys += [key for key in flatten(network, "network.") if "._" not in key]
+    network = flatten(plain_settings(cfg.network, resolve=False), "network.")
+    keys += [key for key in network if "._" not in key]
     keys += [key for key in changed if "." in key and not key.startswith(_NOT_COMPARED)]
-    values = {key: OmegaConf.select(cfg, key) for key in dict.fromkeys(keys) if key not in _SAID_ALREADY}
+    values = {key: OmegaConf.select(cfg, key) for key in dict.fromkeys(keys) if key not in _LEFT_OUT}
     optional = {f"algo.{key}" for key, annotation in (settings_of(cfg.algo) or {}).items() if "None" in annotation}
     first = {"algo_name" if key == "algo" else key for key in changed}
     return [
         *(Setting(name, value, True) for name, value in front.items()),
         *(
-            Setting(key, _shown(value, key in optional), key in first)
+            Setting(key, _hparam_value(value, key in optional), key in first)
             for key, value in values.items()
             if not isinstance(value, DictConfig) and (value is not None or key in optional)
         ),
     ]
 
 
-def _shown(value: Any, optional: bool) -> float | str:
-    """A number as it is; anything else, and a number that may be missing in another run, as text."""
+def _hparam_value(value: Any, optional: bool) -> float | str:
+    """The cell of a setting: a number stays a number, anything else becomes text.
+
+    Args:
+        optional: the setting is null in other runs. Then a number becomes text too, so that a column has one type.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool) and not optional:
         return value
     if isinstance(value, ListConfig):
@@ -185,16 +203,16 @@ def _shown(value: Any, optional: bool) -> float | str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def log_outcome(run: RunFolder, settings: Sequence[Setting], over: int) -> None:
-    """A finished run's line in TensorBoard's HParams tab: in an event file of its own, replaced if the run goes on.
+def log_outcome(run: RunFolder, settings: Sequence[Setting], count: int) -> None:
+    """Write a finished run's row of the HParams tab, with the curve of its score.
 
-    Its ``score`` is that of the suite's protocol; the curve says what it would have been at earlier evaluations.
-    TensorBoard believes the first such line it finds in a run, so a second one in another file would be ignored.
+    The row is in an event file of its own, which is replaced when the run is resumed: TensorBoard uses the first row
+    that it finds in a run's folder and ignores others.
 
     Args:
-        run: its ``eval.jsonl`` has the scores.
-        settings: columns to compare by.
-        over: how many evaluations a score is the mean of.
+        run: the run folder; its ``eval.jsonl`` has the scores.
+        settings: the columns.
+        count: the number of evaluations that a score is the mean of.
     """
     for earlier in run.path.glob("events.out.tfevents.*.hparams"):
         earlier.unlink()
@@ -215,43 +233,47 @@ def log_outcome(run: RunFolder, settings: Sequence[Setting], over: int) -> None:
         ):
             value = Summary.Value(tag=name, metadata=metadata.create_summary_metadata(content))
             writer.file_writer.add_summary(Summary(value=[value]))
-        for updates, score in score_curve(evaluations, over).items():
+        for updates, score in score_curve(evaluations, count).items():
             writer.add_scalar("score", score, updates)
 
 
 class RunEvents(TensorBoardLogger):
-    """TensorBoard's events in the run folder, whatever its name, with a Custom Scalars tab.
+    """Writes TensorBoard's events into the run folder, with a Custom Scalars tab.
 
-    Tags are grouped (see :func:`tag`), and the tab is laid out anew where an evaluation finds tags without a place.
+    Tags are grouped, see :func:`tag`. The tab's layout is written again when new tags are logged.
+
+    Args:
+        run_dir: the run folder.
+        purge_step: TensorBoard drops earlier events from this update on; None keeps all.
     """
 
     def __init__(self, run_dir: str | Path, purge_step: int | None = None) -> None:
         run_dir = Path(run_dir)
         super().__init__(run_dir.parent, name=run_dir.name, version="", purge_step=purge_step)
-        _let_a_second_pass(run_dir)
+        _wait_for_next_second(run_dir)
         self.run_dir = run_dir
         self._tags: set[str] = set()
         self._layout: Layout = {}
 
     @property
     def log_dir(self) -> str:
-        """As it is: Lightning reads ``$NAME`` and ``~`` in it."""
+        """The run folder as given. Lightning's own property would expand ``$NAME`` and ``~`` in it."""
         return str(self.run_dir)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         tagged = {tag(name): value for name, value in metrics.items()}
         super().log_metrics(tagged, step)
         self._tags |= tagged.keys()
-        if (found := layout(self._tags)) != self._layout:  # TensorBoard shows the last one
+        if (found := layout(self._tags)) != self._layout:  # TensorBoard shows the layout that was written last
             self._layout = found
             self.experiment.add_custom_scalars(found)
 
 
-def _let_a_second_pass(run_dir: Path) -> None:
-    """Wait until the second in which the run's latest events began is over.
+def _wait_for_next_second(run_dir: Path) -> None:
+    """Wait until the clock shows a later second than the name of the run's latest event file.
 
-    TensorBoard reads a folder's event files in the order of their names, which begin with that second and go on with
-    the process. Of two in one second, what a resumed run says could be read first, and then be thrown away.
+    TensorBoard reads event files in the order of their names, and a name has the second of its creation before the
+    process id. Of two files of one second, the resumed run's could be read first, and its events be dropped.
     """
     times = [path.name.split(".")[3] for path in run_dir.glob("events.out.tfevents.*")]
     latest = max((int(text) for text in times if text.isdigit()), default=0)
@@ -260,13 +282,16 @@ def _let_a_second_pass(run_dir: Path) -> None:
 
 
 def layout(tags: Collection[str]) -> Layout:
-    """The Custom Scalars tab: the curves that a run is judged by, grouped; no chart without a curve.
+    """The layout of the Custom Scalars tab: the most important curves in groups, without empty charts.
 
-    A chart draws all curves of a run in one colour. So one that is held out has a chart of its own, and only what
-    belongs together by its height shares one.
+    TensorBoard draws all curves of a run in one colour. Curves therefore share a chart only if their heights tell them
+    apart, and held-out losses have charts of their own.
 
     Args:
-        tags: of the run's scalars.
+        tags: the tags that the run has logged.
+
+    Returns:
+        for each group and chart, what ``SummaryWriter.add_custom_scalars`` takes.
     """
     charts: dict[str, dict[str, list[str] | tuple[str, ...]]] = {
         "evaluation": {
@@ -322,7 +347,7 @@ def layout(tags: Collection[str]) -> Layout:
     for category, of_category in charts.items():
         for title, patterns in of_category.items():
             if any(re.fullmatch(pattern, tag) for pattern in patterns for tag in tags):
-                band = isinstance(patterns, tuple)  # of a value, its lower and its upper bound
+                band = isinstance(patterns, tuple)  # a value, its lower bound and its upper bound
                 chart = ["Margin", list(patterns)] if band else ["Multiline", [f"^{pattern}$" for pattern in patterns]]
                 found.setdefault(category, {})[title] = chart
     return found

@@ -1,8 +1,11 @@
-"""From folders on disk to runs: which finished, which did not, and what each one says.
+"""Finds run folders, reads them, and says which runs are finished.
 
-A run is a folder with a config.yaml, or with the error.txt of a sweep's job that failed before. It is *finished* if
-its result.json speaks of as many updates as its configuration asks for and every file that a score rests on can be read
-and agrees; *failed* if such a file is damaged or contradicts another, or if there is an error.txt; else *unfinished*.
+A run is a folder with a config.yaml, or with the error.txt of a sweep's job that failed early. Its status is
+
+* *finished* if result.json has as many updates as the configuration, and the files that a score is made of can be read
+  and agree with one another;
+* *failed* if there is an error.txt, or one of these files is damaged or contradicts another;
+* *unfinished* otherwise.
 """
 
 from __future__ import annotations
@@ -19,19 +22,19 @@ import yaml
 from omegaconf import OmegaConf
 
 from mfrl.errors import MfrlError
-from mfrl.runs.former import with_todays_names
+from mfrl.runs.former import with_current_names
 
 FINISHED, UNFINISHED, FAILED, DUPLICATE = "finished", "unfinished", "failed", "duplicate"
-ERROR_FILE = "error.txt"  # the traceback of a sweep's job that failed, gone once it succeeds
-_NOT_RUNS = ("checkpoints", "videos", "wandb")  # wandb keeps a config.yaml of its own
+ERROR_FILE = "error.txt"  #: the traceback of a sweep's job that failed; removed when the job succeeds
+_NOT_RUNS = ("checkpoints", "videos", "wandb")  # wandb writes a config.yaml of its own
 
 
 class ReportError(MfrlError):
-    """A report that cannot be made of what was given."""
+    """A report cannot be made from the given folders or settings."""
 
 
 class _Damaged(Exception):
-    """A file of a run that cannot be used; the message names it."""
+    """A file of a run cannot be used. The message names the file."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Run:
     """One run folder.
 
     Attributes:
-        status: finished, unfinished, failed or duplicate.
-        reason: why it is not finished.
-        config: leaves of config.yaml by dotted key, interpolations as written, so that a key that only repeats
-            another (``algo.seed: ${seed}``) never differs by itself.
-        result, provenance, evaluations, overrides: the files of those names.
-        written: when result.json was written, in seconds.
+        path: the folder.
+        status: ``finished``, ``unfinished``, ``failed`` or ``duplicate``.
+        reason: why the run does not count; empty if it is finished.
+        config: the settings of config.yaml by dotted key. Interpolations stay as written, so that a setting that only
+            repeats another (``algo.seed: ${seed}``) does not count as a difference between runs.
+        result, provenance, evaluations, overrides: the contents of result.json, provenance.json, eval.jsonl and
+            overrides.yaml.
+        written: when result.json was written, in seconds since 1970.
     """
 
     path: Path
@@ -59,7 +64,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """Of a finished run never None."""
+        """The seed; a finished run always has one."""
         return self.config.get("seed")
 
     @property
@@ -73,7 +78,7 @@ class Run:
 
     @property
     def env_name(self) -> str:
-        """As configured, e.g. ``cube-single-play task 2``."""
+        """The environment and its task as configured, e.g. ``cube-single-play task 2``."""
         name, task = self.config.get("env.name", "?"), self.config.get("env.task")
         return f"{name} task {task}" if task is not None else str(name)
 
@@ -87,10 +92,10 @@ class Run:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Run]:
-    """Every run in or below the folders, each once however often it is named, in order of path.
+    """All runs in or below the folders, each once, in the order of their paths.
 
     Raises:
-        ReportError: a folder does not exist, or there is no run below any of them.
+        ReportError: a folder does not exist, or there is no run in or below any of them.
     """
     places = [Path(folder).expanduser() for folder in folders]
     for folder in places:
@@ -104,7 +109,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
             "it holds config.yaml, and result.json once it is finished"
         )
     here = Path.cwd()
-    # As they were named from here: a report that is moved to another machine should not speak of this one's folders.
+    # Relative to the current folder where possible: a report may be moved to another machine, which has other folders.
     return [read_run(path.relative_to(here) if path.is_relative_to(here) else path) for path in sorted(paths)]
 
 
@@ -116,18 +121,18 @@ def _run_folders(root: Path) -> Iterable[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """A run folder's files, and whether it may be counted."""
+    """Read the files of a run folder, and determine its status."""
     known: dict[str, Any] = {}
     try:
         if (path / ERROR_FILE).exists() and not (path / "config.yaml").exists():
-            raise _Damaged(_failure(path / ERROR_FILE))  # refused before it left anything else
+            raise _Damaged(_failure(path / ERROR_FILE))  # the job failed before it wrote anything else
         known["config"] = config = _read_config(path / "config.yaml")
         try:
             known["overrides"] = overrides_in(path / "overrides.yaml")
         except (ValueError, OSError) as error:
             raise _Damaged(f"overrides.yaml cannot be read: {_first_line(error)}") from error
         try:
-            evaluations, torn = evaluations_in(path / "eval.jsonl")
+            evaluations, cut_off = evaluations_in(path / "eval.jsonl")
         except (ValueError, OSError) as error:
             raise _Damaged(f"eval.jsonl cannot be read: {_first_line(error)}") from error
         known["evaluations"] = evaluations
@@ -144,8 +149,8 @@ def read_run(path: Path) -> Run:
             return Run(path, UNFINISHED, f"{reason}; {_progress(config, evaluations)}", **known)
         known["provenance"] = provenance = _read_json(path / "provenance.json")
         _require(provenance, "provenance.json", {"dataset": str, "source": str})
-        if torn:
-            raise _Damaged(f"eval.jsonl cannot be read: {torn}")
+        if cut_off:
+            raise _Damaged(f"eval.jsonl cannot be read: {cut_off}")
         _check_agreement(config, result, provenance, evaluations)
     except _Damaged as damage:
         return Run(path, FAILED, str(damage), **known)
@@ -155,17 +160,17 @@ def read_run(path: Path) -> Run:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # yaml, omegaconf and the file system each have their own
+    except Exception as error:  # yaml, omegaconf and the file system raise errors of their own
         raise _Damaged(f"config.yaml cannot be read: {_first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise _Damaged("config.yaml is no mapping of settings")
-    leaves = flatten(with_todays_names(loaded))
+    leaves = flatten(with_current_names(loaded))
     _require(leaves, "config.yaml", {"seed": int, "updates": int, "algo_name": str, "env.name": str})
     return leaves
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; a list is a leaf, as a tuple."""
+    """Nested settings as one dictionary with dotted keys. A list counts as a value and becomes a tuple."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -182,7 +187,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _failure(path: Path) -> str:
-    """The last line of a traceback: what went wrong."""
+    """The last line of an error.txt, which names the error."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError as error:
@@ -203,11 +208,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def overrides_in(path: Path) -> list[str]:
-    """The lines of an overrides.yaml: what the user gave; nothing where there is no file.
+    """The overrides in an overrides.yaml; an empty list if the file does not exist.
 
     Raises:
-        ValueError: it is no list of overrides.
-        OSError: it cannot be read.
+        ValueError: the file is no list of overrides.
+        OSError: the file cannot be read.
     """
     if not path.exists():
         return []
@@ -221,11 +226,14 @@ def overrides_in(path: Path) -> list[str]:
 
 
 def evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The lines of an eval.jsonl, and what is wrong with the last one where a crash cut it off: it is left out.
+    """The lines of an eval.jsonl; an empty list if the file does not exist.
+
+    Returns:
+        the lines, and a sentence on the last line if a crash cut it off. That line is left out.
 
     Raises:
-        ValueError: something else is wrong with a line; the message says which.
-        OSError: the file, which need not be there, cannot be read.
+        ValueError: another line cannot be read. The message names it.
+        OSError: the file cannot be read.
     """
     evaluations: list[dict[str, Any]] = []
     if not path.exists():
@@ -236,7 +244,7 @@ def evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
             if not isinstance(evaluation, dict) or type(evaluation.get("updates")) is not int:
                 raise ValueError("no evaluation with its 'updates'")
         except ValueError as error:
-            if line.startswith(b"{") and not line.endswith(b"\n"):  # the last one: what is whole ends its line
+            if line.startswith(b"{") and not line.endswith(b"\n"):  # the last line; a complete one ends with \n
                 return evaluations, f"line {number}: {_first_line(error)}"
             raise ValueError(f"line {number}: {_first_line(error)}") from error
         evaluations.append(evaluation)
@@ -244,6 +252,11 @@ def evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _require(values: dict[str, Any], name: str, types: dict[str, type]) -> None:
+    """Check the types of the values in a file.
+
+    Raises:
+        _Damaged: a value is missing or has another type.
+    """
     for key, kind in types.items():
         value = values.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -253,7 +266,11 @@ def _require(values: dict[str, Any], name: str, types: dict[str, type]) -> None:
 def _check_agreement(
     config: dict[str, Any], result: dict[str, Any], provenance: dict[str, Any], evaluations: list[dict[str, Any]]
 ) -> None:
-    """Files of one run tell one story; a folder pieced together from two runs does not."""
+    """Check that the files agree. They disagree if somebody put files of two runs into one folder.
+
+    Raises:
+        _Damaged: two files disagree.
+    """
     if result["seed"] != config["seed"]:
         raise _Damaged(f"result.json is of seed {result['seed']}, config.yaml of seed {config['seed']}")
     if result["dataset"] != provenance["dataset"]:

@@ -1,11 +1,11 @@
-"""What may change when a run goes on, and what its settings of where and how are."""
+"""Which settings may change when a run is resumed, and which do not belong to the experiment at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# What may change when a run goes on with resume=: its length, how it is watched, and what leaves its numbers alone but
-# for rounding, the accelerator among it.
+#: The settings that may change with resume=: the length of the run, how it is watched, and what changes its numbers by
+#: rounding at most, such as the accelerator.
 RESUMABLE = (
     "resume",
     "updates",
@@ -27,7 +27,8 @@ RESUMABLE = (
 )
 
 
-# Of these, what a run is judged by: existing=continue, where nobody asked for a change, takes them as they were.
+#: The resumable settings that decide what a score means. With existing=continue they must be those of the run in the
+#: folder; to change them, the user resumes that run with resume=.
 JUDGED_BY = (
     "updates",
     "online.steps",
@@ -38,10 +39,10 @@ JUDGED_BY = (
     "eval.seed",
 )
 
-# Where a run lies, and how it came about.
+#: Settings of where a run lies and how it is started. They do not belong to the experiment.
 BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack", "collect", "download")
 
 
-def among(key: str, names: Iterable[str]) -> bool:
-    """Whether a dotted key is one of ``names`` or lies below one."""
+def matches_any(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``names``, or is inside a group that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -1,11 +1,11 @@
-"""From settings to the classes and functions that they name, and what those can be called with."""
+"""Builds the classes that settings name in ``_target_``, and knows which arguments these classes take."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -15,19 +15,28 @@ from mfrl.errors import ConfigError, MfrlError, did_you_mean, refused_by_system
 from mfrl.system.paths import literal
 
 
-def build(node: DictConfig, plain: bool = False) -> Any:
-    """`hydra.utils.instantiate`, but an error meant for the user arrives as itself and not wrapped in Hydra's.
+def plain_settings(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """A group of settings as Python's own dictionaries and lists.
 
     Args:
-        plain: lists and dictionaries are handed over as Python's own, as others' classes expect them.
+        resolve: replace interpolations by their values; otherwise they stay as written.
+    """
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
+
+
+def build(node: DictConfig, plain: bool = False) -> Any:
+    """Call `hydra.utils.instantiate`. Errors meant for the user are raised as they are, not wrapped in Hydra's.
+
+    Args:
+        plain: pass lists and dictionaries as Python's own, which classes of other packages expect.
 
     Raises:
-        ConfigError: a ``_target_`` that does not exist, or that has no such argument.
+        ConfigError: a ``_target_`` does not exist, or does not take one of the arguments.
     """
-    settings = OmegaConf.to_container(node, resolve=True)
+    settings = plain_settings(node)
     check_targets(settings, str(node._get_full_key(None)))
     try:
-        return instantiate(_as_values(settings), **({"_convert_": "all"} if plain else {}))
+        return instantiate(_escaped(settings), **({"_convert_": "all"} if plain else {}))
     except InstantiationException as error:
         if isinstance(error.__cause__, MfrlError) or (error.__cause__ and refused_by_system(error.__cause__)):
             raise error.__cause__ from None
@@ -35,14 +44,14 @@ def build(node: DictConfig, plain: bool = False) -> Any:
 
 
 def check_targets(node: Any, key: str) -> None:
-    """Refuse classes that do not exist and arguments that they do not have, in a group of settings and below it.
+    """Check every ``_target_`` in a group of settings and in the groups below it.
 
     Args:
-        node: resolved, as plain data.
-        key: its dotted name.
+        node: the group, resolved, as plain data.
+        key: the group's dotted name, for messages.
 
     Raises:
-        ConfigError: with near names.
+        ConfigError: a class does not exist, or does not take an argument. The message has similar names.
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
@@ -50,9 +59,9 @@ def check_targets(node: Any, key: str) -> None:
     if not isinstance(node, dict):
         return
     if "_target_" in node:
-        known = arguments_of(target(node["_target_"], f"{key}._target_"))
+        known = arguments_of(find_target(node["_target_"], f"{key}._target_"))
         for name in node:
-            if known is not None and name not in known and name not in _OF_HYDRA:
+            if known is not None and name not in known and name not in HYDRA_KEYS:
                 raise ConfigError(
                     f"{key}.{name} is no setting of {node['_target_']}{did_you_mean(name, known)}; its settings are "
                     f"{', '.join(sorted(known))}"
@@ -61,20 +70,24 @@ def check_targets(node: Any, key: str) -> None:
         check_targets(value, f"{key}.{name}")
 
 
-# What cannot be found is raised, and told once; Hydra would log it as well.
+# An error that is raised here is printed once. Without this line Hydra would log it a second time.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
-_OF_HYDRA = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+#: Keys that Hydra itself reads in a group with a ``_target_``; they are no arguments of the class.
+HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
-def target(name: Any, key: str) -> Any:
-    """The class or function that a ``_target_`` names.
+def find_target(name: Any, key: str) -> Any:
+    """Import the class or function that a ``_target_`` names.
+
+    Args:
+        key: the dotted name of this ``_target_``, for the message.
 
     Raises:
-        ConfigError: there is none of that name; with near ones.
+        ConfigError: nothing has that name. The message has similar names.
     """
     try:
         return get_object(name)
-    except Exception as error:  # of importing a module of the user's, too
+    except Exception as error:  # importing a user's module may raise anything
         module, _, last = str(name).rpartition(".")
         try:
             near = did_you_mean(last, [part for part in vars(get_object(module)) if not part.startswith("_")])
@@ -85,9 +98,9 @@ def target(name: Any, key: str) -> Any:
 
 
 def arguments_of(found: Any) -> dict[str, str] | None:
-    """What a class or function can be called with, and how that is annotated; None: anything.
+    """The arguments of a class or function, each with its annotation; None if it takes any argument.
 
-    A class's ``**settings`` are those of the class it derives from, and the fields of its ``Settings``.
+    Where a class takes ``**settings``, these are the arguments of its base class and the fields of its ``Settings``.
     """
     called = [found]
     if inspect.isclass(found):
@@ -109,15 +122,15 @@ def arguments_of(found: Any) -> dict[str, str] | None:
     return {name: annotation for name, annotation in known.items() if name != "self"}
 
 
-def _as_values(node: Any) -> Any:
-    """Resolved settings as Hydra is to build them: it resolves once more, twice, and a path may hold ``${``."""
+def _escaped(node: Any) -> Any:
+    """Escape every ``${`` twice: ``instantiate`` resolves interpolations twice, and a path may contain ``${``."""
     if isinstance(node, dict):
-        return {key: _as_values(value) for key, value in node.items()}
+        return {key: _escaped(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_as_values(value) for value in node]
+        return [_escaped(value) for value in node]
     return literal(literal(node)) if isinstance(node, str) else node
 
 
 def settings_of(node: DictConfig) -> dict[str, str] | None:
-    """What the class that a node builds can be called with, see :func:`arguments_of`."""
-    return arguments_of(target(node._target_, f"{node._get_full_key(None)}._target_"))
+    """The arguments of the class that a group of settings builds, see :func:`arguments_of`."""
+    return arguments_of(find_target(node._target_, f"{node._get_full_key(None)}._target_"))

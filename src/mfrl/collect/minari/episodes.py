@@ -1,4 +1,4 @@
-"""Episodes of a Minari dataset: run one after another, checked number by number, and recorded."""
+"""Runs, checks and records the episodes of a Minari dataset, one after another."""
 
 from __future__ import annotations
 
@@ -28,13 +28,27 @@ if TYPE_CHECKING:
 
 
 def record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
-    """Run every episode and write the dataset into the current Minari root; returns the episodes' lengths."""
+    """Run all episodes of a plan, and write the dataset into Minari's current folder of datasets.
+
+    Args:
+        plan: what acts where, and for how long.
+        dataset: the Minari id.
+        seed: seed of the dataset.
+        progress: show a progress bar.
+
+    Returns:
+        the lengths of the episodes.
+
+    Raises:
+        CollectError: a number is not finite, or the disk is nearly full.
+        EnvError: see :func:`run_episode`.
+    """
     from mfrl.collect.minari.recorder import Recorder
 
     lengths: list[int] = []
     recorder = Recorder(plan.env)
     total = plan.episodes or plan.steps
-    assert total is not None, "a plan says how long it is"
+    assert total is not None, "a plan has one of the two"
     unit = "episodes" if plan.steps is None else "steps"
     with closing(recorder), progress_bar(progress, unit) as bar, global_state_kept():
         task = bar.add_task(dataset, total=total, rate="")
@@ -47,10 +61,10 @@ def record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
             if done >= total:
                 break
             check_room(Path(recorder.datasets_path), done / total)
-            room = sys.maxsize if plan.steps is None else plan.steps - done
-            lengths.append(len(run_episode(recorder, plan.behaviour, seed, episode, room)))
+            max_steps = sys.maxsize if plan.steps is None else plan.steps - done
+            lengths.append(len(run_episode(recorder, plan.behaviour, seed, episode, max_steps)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # there is no e-mail address to give
+            warnings.simplefilter("ignore", UserWarning)  # Minari would like an e-mail address
             made = recorder.create_dataset(
                 dataset,
                 eval_env=_gym_spec(plan.eval_spec),
@@ -65,20 +79,23 @@ def record(plan: Plan, dataset: str, seed: int, progress: bool) -> list[int]:
 
 
 def run_episode(
-    env: gymnasium.Env, behaviour: Behaviour, seed: int, episode: int, room: int = sys.maxsize
+    env: gymnasium.Env, behaviour: Behaviour, seed: int, episode: int, max_steps: int = sys.maxsize
 ) -> list[float]:
-    """One episode, of at most ``room`` steps; its rewards. Its random numbers come from (seed, episode) alone.
+    """Run one episode of at most ``max_steps`` steps. Its random numbers depend on (seed, episode) alone.
+
+    Returns:
+        the rewards.
 
     Raises:
         CollectError: an action, an observation or a reward is not finite.
-        EnvError: a reward is not one number, or a flag no truth value.
+        EnvError: a reward is not one number, or ``terminated`` or ``truncated`` is no boolean.
     """
     name = outcome.name_of(env)
-    own = derived_seed(seed, "collection episode", episode) % 2**31
-    np.random.seed(own)  # noqa: NPY002 - OGBench draws from the global generator
-    env.action_space.seed(own)
+    episode_seed = derived_seed(seed, "collection episode", episode) % 2**31
+    np.random.seed(episode_seed)  # noqa: NPY002 - OGBench draws from the global generator
+    env.action_space.seed(episode_seed)
     behaviour.begin(episode)
-    observation, _ = env.reset(seed=own)
+    observation, _ = env.reset(seed=episode_seed)
     rewards: list[float] = []
 
     def check(what: str, value: Any) -> None:
@@ -87,7 +104,7 @@ def run_episode(
             raise CollectError(f"{name} gave {what} that is not finite, {where}")
 
     check("an observation", observation)
-    while len(rewards) < room:
+    while len(rewards) < max_steps:
         action = behaviour.action(observation).astype(env.action_space.dtype)
         if not np.isfinite(action).all():
             raise CollectError(f"The action of episode {episode}, step {len(rewards)} is not finite: {action}")
@@ -102,14 +119,14 @@ def run_episode(
 
 
 def _is_finite(tree: Any) -> bool:
-    """Whether every number of an observation, a dictionary perhaps, is finite."""
+    """Whether every number in an observation, which may be nested, is finite."""
     if isinstance(tree, dict | tuple):
         return all(map(_is_finite, tree.values() if isinstance(tree, dict) else tree))
     return bool(np.isfinite(tree).all())
 
 
 def reference_scores(eval_spec: str, episodes: int, seed: int) -> dict[str, Any]:
-    """Mean returns of random actions and of the controller without noise, by Minari's names for them."""
+    """Mean returns of random actions and of the controller without noise, by the names that Minari gives them."""
     with closing(build(eval_spec)) as env:
         means = {
             name: float(np.mean([sum(run_episode(env, who, seed, k)) for k in range(episodes)]))

@@ -1,4 +1,4 @@
-"""A Minari dataset's folder: what it may be called, what it may replace, and how it gets into its place."""
+"""The folder of a Minari dataset: checks its name, refuses to replace foreign data, and moves it into place."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mfrl.data.minari_files import RECORD, checked_id, fingerprints
 from mfrl.errors import CollectError
 from mfrl.system.files import lack_of_room, move_into_place
 
-PUBLISHED_NAMESPACES = ("D4RL", "mujoco", "atari")  # of Minari's server: what is made here must not pass for theirs
-HEADROOM = 64 << 20  # bytes that must stay free: HDF5 crashes on a full disk, which no clean-up survives
+PUBLISHED_NAMESPACES = ("D4RL", "mujoco", "atari")  #: on Minari's server; data that are collected here need other names
+HEADROOM = 64 << 20  #: bytes that must stay free; on a full disk HDF5 crashes the process, and nothing is cleaned up
 
 
 def check_free_to_make(dataset: str) -> None:
-    """Refuse what is no Minari id, leads out of the folder of datasets, or would pass for a published dataset.
+    """Check the id of a dataset that is going to be collected.
 
     Raises:
-        DataError: it is no id.
-        CollectError: Minari does not take it, or it is in a namespace of published datasets.
+        DataError: it is no id, or leads out of the folder of datasets.
+        CollectError: Minari does not accept it, or it is in a namespace of published datasets.
     """
     from minari.dataset.minari_dataset import parse_dataset_id
 
@@ -35,10 +35,10 @@ def check_free_to_make(dataset: str) -> None:
 
 
 def check_free_to_write(root: Path, dataset: str, overwrite: bool) -> None:
-    """Refuse to touch a dataset that is there, see :func:`refuse_to_replace`, or to write inside another.
+    """Refuse to replace a dataset (see :func:`refuse_to_replace`), or to write inside the folder of another one.
 
     Raises:
-        CollectError: something is in the way; the message says what and why it stays.
+        CollectError: another dataset is in the way. The message names it.
     """
     folder = root / dataset
     for parent in Path(dataset).parents[:-1]:
@@ -49,10 +49,14 @@ def check_free_to_write(root: Path, dataset: str, overwrite: bool) -> None:
 
 
 def check_room(building: Path, share: float) -> None:
-    """Stop before the disk is full: what is still to come is as large as what was written, by ``share`` of the whole.
+    """Check that the disk has room for the rest of a dataset.
+
+    Args:
+        building: the folder in which it is written.
+        share: the share that is written, from 0 to 1. The size of the rest is estimated from it.
 
     Raises:
-        CollectError: with the sizes.
+        CollectError: there is too little room. The message has the sizes.
     """
     written = sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
     needed = HEADROOM + (written * (1.0 / share - 1.0) if share else 0.0)
@@ -61,10 +65,15 @@ def check_room(building: Path, share: float) -> None:
 
 
 def publish(building: Path, root: Path, dataset: str) -> Path:
-    """Move a finished dataset from one Minari root to another, and descriptions of its namespaces where there are none.
+    """Move a finished dataset into a folder of datasets, together with descriptions of its namespaces if it has none.
+
+    Args:
+        building: the folder that contains the finished dataset.
+        root: the folder of datasets.
+        dataset: the Minari id.
 
     Returns:
-        where the dataset is.
+        the dataset's folder.
     """
     namespaces = [namespace / "namespace_metadata.json" for namespace in reversed(Path(dataset).parents[:-1])]
     new = [path for path in namespaces if not (root / path).exists()]

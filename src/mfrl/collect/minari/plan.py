@@ -1,4 +1,4 @@
-"""Who acts where while a Minari dataset is collected: a controller, random actions, or a trained policy."""
+"""Plans the collection of a Minari dataset: the environment, what acts in it, and for how long."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     import gymnasium
     from gymnasium.spaces import Box
 
-EPISODES = 100  #: unless the user says otherwise, or the maze does
+EPISODES = 100  #: the default number of episodes, except for point mazes
 
+#: The numbers of episodes, of steps, and of steps in an episode; None where the user gives none.
 Sizes = tuple[int | None, int | None, int | None]
-"""Episodes, steps, and steps of an episode; None where the user left it open."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What acts where, and for how long.
+    """The plan of a collection.
 
     Args:
-        env: to record.
-        eval_spec: JSON of the gymnasium ``EnvSpec`` to evaluate in.
-        behaviour: gives its actions.
+        env: the environment that is recorded.
+        eval_spec: JSON of the gymnasium ``EnvSpec`` of the environment that evaluates.
+        behaviour: chooses the actions.
         algorithm, description: for the dataset's metadata.
-        episodes, steps: one of them; the other is None.
-        settings: that shaped the data, for the record.
-        reference_episodes: 0 where no reference returns are measured.
+        episodes, steps: how much to collect; one of the two is None.
+        settings: the settings that the data depend on, for the record.
+        reference_episodes: number of episodes that measure the reference returns; 0 measures none.
     """
 
     env: gymnasium.Env
@@ -62,7 +62,7 @@ def plan_collection(
     seed: int,
     trust: tuple[str, ...],
 ) -> Plan:
-    """Who acts where; the arguments are those of :func:`mfrl.collect.minari.runner.collect`, whose errors it raises."""
+    """Plan a collection. Arguments and errors are those of :func:`mfrl.collect.minari.runner.collect`."""
     if policy is None:
         if env is not None or gym_id is not None:
             raise CollectError("An environment is given but nobody to act in it: say policy=random or policy=ckpt:PATH")
@@ -181,7 +181,11 @@ def _default(sizes: Sizes) -> tuple[int | None, int | None]:
 
 
 def _recorded_env(spec: EnvSpec, episode_steps: int | None) -> gymnasium.Env:
-    """The environment with the spaces that it has, not those that policies see."""
+    """Build the environment with its own spaces, and not with those that mfrl's policies see.
+
+    Raises:
+        CollectError: it observes images.
+    """
     if spec.suite == "ogbench":
         if spec.observes_pixels:
             raise CollectError(f"{spec.env_id} observes images, which mfrl does not read from Minari datasets")
@@ -191,7 +195,11 @@ def _recorded_env(spec: EnvSpec, episode_steps: int | None) -> gymnasium.Env:
 
 
 def _recorded_spec(spec: EnvSpec) -> str:
-    """JSON of a gymnasium ``EnvSpec`` with everything in it, as registered."""
+    """The complete gymnasium ``EnvSpec`` of an environment, as JSON.
+
+    Raises:
+        CollectError: the description names no environment.
+    """
     if spec.suite == "ogbench":
         import gymnasium
         import ogbench  # noqa: F401 - registers the environments
@@ -203,23 +211,38 @@ def _recorded_spec(spec: EnvSpec) -> str:
 
 
 def build(gym_spec: str, episode_steps: int | None = None, trust: tuple[str, ...] = ()) -> gymnasium.Env:
+    """Build an environment from the JSON of its ``EnvSpec``.
+
+    Args:
+        episode_steps: the time limit; None keeps that of ``gym_spec``.
+        trust: packages whose environments may be built, besides the known ones.
+
+    Raises:
+        EnvError: it cannot be built, or its actions are not continuous and bounded.
+        CollectError: it has no time limit.
+    """
     if episode_steps is not None:
         gym_spec = json.dumps(json.loads(gym_spec) | {"max_episode_steps": episode_steps})
     return _checked(minari_envs.make_as_recorded(gym_spec, tuple(trust)))
 
 
 def box_of_actions(env: gymnasium.Env) -> Box:
-    """The space of an environment's actions, which has passed :func:`build`."""
+    """The action space of an environment that :func:`build` has built, which is a Box."""
     return cast("Box", env.action_space)
 
 
 def _time_limit(env: gymnasium.Env) -> int | None:
-    assert env.spec is not None, "gymnasium made it by its specification"
+    assert env.spec is not None, "gymnasium has built it from a spec"
     return env.spec.max_episode_steps
 
 
 def _checked(env: gymnasium.Env) -> gymnasium.Env:
-    """Refuse what no dataset of ours can hold."""
+    """Check that a dataset of mfrl can hold an environment's episodes. Otherwise the environment is closed.
+
+    Raises:
+        EnvError: its actions are not continuous and bounded.
+        CollectError: it has no time limit.
+    """
     with ExitStack() as stack:
         stack.callback(env.close)
         minari_envs.action_bounds(env.action_space)

@@ -1,7 +1,6 @@
-"""Who acts while a Minari dataset is collected: nobody in particular, a controller, or a trained policy.
+"""What acts while a Minari dataset is collected: random actions, a controller, or a trained policy.
 
-Each is a map from what an environment shows to an action in that environment's bounds. Its random numbers depend on
-(seed, episode) alone.
+Each maps an environment's observations to actions in its bounds. Random numbers depend on (seed, episode) alone.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Behaviour(Protocol):
-    """What acts."""
+    """Chooses the actions of an episode."""
 
     def begin(self, episode: int) -> None:
-        """Start over with the random numbers of an episode."""
+        """Start an episode, with the random numbers of this episode."""
         ...
 
     def action(self, observation: Any) -> np.ndarray:
@@ -34,10 +33,11 @@ class Behaviour(Protocol):
 
 
 class Uniform:
-    """Every action in the bounds is equally likely.
+    """Uniformly random actions.
 
     Args:
-        space: bounded.
+        space: the action space, which is bounded.
+        seed: seed of the dataset.
     """
 
     def __init__(self, space: gymnasium.spaces.Box, seed: int) -> None:
@@ -55,7 +55,8 @@ class Waypoints:
 
     Args:
         env: a point maze of gymnasium-robotics.
-        noise: standard deviation.
+        noise: standard deviation of the noise.
+        seed: seed of the dataset.
     """
 
     def __init__(self, env: gymnasium.Env, noise: float, seed: int) -> None:
@@ -69,19 +70,20 @@ class Waypoints:
 
     def action(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         state = observation["observation"]
-        # Not the observation's goal, which is a step old where a goal has just been reached.
+        # The observation's goal is one step old after a goal was reached, so the environment's own goal is used.
         force = self._controller.action(state[:2], state[2:], self._core.goal)
         return np.clip(force + self._noise * self._rng.standard_normal(2), -1.0, 1.0)
 
 
 class Trained:
-    """A trained policy, one observation at a time, as it is evaluated: its own noise and its best of N.
+    """A trained policy that acts as in an evaluation, with its own noise and best of N, plus Gaussian noise.
 
     Args:
-        policy: its actions are in [-1, 1], which are mapped to the bounds of ``space``.
-        space: of the environment's actions, bounded.
-        observation_keys: as in :class:`mfrl.envs.spec.EnvSpec`.
-        noise: standard deviation of Gaussian noise added to its actions, which are then clipped to [-1, 1].
+        policy: its actions in [-1, 1] are mapped to the bounds of ``space``.
+        space: the environment's action space, which is bounded.
+        observation_keys: see :class:`mfrl.envs.spec.EnvSpec`.
+        noise: standard deviation of the Gaussian noise. It is added to the actions, which are then clipped to [-1, 1].
+        seed: seed of the dataset.
     """
 
     def __init__(
@@ -110,4 +112,5 @@ class Trained:
 
 
 def action_rng(seed: int, episode: int) -> np.random.Generator:
+    """The generator of the noise on the actions of an episode."""
     return np.random.default_rng(derived_seed(seed, "collection action", episode))

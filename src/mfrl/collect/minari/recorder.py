@@ -1,6 +1,6 @@
-"""Minari's DataCollector as it is used here: without JAX, and with what a replay in the simulator needs.
+"""Records episodes with Minari's DataCollector, without JAX and with the states that a replay needs.
 
-Imports Minari, so it is imported where a collection begins and not before.
+This module imports Minari, which is slow, so other modules import it only when a collection starts.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from mfrl.envs import outcome
 
+#: The rows of an observation, or of what is recorded with it. Every leaf is a list of arrays, one for each step.
 Tree = dict[str, Any] | tuple[Any, ...] | list[np.ndarray]
-"""The rows of an observation or of what is recorded with it: a list of arrays at every leaf."""
 
 
 class Recorder(DataCollector):
-    """Records every step of an environment, losslessly, as Minari's own collector does.
+    """Records every step of an environment without loss, as Minari's own collector does.
 
-    Minari walks through dictionary observations with JAX, which nothing else here needs; this one needs no JAX.
+    Minari's collector needs JAX for nested observations. This class does not need it.
     """
 
     _buffer: Any
@@ -44,11 +44,11 @@ class Recorder(DataCollector):
 
     def close(self) -> None:
         super().close()
-        self._tmp_dir.cleanup()  # so that it does not warn about being cleaned up by chance
+        self._tmp_dir.cleanup()  # otherwise Python warns when it removes the folder at its end
 
 
 class Rows(EpisodeBuffer):
-    """An episode that grows in place."""
+    """An episode to which steps are added in place."""
 
     def add_step_data(self, step_data: dict[str, Any]) -> Rows:
         append(self.observations, step_data["observation"])
@@ -61,13 +61,14 @@ class Rows(EpisodeBuffer):
 
 
 class TrueState(StepDataCallback):
-    """Records beside each observation: ``success`` and, where there are such, the simulator's state and the goal.
+    """Records with each observation ``success`` and, if the environment has them, the simulator's state and the goal.
 
-    Rewards and flags are recorded as plain numbers, whatever the environment wraps them in.
+    ``success`` belongs to the step that led to the observation. Rewards and flags are recorded as plain numbers, also
+    where the environment returns arrays.
 
-    A maze that draws a new goal when one is reached returns one more observation with the old goal, while its next
-    reward is already that of the new one (gymnasium-robotics, envs/maze/point_maze.py: ``update_goal`` comes last).
-    What is recorded is the goal that the next step is rewarded for. ``success`` is of the step that led to the row.
+    A maze draws a new goal when the old one is reached. Its observation then still has the old goal, but its next
+    reward is for the new one (gymnasium-robotics, envs/maze/point_maze.py: ``update_goal`` comes last). The recorded
+    goal is the one that the next step is rewarded for.
     """
 
     def __call__(self, env: gymnasium.Env, obs: Any, info: dict[str, Any], **step: Any) -> dict[str, Any]:
@@ -76,19 +77,19 @@ class TrueState(StepDataCallback):
         recorded: dict[str, Any] = {"success": bool(outcome.success(info, name))}
         if hasattr(getattr(core, "data", None), "qpos"):
             recorded |= {"qpos": core.data.qpos.copy(), "qvel": core.data.qvel.copy()}
-        if hasattr(core, "get_env_state"):  # Adroit's has more than the joints: where the target or the board is
+        if hasattr(core, "get_env_state"):  # Adroit: besides the joints, the place of the target or of the board
             recorded |= {name: np.array(value) for name, value in core.get_env_state().items()}
         if "obj_pos" in recorded:
-            # AdroitHandRelocate gives the ball's place here, but takes where its joints start from: gymnasium-robotics
-            # 1.4.2, envs/adroit_hand/adroit_relocate.py, get_env_state and set_env_state.
+            # AdroitHandRelocate's get_env_state returns the ball's place, but its set_env_state expects the place where
+            # the ball's joints start (gymnasium-robotics 1.4.2, envs/adroit_hand/adroit_relocate.py).
             recorded["obj_pos"] = core.model.body_pos[core.obj_body_id].copy()
-        if hasattr(core, "_cur_button_states"):  # of OGBench's puzzles and scenes, part of their state
+        if hasattr(core, "_cur_button_states"):  # a part of the state of OGBench's puzzles and scenes
             recorded["button_states"] = np.array(core._cur_button_states)
         if isinstance(obs, dict) and "desired_goal" in obs and hasattr(core, "goal"):
             recorded["goal"] = np.array(core.goal)
             obs = obs | {"desired_goal": recorded["goal"]}
         data = super().__call__(env=env, obs=obs, info=recorded, **step)
-        if step:  # not a reset
+        if step:  # empty after a reset
             data["reward"] = outcome.number(data["reward"], f"the reward of {name}")
             for flag in ("terminated", "truncated"):
                 data[flag] = outcome.truth(data[flag], f"{flag!r} of {name}")
@@ -96,7 +97,7 @@ class TrueState(StepDataCallback):
 
 
 def rows(first: Any) -> Tree:
-    """The beginning of a tree of rows."""
+    """A tree of rows with one row."""
     if isinstance(first, dict):
         return {key: rows(value) for key, value in first.items()}
     if isinstance(first, tuple):
@@ -105,7 +106,7 @@ def rows(first: Any) -> Tree:
 
 
 def append(tree: Tree, row: Any) -> None:
-    """Add a row to every leaf; it is copied."""
+    """Add a row to every leaf. The arrays are copied."""
     if isinstance(tree, dict):
         for key, branch in tree.items():
             append(branch, row[key])

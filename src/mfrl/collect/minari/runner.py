@@ -1,7 +1,7 @@
-"""Collecting a Minari dataset: a controller in point mazes, random actions or a trained policy anywhere.
+"""Collects Minari datasets, with a controller in point mazes, or with random actions or a trained policy anywhere.
 
-The datasets are written by Minari's own DataCollector and read by any tool that reads Minari's. They are built in a
-hidden folder beside their place and renamed into it when they are complete.
+Minari's own DataCollector writes the datasets, so any tool for Minari can read them. A dataset is built in a hidden
+folder beside its place, and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Collected:
 
     Args:
         path: the dataset's folder.
-        provenance: the record written into it.
-        transitions, episodes: in the dataset.
+        provenance: the record in this folder.
+        transitions, episodes: their numbers.
         seconds: wall-clock time, writing included.
     """
 
@@ -58,32 +58,33 @@ def collect(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Collected:
-    """Make a Minari dataset. The data depend on the settings and the seed only.
+    """Collect a Minari dataset. The data depend on the settings and the seed only.
 
     Args:
         dataset: its Minari id, e.g. ``mfrl/pointmaze/umaze-v0``.
-        data_dir: folder of Minari datasets; None: ``MINARI_DATASETS_PATH`` or Minari's default.
-        policy: None: the controller, for the datasets of ``MAZES``; ``random``: uniform in the action bounds;
-            ``ckpt:PATH``: a trained policy in the environment it was trained for.
-        env: where random actions are taken.
-        gym_id: instead of ``env``, the name of an environment that gymnasium knows.
-        episodes: how many; by default as in ``MAZES``, else 100.
-        steps: instead of ``episodes``, the number of transitions; the last episode is cut off there.
-        episode_steps: after how many steps episodes are truncated; by default as in ``MAZES``, else as the environment
-            is registered.
-        noise: standard deviation of Gaussian noise on actions scaled to [-1, 1]; 0.5 for the controller, else 0.
-        reference_episodes: of the controller, to measure the returns of random actions and of the controller without
-            noise in the environment of evaluation, which become the dataset's reference scores.
-        seed: non-negative.
-        trust: packages, besides the known ones, whose environments and networks may be built.
-        overwrite: replace a dataset that was collected earlier. One without our record is never replaced.
-        progress: show a progress bar, and a line at the end.
+        data_dir: the folder of Minari datasets; None stands for ``MINARI_DATASETS_PATH`` or Minari's default.
+        policy: ``random`` for uniformly random actions; ``ckpt:PATH`` for a trained policy, in the environment that it
+            was trained for; None for the controller, which the datasets of ``MAZES`` have.
+        env: the environment for random actions.
+        gym_id: a name that gymnasium knows, instead of ``env``.
+        episodes: number of episodes; by default that of ``MAZES``, otherwise 100.
+        steps: number of transitions, instead of ``episodes``; the last episode is cut off there.
+        episode_steps: the time limit of episodes; by default that of ``MAZES``, otherwise that of the environment.
+        noise: standard deviation of Gaussian noise on actions scaled to [-1, 1]; by default 0.5 for the controller and
+            0 otherwise.
+        reference_episodes: for the controller: number of episodes in which the returns of random actions and of the
+            controller without noise are measured. They become the dataset's reference scores.
+        seed: at least 0.
+        trust: packages whose environments and networks may be built, besides the known ones.
+        overwrite: replace a dataset that was collected earlier. A dataset without mfrl's record is never replaced.
+        progress: show a progress bar, and print a line at the end.
 
     Raises:
-        CollectError: invalid settings, a dataset in the way, no room or no permission to write. Nothing is left.
+        CollectError: a setting is invalid, a dataset is in the way, or there is no room or no permission to write. No
+            file is left.
         DataError: ``dataset`` is no Minari id.
-        EnvError: there is no such environment, or its actions are not continuous and bounded.
-        CheckpointError: from the checkpoint.
+        EnvError: the environment does not exist, or its actions are not continuous and bounded.
+        CheckpointError: the checkpoint cannot be used.
     """
     started = time.perf_counter()
     check_free_to_make(dataset)
@@ -113,7 +114,7 @@ def collect(
             "versions": records.versions((*records.SIMULATION, "gymnasium-robotics", "minari", "h5py")),
         }
         write_record(building, dataset, "collected", **details)
-        # Again: another process may have finished the same dataset in the meantime.
+        # Checked again, because another process may have finished the same dataset in the meantime.
         check_free_to_write(root, dataset, overwrite)
         path = publish(building, root, dataset)
         provenance = describe(root, dataset)

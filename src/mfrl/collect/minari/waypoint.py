@@ -1,9 +1,9 @@
-"""A controller for gymnasium-robotics' point mazes: along a shortest path of cells, from centre to centre.
+"""A controller for gymnasium-robotics' point mazes. It follows a shortest path of cells, from centre to centre.
 
-The mazes and the feedback law are those of the published point-maze sets: a proportional and derivative term
-towards the next way-point, ``clip(10 (w - x) - v, -1, 1)`` (D4RL, d4rl/pointmaze/waypoint_controller.py, p_gain and
-d_gain). The way-point is read off a table of shortest paths at every step instead of being followed in a list, so
-noise that pushes the ball into another cell only changes its way.
+The mazes and the feedback law are those of the published point-maze sets: a proportional and a derivative term towards
+the next way-point, ``clip(10 (w - x) - v, -1, 1)`` (D4RL, d4rl/pointmaze/waypoint_controller.py, p_gain and d_gain).
+D4RL's controller follows a list of way-points. This one looks the way-point up in a table of shortest paths at every
+step, so that it finds another way when noise pushes the ball into another cell.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class WaypointController:
     """Steers a ball through a maze.
 
     Args:
-        maze_map: rows of cells, 1 for a wall; as gymnasium-robotics describes a maze.
-        cell_size: side of a cell; the maze is centred at the origin, its rows running downwards.
+        maze_map: rows of cells, in which 1 is a wall, as in gymnasium-robotics.
+        cell_size: side of a cell. The maze's centre is the origin, and y falls from row to row.
     """
 
     def __init__(self, maze_map: Sequence[Sequence[int | str]], cell_size: float = 1.0) -> None:
@@ -34,26 +34,33 @@ class WaypointController:
         self._next: dict[Cell, dict[Cell, Cell]] = {}
 
     def action(self, position: np.ndarray, velocity: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """The force ``(2,)`` in [-1, 1] towards the next cell's centre, or the goal in the goal's own cell."""
+        """The force in [-1, 1] towards the centre of the next cell, or towards the goal in the goal's own cell.
+
+        Args:
+            position, velocity, goal: ``(2,)`` each.
+
+        Returns:
+            ``(2,)``.
+        """
         cell, goal_cell = self.cell(position), self.cell(goal)
-        # A cell that no path leads from, such as a wall the ball's centre brushes: straight on.
+        # The ball's centre may touch a wall, from where no path leads: it then goes straight to the goal.
         following = self._towards(goal_cell).get(cell, goal_cell)
         waypoint = goal if following == goal_cell else self.centre(following)
         return np.clip(P_GAIN * (waypoint - position) - D_GAIN * velocity, -1.0, 1.0)
 
     def cell(self, xy: np.ndarray) -> Cell:
-        """Row and column of the cell a point ``(2,)`` lies in."""
+        """Row and column of the cell that a point ``(2,)`` lies in."""
         from_corner = np.array([-xy[1], xy[0]]) / self._size + self._shape / 2
         i, j = np.floor(from_corner).astype(int)
         return int(i), int(j)
 
     def centre(self, cell: Cell) -> np.ndarray:
-        """The point ``(2,)`` in the middle of a cell."""
+        """The centre of a cell, ``(2,)``."""
         row, column = (np.array(cell) + 0.5 - self._shape / 2) * self._size
         return np.array([column, -row])
 
     def _towards(self, goal: Cell) -> dict[Cell, Cell]:
-        """For every cell from which the goal can be reached, the next one on the way; breadth first from the goal."""
+        """For every cell from which the goal can be reached, the next cell of a shortest path; found breadth first."""
         if goal not in self._next:
             following, queue = {goal: goal}, deque([goal])
             while queue:

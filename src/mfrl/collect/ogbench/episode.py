@@ -1,4 +1,4 @@
-"""What every episode has in common: where its randomness comes from and how its rows are stored."""
+"""What all episodes share: their random numbers, and the arrays in which their rows are stored."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
+#: The rows of a running episode: a list for each field, with an entry for each step.
 Rows = defaultdict[str, list[Any]]
-"""One list per field while an episode runs, one entry per environment step."""
 
+#: A finished episode, as it is written to the file. Every array is `(steps, ...)`.
 Episode = dict[str, np.ndarray]
-"""A finished episode as it goes into the file: every array is `(steps, ...)`."""
 
 SPLITS = ("train", "val")
 _DTYPES = {"terminals": np.bool_, "button_states": np.int64}
 
 
 def episode_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """Seed all that episode `index` of `split` may draw from; returns the generator for our own draws.
+    """Seed NumPy's global state, which OGBench uses, for an episode, and return the generator for mfrl's own draws.
 
-    The streams depend on the three arguments only, so an episode is the same whichever worker runs it and
-    whatever ran there before.
+    Both streams depend on the three arguments alone, so an episode does not depend on the worker that runs it or on the
+    episodes before it.
     """
     own, simulator = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
-    # OGBench's oracles, goal noise and teleports draw from NumPy's global state; nothing else reaches them.
+    # OGBench's oracles, goal noise and teleports draw from NumPy's global state and take no generator.
     np.random.seed(simulator.generate_state(1)[0])  # noqa: NPY002
     return np.random.default_rng(own)
 
@@ -34,9 +34,10 @@ def environment_seed(rng: np.random.Generator) -> int:
 
 
 def pack(rows: Mapping[str, Sequence[Any]]) -> Episode:
-    """Stack an episode's rows with the dtypes of OGBench's files: float32 but for flags, button states and images.
+    """Stack an episode's rows into arrays with the dtypes of OGBench's files.
 
-    `terminals` is added here: True on the episode's last row only.
+    These are float32, except for flags (bool), button states (int64) and images (uint8). The field `terminals` is
+    added; it is True in the last row only.
     """
     steps = len(rows["observations"])
     fields = {**rows, "terminals": np.arange(steps) == steps - 1}

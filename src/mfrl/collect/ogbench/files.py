@@ -1,4 +1,4 @@
-"""The files of a dataset in OGBench's format: never over someone else's, never half-written, always with a record."""
+"""Writes the files of a dataset in OGBench's format: complete, with a record, and never over foreign files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mfrl.system.files import move_into_place
 
 
 def check_free_to_write(folder: Path, dataset: str, overwrite: bool) -> None:
-    """Refuse to touch files of a dataset that are there, see :func:`refuse_to_replace`.
+    """Refuse to replace the files of a dataset, see :func:`refuse_to_replace`.
 
     Raises:
-        CollectError: something is in the way; the message says what and why it stays.
+        CollectError: files are in the way. The message names them.
     """
     existing = [path for path in data_paths(folder, dataset) if path.exists()]
     if existing:
@@ -40,10 +40,10 @@ def split_paths(folder: Path, dataset: str) -> dict[str, Path]:
 
 
 def publish(building: Path, folder: Path, dataset: str, record: dict[str, Any]) -> None:
-    """Give the finished files in ``building`` their names in ``folder``, with their record; see `move_into_place`.
+    """Write the record of the finished files in ``building``, and move all into ``folder``; see `move_into_place`.
 
-    The record comes first and the training file last: if the machine stops in between, every file of ours has
-    a record with its checksum, and without a training file nothing passes for a complete dataset.
+    The record is moved first and the training file last. If the machine stops in between, every file has a record with
+    its checksum, and the dataset looks incomplete, because the training file is missing.
     """
     records.write(record_path(building, dataset), record)
     train, val = data_paths(building, dataset)
@@ -53,7 +53,15 @@ def publish(building: Path, folder: Path, dataset: str, record: dict[str, Any]) 
 def make_record(
     settings: GenerationSettings, seed: int, paths: dict[str, Path], transitions: int, seconds: float
 ) -> dict[str, Any]:
-    """The provenance of finished files, by split."""
+    """The provenance record of finished files.
+
+    Args:
+        settings: the settings they were generated with.
+        seed: seed of the dataset.
+        paths: the files by split.
+        transitions: number of training transitions.
+        seconds: wall-clock time of the collection.
+    """
     return {
         "format": records.FORMAT,
         "dataset": settings.dataset,

@@ -1,8 +1,7 @@
 """Scripted policies for OGBench's robot arm: cubes, scene and puzzles, observed as states or as images.
 
-`play` follows open-loop plans with smoothed noise, `noisy` a closed-loop oracle with white noise and
-occasional random actions. Both are oracles of the ogbench package; the environment hands them one target
-after another.
+`play` follows open-loop plans with smoothed noise. `noisy` follows a closed-loop oracle with white noise and occasional
+random actions. The plans and oracles are those of the ogbench package. The environment sets one target after another.
 """
 
 import copy
@@ -15,7 +14,7 @@ import numpy as np
 from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import Episode, Rows, environment_seed, pack
 
-# Noise of `noisy` per action dimension (x, y, z, yaw, gripper), relative to the episode's noise level.
+# The noise of `noisy` in each action dimension (x, y, z, yaw, gripper), relative to the episode's noise level.
 NOISY_SCALE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
 
 
@@ -23,14 +22,14 @@ class ManipspaceCollector:
     """Runs whole episodes of one manipulation dataset in one simulator.
 
     Args:
-        settings: a cube, scene or puzzle dataset's settings.
+        settings: the settings of a cube, scene or puzzle dataset.
     """
 
     def __init__(self, settings: GenerationSettings) -> None:
         import gymnasium
 
         with warnings.catch_warnings():
-            # dm_control looks for a display when imported; nothing here draws on one.
+            # dm_control warns that there is no display when it is imported. None is needed here.
             warnings.filterwarnings("ignore", message=".*DISPLAY environment variable")
             import ogbench  # noqa: F401 - registers the environments
 
@@ -44,14 +43,14 @@ class ManipspaceCollector:
         self._settings = settings
         targets = {k: v for k, v in vars(self._env.unwrapped).items() if k.startswith("_target_")}
         self._initial_targets = copy.deepcopy(targets)
-        self._env.reset(seed=0)  # Compiles the model.
+        self._env.reset(seed=0)  # compiles the model
         core: Any = self._env.unwrapped
         model = core.model
         self._damping, self._site_pos = model.dof_damping.copy(), model.site_pos.copy()
         self._oracles = _oracles(settings, self._env)
 
     def episode(self, rng: np.random.Generator) -> Episode:
-        """One episode of `settings.episode_steps` rows; NumPy's global state must have been seeded for it."""
+        """Run one episode of `settings.episode_steps` rows. :func:`episode_rng` must have been called for it."""
         while True:
             rows = self._attempt(rng)
             if _simulator(self._settings) != "scene" or cube_stays_visible(np.array(rows["qpos"])):
@@ -69,7 +68,7 @@ class ManipspaceCollector:
         rows: Rows = defaultdict(list)
         for _ in range(settings.episode_steps):
             if rng.random() < settings.p_random_action:
-                # Not `env.action_space.sample()`: every access makes a new space, which no seed reaches.
+                # `env.action_space.sample()` would not be seeded: every access to the space makes a new one.
                 action = rng.uniform(-1.0, 1.0, NOISY_SCALE.shape)
             else:
                 action = np.asarray(oracle.select_action(observation, info))
@@ -78,7 +77,7 @@ class ManipspaceCollector:
             action = np.clip(action, -1.0, 1.0)
             next_observation, _, _, _, info = env.step(action)
             if oracle.done:
-                # As in OGBench's script, the next action still sees `info` from before the new target.
+                # As in OGBench's script, `info` of the next action is from before the new target.
                 oracle = self._oracle_for(*core.set_new_target(p_stack=p_stack))
 
             rows["observations"].append(observation)
@@ -91,7 +90,7 @@ class ManipspaceCollector:
         return rows
 
     def _forget_last_episode(self) -> None:
-        """Undo what `env.reset` leaves of the last episode: its targets, and locks in the compiled model."""
+        """Reset what `env.reset` does not: the targets, and the locks in the compiled model."""
         simulator: Any = self._env.unwrapped
         vars(simulator).update(copy.deepcopy(self._initial_targets))
         simulator.model.dof_damping[:] = self._damping
@@ -104,14 +103,14 @@ class ManipspaceCollector:
 
 
 def cube_stays_visible(qpos: np.ndarray) -> bool:
-    """OGBench's health check of a scene episode: the cube never leaves the table, except into the drawer.
+    """OGBench's health check of a scene episode: the cube stays on the table or in the drawer.
 
     Args:
-        qpos: joint positions `(steps, nq)`; the cube's position in metres is at 14:17.
+        qpos: joint positions `(steps, nq)`. Columns 14 to 16 are the cube's position in metres.
     """
     y, z = qpos[:, 15], qpos[:, 16]
     too_far_right = y >= 0.29
-    too_far_left = (y <= -0.3) & ((z < 0.06) | (z > 0.08))  # Between these heights it lies in the drawer.
+    too_far_left = (y <= -0.3) & ((z < 0.06) | (z > 0.08))  # between these heights it lies in the drawer
     return not (too_far_right | too_far_left).any()
 
 
@@ -121,7 +120,7 @@ def _simulator(settings: GenerationSettings) -> str:
 
 
 def _oracles(settings: GenerationSettings, env: Any) -> dict[str, Any]:
-    """The package's oracles, by the name of the target task each one solves."""
+    """The oracles of the ogbench package, by the target task that each one solves."""
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
     from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
@@ -144,5 +143,5 @@ def _oracles(settings: GenerationSettings, env: Any) -> dict[str, Any]:
         return {"cube": kinds["cube"](env=env, **options)}
     if simulator == "puzzle":
         return {"button": kinds["button"](env=env, gripper_always_closed=True, **options)}
-    # OGBench's script also passes `max_step=100` to the closed-loop cube; the oracle's reset makes it 200.
+    # OGBench's script also passes `max_step=100` to the closed-loop cube oracle, but the oracle's reset sets it to 200.
     return {kind: oracle(env=env, **options) for kind, oracle in kinds.items()}

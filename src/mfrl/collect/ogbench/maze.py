@@ -1,12 +1,12 @@
 """Scripted policies in OGBench's point mazes.
 
-A point steers towards the environment's own sub-goal (the next cell of a shortest path), or in a random
-direction, with Gaussian noise on the action:
+The point steers towards the environment's own sub-goal (the next cell of a shortest path) or in a random direction d,
+with Gaussian noise on the action:
 
     a = clip(d + noise * eps, -1, 1),   |d| = 1,   eps ~ N(0, I)
 
-`navigate` draws a new goal whenever one is reached, `stitch` goes to a cell four cells away and stays,
-`explore` draws a new direction d every ten steps.
+`navigate` draws a new goal whenever one is reached. `stitch` goes to a cell four cells away and stays there. `explore`
+draws a new direction d every ten steps.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ class MazeCollector:
     """Runs whole episodes of one maze dataset in one simulator.
 
     Args:
-        settings: a maze dataset's settings.
+        settings: the settings of a maze dataset.
     """
 
     def __init__(self, settings: GenerationSettings) -> None:
@@ -50,11 +50,11 @@ class MazeCollector:
         self._subgoals: dict[tuple[Cell, Cell], np.ndarray] = {}
 
     def episode(self, rng: np.random.Generator) -> Episode:
-        """One episode of `settings.episode_steps` rows; NumPy's global state must have been seeded for it."""
+        """Run one episode of `settings.episode_steps` rows. :func:`episode_rng` must have been called for it."""
         env, maze, noise, policy = self._env, self._maze, self._settings.noise, self._settings.policy
         start = _pick(rng, self._free_cells)
         goal = self._nearby(rng, start) if policy == "stitch" else _pick(rng, self._goal_cells)
-        # Reset takes a few random steps for the goal observation, drawn from the action space's generator.
+        # To make the goal's observation, reset takes a few random steps with the action space's generator.
         env.action_space.seed(environment_seed(rng))
         task = {"task_info": {"init_ij": start, "goal_ij": goal}}
         observation, _ = env.reset(seed=environment_seed(rng), options=task)
@@ -78,23 +78,23 @@ class MazeCollector:
         return pack(rows)
 
     def _is_corridor(self, cell: Cell) -> bool:
-        """Whether a cell only leads straight through: OGBench puts no goals there."""
+        """Whether a cell has walls on two opposite sides only. OGBench puts no goals there."""
         i, j = cell
         walls = self._maze.maze_map == 1
         vertical, horizontal = (walls[i - 1, j], walls[i + 1, j]), (walls[i, j - 1], walls[i, j + 1])
         return (not any(vertical) and all(horizontal)) or (not any(horizontal) and all(vertical))
 
     def _nearby(self, rng: np.random.Generator, start: Cell) -> Cell:
-        """A random cell whose shortest path to `start` is four cells long; `start` if there is none."""
+        """A random cell whose shortest path to `start` has four cells; `start` itself if there is none."""
         xy = self._maze.ij_to_xy(start)
         _, distances = self._maze.get_oracle_subgoal(xy, xy)
         cells = _cells(distances == STITCH_CELLS)
         return _pick(rng, cells) if cells else start
 
     def _subgoal(self) -> np.ndarray:
-        """The environment's oracle sub-goal `(2,)` from here to the current goal, in maze units.
+        """The next sub-goal `(2,)` on the way to the current goal, from the environment's oracle, in the maze's units.
 
-        The oracle searches the whole maze, but its answer depends on two cells: each pair is asked once.
+        The oracle searches the whole maze, but its answer depends on two cells only, so answers are kept.
         """
         xy, goal_xy = self._maze.get_xy(), self._maze.cur_goal_xy
         cells = self._maze.xy_to_ij(xy), self._maze.xy_to_ij(goal_xy)
@@ -103,7 +103,7 @@ class MazeCollector:
         return self._subgoals[cells]
 
     def _set_goal(self, cell: Cell) -> None:
-        # `set_goal(cell)` would draw the same goal but leave the visual marker at NaN.
+        # `set_goal(cell)` would set the same goal but leave the visual marker at NaN.
         self._maze.set_goal(goal_xy=self._maze.add_noise(self._maze.ij_to_xy(cell)))
 
 

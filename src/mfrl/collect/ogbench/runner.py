@@ -1,4 +1,4 @@
-"""Collecting a dataset: episodes from the simulators into arrays, arrays into files with a record."""
+"""Collects datasets in OGBench's format: runs episodes in the simulator, and writes files with a record."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mfrl.system import signals
 from mfrl.system.files import lack_of_room
 from mfrl.system.processes import usable_cores
 
+#: The fields of one `.npz`. Every array is `(episodes * episode_steps, ...)`.
 Arrays = dict[str, np.ndarray]
-"""The fields of one `.npz`; every array is `(episodes * episode_steps, ...)`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Collected:
         train_path: the training file.
         val_path: the validation file.
         provenance: the record written beside them.
-        transitions: training transitions a loader gets (an episode's last row is no transition).
+        transitions: number of training transitions; the last row of an episode is none.
         seconds: wall-clock time, writing included.
     """
 
@@ -59,25 +59,27 @@ def collect(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Collected:
-    """Collect an OGBench-format dataset with a scripted policy in OGBench's own simulator.
+    """Collect a dataset in OGBench's format, with a scripted policy in OGBench's own simulator.
 
-    The data depend on the settings and the seed only, never on the number of workers.
+    The data depend on the settings and the seed only, and not on the number of workers.
 
     Args:
-        dataset: OGBench dataset name; `-v0` may be left out.
-        data_dir: folder for the files; made if needed.
-        episodes: training episodes. This and the next three default to the published settings.
-        val_episodes: validation episodes; a tenth of `episodes` by default, at least one.
-        episode_steps: rows per episode, one more than its transitions.
-        noise: action noise (see `GenerationSettings.noise`).
-        seed: non-negative.
-        workers: processes; 1 runs in this one, unless it renders. All usable cores by default.
-        overwrite: replace files that we collected earlier. Files without our record are never replaced.
-        progress: show a progress bar, or one line at the end where stderr is no terminal.
+        dataset: the name of an OGBench dataset; `-v0` may be left out.
+        data_dir: the folder for the files; it is made if needed.
+        episodes: number of training episodes. This and the next three default to the published settings.
+        val_episodes: number of validation episodes; by default a tenth of `episodes` if these are given, at least 1.
+        episode_steps: number of rows in an episode, one more than its transitions.
+        noise: action noise, see `GenerationSettings.noise`.
+        seed: at least 0.
+        workers: number of processes; by default one for each usable core. With 1, episodes run in this process, unless
+            they render images.
+        overwrite: replace files that were collected earlier. Files without mfrl's record are never replaced.
+        progress: show a progress bar, and print a line at the end.
 
     Raises:
-        CollectError: unknown or uncollectable dataset, invalid settings, files in the way, no room or no
-            permission to write, or a failed worker. No file is left behind.
+        CollectError: the dataset is unknown or cannot be collected, a setting is invalid, files are in the way, there
+            is no room or no permission to write, or a worker failed. No file is left.
+        EnvError: images are to be collected, and no rendering back end works.
     """
     started = time.perf_counter()
     settings = _settings(dataset, data_dir, episodes, val_episodes, episode_steps, noise)
@@ -94,12 +96,12 @@ def collect(
         with friendly_os_errors(folder):
             for split, path in paths.items():
                 with open(path, "wb") as file:
-                    # Compressed, as OGBench's own files are; zlib takes little of the time simulation takes.
+                    # Compressed, as OGBench's own files are. This takes little time compared with the simulation.
                     np.savez_compressed(file, **arrays[split])  # type: ignore[arg-type]  # a field by its name
             transitions = settings.episodes * (settings.episode_steps - 1)
             seconds = time.perf_counter() - started
             record = files.make_record(settings, seed, paths, transitions, seconds)
-            # Again: another process may have finished the same dataset in the meantime.
+            # Checked again, because another process may have finished the same dataset in the meantime.
             files.check_free_to_write(folder, settings.dataset, overwrite)
             files.publish(building, folder, settings.dataset, record)
     train_path, val_path = files.split_paths(folder, settings.dataset).values()
@@ -117,7 +119,11 @@ def _settings(
     episode_steps: int | None,
     noise: float | None,
 ) -> GenerationSettings:
-    """The published settings with what the user changed."""
+    """The published settings of a dataset, changed by the user's.
+
+    Raises:
+        CollectError: the dataset is unknown or cannot be collected, or a setting is invalid.
+    """
     try:
         published = generation_settings(dataset)
     except CollectError:
@@ -131,7 +137,7 @@ def _settings(
         "noise": noise,
     }
     settings = dataclasses.replace(published, **{k: v for k, v in overrides.items() if v is not None})
-    # Both files must load: at least one episode each, and at least one transition per episode.
+    # Each file needs at least one episode, and each episode at least one transition.
     for name, minimum in {"episodes": 1, "val_episodes": 1, "episode_steps": 2}.items():
         value = getattr(settings, name)
         if type(value) is not int or value < minimum:
@@ -142,7 +148,7 @@ def _settings(
 
 
 def _simulate(settings: GenerationSettings, seed: int, workers: int, folder: Path, progress: bool) -> dict[str, Arrays]:
-    """Run all episodes; returns the arrays of each split's file."""
+    """Run all episodes, and return the arrays of each split's file."""
     steps = settings.episode_steps
     counts = dict(zip(SPLITS, (settings.episodes, settings.val_episodes), strict=True))
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
@@ -154,7 +160,7 @@ def _simulate(settings: GenerationSettings, seed: int, workers: int, folder: Pat
         for done, ((split, index), episode) in enumerate(finished, start=1):
             signals.obey()
             if not arrays:
-                needed = sum(values.nbytes for values in episode.values()) * len(jobs)  # uncompressed
+                needed = sum(values.nbytes for values in episode.values()) * len(jobs)  # bytes before compression
                 if lack := lack_of_room(folder, needed, "this may take"):
                     raise CollectError(lack)
                 arrays = {name: _allocate(episode, count) for name, count in counts.items()}
@@ -166,7 +172,7 @@ def _simulate(settings: GenerationSettings, seed: int, workers: int, folder: Pat
 
 
 def _allocate(episode: Episode, count: int) -> Arrays:
-    """Uninitialised room for `count` episodes like this one: they arrive in any order."""
+    """Uninitialised arrays for `count` episodes like this one, which are filled in any order."""
     return {
         field: np.empty((count * len(values), *values.shape[1:]), values.dtype) for field, values in episode.items()
     }

@@ -1,4 +1,4 @@
-"""Where episodes run: in this process, or in one process per core. Which one makes no difference to them."""
+"""Runs episodes in this process or in several worker processes. The episodes are the same."""
 
 import multiprocessing
 import os
@@ -18,23 +18,23 @@ from mfrl.envs.vector import global_state_kept
 from mfrl.errors import CollectError
 from mfrl.system.processes import SINGLE_THREADED, environment
 
-# Enough queued episodes that no worker waits for us, few enough that finished ones do not fill the memory.
+# So many episodes that no worker has to wait, and so few that finished ones do not fill the memory.
 _QUEUED_PER_WORKER = 4
 
+#: A split and the index of an episode in it.
 Job = tuple[str, int]
-"""A split and the index of an episode in it."""
 
 
 def run_episodes(
     settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
 ) -> Generator[tuple[Job, Episode], None, None]:
-    """Run every job's episode and yield each as it finishes, in any order.
+    """Run the episodes of all jobs, and yield each when it is finished, in any order.
 
-    Images are rendered in worker processes, be it one: MuJoCo takes the back end in force when it is imported.
+    Images are always rendered in worker processes, because MuJoCo chooses its rendering back end when it is imported.
 
     Raises:
         CollectError: an episode failed, or a worker died.
-        EnvError: nothing renders here, and images are to be collected.
+        EnvError: images are to be collected, and no rendering back end works.
     """
     workers = min(workers, len(jobs))
     if settings.renders:
@@ -59,10 +59,10 @@ def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Gener
 def _run_in_processes(
     settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
 ) -> Generator[tuple[Job, Episode], None, None]:
-    # Spawn: forking a process that has loaded torch, or started threads, is not safe.
+    # Workers are spawned: it is not safe to fork a process that has loaded torch or started threads.
     context = multiprocessing.get_context("spawn")
     start = (_start_worker, (settings,))
-    # One thread each: there is a process for every core already.
+    # Each worker has one thread, because there is a worker for every core already.
     with environment(SINGLE_THREADED), ProcessPoolExecutor(workers, context, *start) as pool:
         remaining = iter(jobs)
         pending: dict[Future[Episode], Job] = {}
@@ -97,15 +97,15 @@ def _make_collector(settings: GenerationSettings) -> MazeCollector | ManipspaceC
     return MazeCollector(settings) if settings.is_maze else ManipspaceCollector(settings)
 
 
+#: The simulator of a worker process, which is built once.
 _collector: MazeCollector | ManipspaceCollector
-"""The simulator of a worker process, built once."""
 
 
 def _start_worker(settings: GenerationSettings) -> None:
     global _collector
-    # Ctrl-C reaches the whole process group: workers end at once, in silence; the parent cleans up.
+    # Ctrl-C reaches all processes of the group. Workers end at once and print nothing; the parent cleans up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # A worker would otherwise wait forever for work from a parent that was killed.
+    # Without this thread, a worker whose parent was killed would wait for work forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _collector = _make_collector(settings)
 
