@@ -12,7 +12,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.app import presets
-from mfrl.catalogue import environments
+from mfrl.catalogue import ONLINE, environments
 from mfrl.errors import ConfigError
 from mfrl.system.paths import CONFIG_DIR
 
@@ -62,8 +62,8 @@ class Composed(ConfigSource):
 
 
 class Environments(Composed):
-    """``env=ogbench/NAME`` and ``env=d4rl/NAME``: what a dataset shares with others is in conf/env, its name in the
-    catalogue."""
+    """``env=ogbench/NAME`` and ``env=d4rl/NAME``: what an environment shares with others is in conf/env, its name
+    in the catalogue."""
 
     package = "env"
 
@@ -76,11 +76,13 @@ class Environments(Composed):
 
     def names(self, group: str) -> list[str]:
         suite = f"{group.removeprefix('env/')}/"
-        return [env.removeprefix(suite) for env in environments() if env.startswith(suite)]
+        return [env.removeprefix(suite) for env in (*environments(), *ONLINE) if env.startswith(suite)]
 
     def made(self, group: str, name: str) -> DictConfig:
         suite = group.removeprefix("env/")
         words = name.split("-")
+        if f"{suite}/{name}" in ONLINE:
+            return OmegaConf.create({"defaults": ["gym/_base"], "name": name, "gym_id": ONLINE[f"{suite}/{name}"]})
         if suite == "ogbench":
             shared = "_visual" if words[0] == "visual" else "_base"
         else:  # the maze, as of antmaze-large-play, or the object, as of pen-human

@@ -68,7 +68,7 @@ def finish(started: StartedRun, module: Trained) -> dict[str, Any]:
     }
     with telling_how_to_go_on(run, module, started.checkpoints):
         if any(isinstance(logger, TensorBoardLogger) for logger in started.loggers.values()):
-            over = averaged(started.data.env.suite, started.data.dataset)
+            over = averaged(cfg.env.suite, started.data.dataset)
             log_outcome(run, compared(cfg, started.overrides), over)
         run.write_result(result)
     return result

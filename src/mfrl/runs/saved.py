@@ -49,6 +49,7 @@ WHOLE = {
     "data": (
         "mfrl.data.minari.MinariData",
         "mfrl.data.ogbench.OGBenchData",
+        "mfrl.data.scratch.Scratch",
         "mfrl.study.toys.ToyData",
     ),
     "eval": (
