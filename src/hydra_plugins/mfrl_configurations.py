@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.app import presets
-from mfrl.catalogue import environments
+from mfrl.catalogue import ONLINE, environments
 from mfrl.errors import ConfigError
 from mfrl.system.paths import CONFIG_DIR
 
@@ -86,11 +86,13 @@ class Environments(GeneratedConfigs):
 
     def names(self, group: str) -> list[str]:
         suite = f"{group.removeprefix('env/')}/"
-        return [env.removeprefix(suite) for env in environments() if env.startswith(suite)]
+        return [env.removeprefix(suite) for env in (*environments(), *ONLINE) if env.startswith(suite)]
 
     def generate(self, group: str, name: str) -> DictConfig:
         suite = group.removeprefix("env/")
         words = name.split("-")
+        if f"{suite}/{name}" in ONLINE:
+            return OmegaConf.create({"defaults": ["gym/_base"], "name": name, "gym_id": ONLINE[f"{suite}/{name}"]})
         if suite == "ogbench":
             shared = "_visual" if words[0] == "visual" else "_base"
         else:  # _antmaze_large for antmaze-large-play, _pen for pen-human

@@ -207,6 +207,9 @@ def in_many_files(dataset: str) -> bool:
     return re.search(r"-100m-v\d+$", dataset) is not None
 
 
+#: OGBench's environments without a dataset, in which its experts were trained, by their choice of ``env=``.
+ONLINE = {f"ogbench/online-{name}": f"online-{name}-v0" for name in ("ant-xy", "antball", "humanoid-xy")}
+
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 NUM_TASKS = 5  #: of every OGBench environment
 

@@ -21,7 +21,7 @@ from mfrl.app import presets
 from mfrl.app.checks import check_settings, refuse_settings_of_another_algorithm
 from mfrl.app.overrides import Composer, check_overrides
 from mfrl.app.parts import build_algorithm
-from mfrl.catalogue import Task, benchmark, environments, others, tasks
+from mfrl.catalogue import ONLINE, Task, benchmark, environments, others, tasks
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError
 from mfrl.networks.encoder import EncodedNetwork
@@ -283,7 +283,7 @@ def test_hydra_knows_every_name() -> None:
     assert known == files | {f"{m}/{name}" for m, table in presets.tables().items() for name in presets.read(table)}
     toys = {f"toy/{path.stem}" for path in (CONFIG_DIR / "env" / "toy").glob("[!_]*.yaml")}
     known = {name for name in composer.all_names("env") if not name.rpartition("/")[2].startswith("_")}
-    assert known == {*environments(), *toys, "minari/dataset"}
+    assert known == {*environments(), *ONLINE, *toys, "minari/dataset", "gym/any"}
     assert composer.is_group("env")
     assert composer.is_group("experiment")
 

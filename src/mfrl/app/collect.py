@@ -34,6 +34,11 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
     """
     if not isinstance(cfg.policy, str | None):
         raise ConfigError(f"policy={as_typed(cfg.policy)} is unknown; known are null, random and ckpt:PATH")
+    if cfg.env.suite == "gym":
+        raise ConfigError(
+            f"{cfg.env.name} has no dataset. To make one:  mfrl collect env=minari/dataset env.dataset=ID "
+            f"env.gym_id={cfg.env.gym_id} policy=random   or, by a policy that was trained in it, policy=ckpt:RUN alone"
+        )
     if cfg.policy is None and cfg.env.suite == "ogbench":
         from mfrl.catalogue import DEFAULT_DATA_DIR
         from mfrl.collect.ogbench import runner as ogbench

@@ -19,6 +19,7 @@ from mfrl.algorithms.policy import Policy
 from mfrl.callbacks.evaluation import FPS
 from mfrl.data.batch import DataSpec
 from mfrl.data.minari import two_numbers
+from mfrl.envs import ogbench
 from mfrl.envs.evaluation import Evaluation, Evaluator
 from mfrl.envs.minari import action_bounds, write_spec
 from mfrl.envs.spec import EnvSpec
@@ -60,7 +61,7 @@ def chosen_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data:
         raise ConfigError(
             f"env.gym_id={gym_id}: a run on {recorded.env_id} is judged by its samples, in no environment"
         )
-    if is_ogbench(gym_id):
+    if ogbench.registers(gym_id):
         if given:
             raise ConfigError(f"{given[0]} is no setting of {gym_id}, which OGBench defines")
         name = gym_id.removeprefix("ogbench:")
@@ -79,15 +80,6 @@ def chosen_env(cfg: DictConfig, recorded: EnvSpec, record: dict[str, Any], data:
         )
     refuse_other_shapes(spec, data, record.get("action_bounds"))
     return spec
-
-
-def is_ogbench(gym_id: str) -> bool:
-    """Whether OGBench defines an environment. :func:`mfrl.envs.ogbench.make` builds these."""
-    import gymnasium
-    import ogbench  # noqa: F401 - registers the environments
-
-    name = gym_id.removeprefix("ogbench:")  # gymnasium allows the package's name in front
-    return name in gymnasium.registry and str(gymnasium.registry[name].entry_point).startswith("ogbench.")
 
 
 def wrappers_of(gym_spec: str | None) -> list[str]:

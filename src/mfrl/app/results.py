@@ -84,7 +84,7 @@ def finish(started: StartedRun, module: Training | Member) -> dict[str, Any]:
     }
     with telling_how_to_resume(run, module, started.checkpoints):
         if any(isinstance(logger, TensorBoardLogger) for logger in started.loggers.values()):
-            count = protocol_evaluations(started.data.env.suite, started.data.dataset)
+            count = protocol_evaluations(cfg.env.suite, started.data.dataset)
             log_outcome(run, compared_settings(cfg, started.overrides), count)
         run.write_result(result)
     return result

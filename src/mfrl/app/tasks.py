@@ -20,6 +20,7 @@ from rich.table import Table
 
 from mfrl.app import presets
 from mfrl.catalogue import (
+    ONLINE,
     Task,
     TasksError,
     benchmark,
@@ -39,6 +40,7 @@ _ROOM = {"default": 100, "updates": 100, "presets": 140, "env": 200}
 _PIPE = 1000  # characters of a line in a pipe, where no cell is folded
 _SIZES: dict[str, Justify] = {"obs": "right", "act": "right", "updates": "right"}
 _DATA = "data or how to get it"
+_ONLINE = "algo=sac updates=0 online.steps=400000"  # with which an environment without data is trained in
 
 
 def choose(names: Iterable[str], every: bool = False) -> list[Task]:
@@ -59,6 +61,9 @@ def choose(names: Iterable[str], every: bool = False) -> list[Task]:
             env, number = overrides.removeprefix("env=").split(" env.task=")
             found = [task_of(env, int(number), None)]
         if not found:
+            for env in ONLINE:
+                if name.removesuffix("-v0") in (env, env.partition("/")[2]):
+                    raise TasksError(f"{name} has no data, it is learned online:  mfrl train env={env} {_ONLINE}")
             possible = sorted({t.name for t in known} | {t.env.partition("/")[2] for t in known})
             raise TasksError(f"there is no task or dataset {name!r}{did_you_mean(name, possible)}")
         chosen += [task for task in found if task not in chosen]
@@ -200,3 +205,6 @@ def main(argv: Sequence[str]) -> None:
         print("none of these data are here; without --available, mfrl tasks says how to get them")
     else:
         show(rows, Console(), given.all_tasks)
+        if given.every:
+            choices = ", ".join((*ONLINE, "gym/any env.gym_id=NAME"))
+            print(f"Without data, learned online ({choices}):  mfrl train env=... {_ONLINE}")

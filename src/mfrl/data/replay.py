@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfrl.data.batch import ACTION_CLIP, Batch, DataSpec
+from mfrl.data.batch import ACTION_CLIP, DataSpec
 from mfrl.data.storage import Transitions
 from mfrl.errors import CheckpointError
 
@@ -225,8 +225,8 @@ class Journal:
         there = self.path.stat().st_size // size if self.path.is_file() else 0
         if there < count:
             raise CheckpointError(
-                f"{self.path} holds {there:,} states, and the checkpoint has seen {count:,}: the file is not the run's, "
-                "or was cut off. Go on from a checkpoint of before the online phase"
+                f"{self.path} holds {there:,} states, and the checkpoint has seen {count:,}: the file is not "
+                "the run's, or was cut off. Go on from a checkpoint of before the online phase"
             )
         found = 0
         with self.path.open("rb") as file:

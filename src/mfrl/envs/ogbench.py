@@ -1,10 +1,12 @@
-"""OGBench's environments: their names, their construction and the geometry of their mazes."""
+"""OGBench's environments: their names and their construction."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mfrl.errors import EnvError, did_you_mean
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
     import gymnasium
 
 FRAME_SIZE = 256
+#: How the names of the environments begin in which OGBench's experts were trained.
+ONLINE = "online-"
+#: After so many steps the environments of directional locomotion draw a new direction, as in the training of OGBench's
+#: experts (data_gen_scripts/online_env_utils.py).
+_NEW_DIRECTION = {"online-ant-xy-v0": 100, "online-humanoid-xy-v0": 200}
 
 
 def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -> gymnasium.Env:
@@ -30,10 +37,10 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
         EnvError: there is no such environment; the message has similar names.
     """
     import gymnasium
-    import ogbench  # noqa: F401 - registers the environments
+    import ogbench.online_locomotion  # noqa: F401 - registers its environments, and ogbench the others
 
-    if env_id not in gymnasium.registry:
-        raise EnvError(f"there is no environment {env_id!r}{did_you_mean(env_id, gymnasium.registry)}")
+    if env_id not in (known := gymnasium.registry.keys() | _NEW_DIRECTION.keys()):
+        raise EnvError(f"there is no environment {env_id!r}{did_you_mean(env_id, known)}")
     for_video = render and not observes_pixels(env_id)
     if for_video:
         kwargs = {"width": FRAME_SIZE, "height": FRAME_SIZE} | kwargs
@@ -41,7 +48,10 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
         warnings.filterwarnings("ignore", message=".*precision lowered")  # OGBench's float64 bounds of +-1
         # dm_control looks for a display when imported; nothing here draws on one.
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable")
-        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        if env_id.startswith(ONLINE):
+            env = _make_online(env_id, render=render, **kwargs)
+        else:
+            env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
         remove_description(env)
         _keep_one_action_space(env.unwrapped)
     if for_video:
@@ -55,10 +65,50 @@ def make(env_id: str, *, render: bool = False, frames: int = 1, **kwargs: Any) -
     return env
 
 
+def _make_online(env_id: str, *, render: bool, **kwargs: Any) -> gymnasium.Env:
+    """An environment of ``ogbench.online_locomotion``; ``-xy`` in its name puts the wrapper of directions around it."""
+    import gymnasium
+    from ogbench.online_locomotion import wrappers
+
+    spec = copy.copy(gymnasium.spec(env_id.replace("-xy", "")))
+    if render:
+        kwargs |= {"render_mode": "rgb_array"}
+    elif env_id.startswith("online-antball"):
+        spec.entry_point = _unseen_ant_ball
+    env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    if env_id not in _NEW_DIRECTION:
+        return env
+    directed = wrappers.DMCHumanoidXYWrapper if "humanoid" in env_id else wrappers.GymXYWrapper
+    return directed(env, resample_interval=_NEW_DIRECTION[env_id])
+
+
+def _unseen_ant_ball(**kwargs: Any) -> gymnasium.Env:
+    """OGBench's ant with a ball where nothing is rendered: its constructor places the camera of a frame it renders."""
+    from ogbench.online_locomotion.ant_ball import AntBallEnv
+
+    class Unseen(AntBallEnv):  # type: ignore[misc]  # which has no types
+        def render(self) -> None:
+            self.mujoco_renderer.viewer = SimpleNamespace(cam=SimpleNamespace(lookat=[0.0, 0.0, 0.0]))
+
+    return Unseen(**kwargs)
+
+
+def registers(gym_id: str) -> bool:
+    """Whether it is a name of OGBench, whose environments are built with more care (:func:`make`)."""
+    import gymnasium
+    import ogbench.online_locomotion  # noqa: F401 - registers its environments, and ogbench the others
+
+    name = gym_id.removeprefix("ogbench:")  # the package that registers it, as gymnasium writes it
+    if name in _NEW_DIRECTION:
+        return True
+    return name in gymnasium.registry and str(gymnasium.registry[name].entry_point).startswith("ogbench.")
+
+
 def remove_description(env: gymnasium.Env) -> None:
     """Delete the XML file that a maze leaves in /tmp when it is built; the simulator has loaded it by then."""
-    path = getattr(env.unwrapped, "fullpath", None)
-    if hasattr(env.unwrapped, "maze_map") and path is not None and Path(path).parent == Path(tempfile.gettempdir()):
+    path, core = getattr(env.unwrapped, "fullpath", None), env.unwrapped
+    drawn = hasattr(core, "maze_map") or hasattr(core, "get_agent_ball_xy")
+    if drawn and path is not None and Path(path).parent == Path(tempfile.gettempdir()):
         Path(path).unlink(missing_ok=True)
 
 

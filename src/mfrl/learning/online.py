@@ -28,7 +28,7 @@ from mfrl.data.storage import Transitions
 from mfrl.envs.vector import Step, VectorEnv
 from mfrl.errors import CheckpointError, DivergedError, EnvError, require
 from mfrl.randomness import below, derived_seed, generator, index_words, key_of
-from mfrl.settings import COUNT, COUNT_OR_NULL, NOT_NEGATIVE_OR_NULL, WHOLE
+from mfrl.settings import COUNT, NOT_NEGATIVE_OR_NULL, WHOLE
 from mfrl.system import signals
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Player:
             lanes, count = state["lanes"], self.settings.num_envs
             if len(lanes) != count:
                 raise CheckpointError(
-                    f"the online phase began with {len(lanes)} environments: set online.num_envs={len(lanes)}, not {count}"
+                    f"the online phase began with {len(lanes)} environments, not {count}: leave online.num_envs at that"
                 )
             self.begun = int(state["begun"])
             self.episodes[:] = [lane["episode"] for lane in lanes]

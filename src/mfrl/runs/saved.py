@@ -49,6 +49,7 @@ PART_CLASSES = {
     "data": (
         "mfrl.data.minari.MinariData",
         "mfrl.data.ogbench.OGBenchData",
+        "mfrl.data.scratch.Scratch",
         "mfrl.study.toys.ToyData",
     ),
     "eval": (

@@ -189,6 +189,8 @@ def _recorded_env(spec: EnvSpec, episode_steps: int | None) -> gymnasium.Env:
     if spec.suite == "ogbench":
         if spec.observes_pixels:
             raise CollectError(f"{spec.env_id} observes images, which mfrl does not read from Minari datasets")
+        if spec.env_id.startswith(ogbench_envs.ONLINE):
+            raise CollectError(f"{spec.env_id} is not in gymnasium's registry, by which Minari datasets name theirs")
         limit: dict[str, Any] = {} if episode_steps is None else {"max_episode_steps": episode_steps}
         return _checked(ogbench_envs.make(spec.env_id, **limit))
     return build(_recorded_spec(spec), episode_steps, spec.trust)
