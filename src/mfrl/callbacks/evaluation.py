@@ -160,13 +160,13 @@ class Evaluate(L.Callback):
     def _draw(self, writer: Any, trainer: L.Trainer, pl_module: Training, result: Evaluation) -> None:
         data = data_of(trainer).train
         assert self.evaluator is not None
-        assert data is not None
         k, layout, policy = pl_module.updates, self.evaluator.env.signature.maze, pl_module.policy()
         # TensorBoard shows figures in the order of their names.
         if layout is not None and result.successes is not None:
             writer.add_figure("figures/paths", figures.maze_paths(layout, result.paths, result.successes.tolist()), k)
-        samples = action_samples(policy, data, in_maze=layout is not None)
-        writer.add_figure("figures/samples", figures.action_samples(*samples), k)
+        if data is not None:  # a run that began online has none to compare with
+            samples = action_samples(policy, data, in_maze=layout is not None)
+            writer.add_figure("figures/samples", figures.action_samples(*samples), k)
         if layout is not None and policy.critic is not None and pl_module.spec.image_shape is None:
             middle = np.asarray(pl_module.spec.observation_mean, dtype=np.float32)
             xy, values = maze_values(policy, layout, middle)

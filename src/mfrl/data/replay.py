@@ -43,7 +43,8 @@ class Ring(Transitions):
 
     def __init__(self, spec: DataSpec, lanes: int, capacity: int, device: torch.device | str = "cpu") -> None:
         images = spec.image_shape is not None
-        ticks = math.ceil(capacity / lanes) + 1
+        frames = 1 if spec.image_shape is None else spec.image_shape[0]
+        ticks = max(math.ceil(capacity / lanes) + 1, frames + 2)
         rows = ticks * lanes
         shape = spec.image_shape[1:] if spec.image_shape is not None else (spec.observation_dim,)
         mean, std = torch.tensor(spec.observation_mean), torch.tensor(spec.observation_std)
@@ -54,15 +55,15 @@ class Ring(Transitions):
             masks=torch.empty(rows, device=device),
             starts=torch.zeros(capacity, dtype=torch.int64, device=device),
             firsts=torch.empty(rows, dtype=torch.int64, device=device) if images else None,
-            frames=1 if spec.image_shape is None else spec.image_shape[0],
+            frames=frames,
             statistics=None if images else torch.stack([mean, std]).to(device),
         )
         self.stride = lanes  # type: ignore[misc]  # of this ring
-        self.lanes, self.capacity, self._ticks_kept = lanes, capacity, ticks
+        self.lanes, self.capacity = lanes, capacity
         self.count = self.first = 0
         self._ticks = np.zeros(lanes, np.int64)  # of the state that each lane is in
         self._begins = np.zeros(lanes, np.int64)  # of the first state of its trajectory
-        self._starts = np.zeros(capacity, np.int64)
+        self._numbers = np.full(rows, -1)  # of the transition that starts in a row; -1 where none does
 
     @property
     def device(self) -> torch.device:
@@ -109,15 +110,14 @@ class Ring(Transitions):
         self._observe_now(np.arange(self.lanes), next_observations)
         if ended.any():
             self.begin_anew(np.flatnonzero(ended), first_observations[ended])
-        self._forget()
 
     def restore(self, records: Iterator[np.ndarray], observations: np.ndarray) -> None:
         """Add what a :class:`Journal` holds, and the states in which the lanes are now ``(lanes, ...)``."""
         for block in records:
-            for begin in range(0, len(block), self._ticks_kept):  # no place is written twice at once
-                self._replay(block[begin : begin + self._ticks_kept])
+            together = len(self.rewards) // self.lanes - self.frames  # so that no place is written twice at once
+            for begin in range(0, len(block), together):
+                self._replay(block[begin : begin + together])
         self._observe_now(np.arange(self.lanes), observations)
-        self._forget()
 
     def _replay(self, records: np.ndarray) -> None:
         lanes, acts = records["lane"].astype(np.int64), records["acts"]
@@ -148,8 +148,13 @@ class Ring(Transitions):
         return self._take(self.actions, self._start(index) + self.stride)
 
     def _observe(self, rows: np.ndarray, firsts: np.ndarray, observations: np.ndarray) -> None:
-        at = self._index(rows % len(self.rewards))
-        self.observations[at] = torch.from_numpy(np.ascontiguousarray(observations)).to(self.device)
+        places = rows % len(self.rewards)
+        # The state that was there is lost, and with it what starts in it or shows it in a stack of images.
+        showing = (places[:, None] + self.lanes * np.arange(self.frames)) % len(self.rewards)
+        self.first = max(self.first, int(self._numbers[showing].max()) + 1)
+        self._numbers[places] = -1
+        at = self._index(places)
+        self.observations[at] = torch.from_numpy(observations.copy()).to(self.device)
         self.actions[at] = torch.nan
         if self.firsts is not None:
             self.firsts[at] = self._index(firsts)
@@ -159,27 +164,18 @@ class Ring(Transitions):
         self._observe(rows, firsts, observations)
 
     def _act(self, rows: np.ndarray, actions: np.ndarray, rewards: np.ndarray, masks: np.ndarray) -> None:
-        at = self._index(rows % len(self.rewards))
+        places = rows % len(self.rewards)
+        at = self._index(places)
         actions = np.clip(actions, -1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP)
         for field, values in ((self.actions, actions), (self.rewards, rewards), (self.masks, masks)):
             field[at] = torch.from_numpy(values.astype(np.float32)).to(self.device)
-        numbers = np.arange(self.count, self.count + len(rows)) % self.capacity
-        self._starts[numbers] = rows
-        self.starts[self._index(numbers)] = self._index(rows)
+        self._numbers[places] = numbers = np.arange(self.count, self.count + len(rows))
+        self.starts[self._index(numbers % self.capacity)] = self._index(rows)
         self.count += len(rows)
+        self.first = max(self.first, self.count - self.capacity)
 
     def _index(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)
-
-    def _forget(self) -> None:
-        """Leave out the transitions whose states have been overwritten."""
-        self.first = max(self.first, self.count - self.capacity)
-        oldest = self._ticks - self._ticks_kept + self.frames  # tick of each lane whose images are all there
-        while self.first < self.count:
-            tick, lane = divmod(int(self._starts[self.first % self.capacity]), self.lanes)
-            if tick >= oldest[lane]:
-                break
-            self.first += 1
 
 
 class Journal:

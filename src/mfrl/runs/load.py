@@ -72,8 +72,8 @@ def recorded_data(record: dict[str, Any], path: Path) -> DataSpec:
         "image_shape": image is None or (numbers(image, 4) and all(type(x) is int and x >= 1 for x in image)),
         "observation_mean": numbers(spec.observation_mean, size),
         "observation_std": numbers(spec.observation_std, size),
-        "reward_min": numbers([spec.reward_min], 1),
-        "reward_max": numbers([spec.reward_max], 1),
+        "reward_min": numbers([spec.reward_min], 1) or spec.reward_min == -np.inf,
+        "reward_max": numbers([spec.reward_max], 1) or spec.reward_max == np.inf,
     }
     if wrong := [name for name, held in holds.items() if not held]:
         value = getattr(spec, wrong[0])
