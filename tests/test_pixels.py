@@ -32,6 +32,7 @@ from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.algorithms.meanflow_distill import MeanFlowDistill
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.algorithms.rebrac import ReBRAC
+from mfrl.algorithms.sac import SAC
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
@@ -50,7 +51,7 @@ from mfrl.learning.training import Training
 from mfrl.meanflow import meanflow_loss
 from mfrl.networks.critic import StateValue
 from mfrl.networks.encoder import EncodedNetwork, ImpalaEncoder, max_pool
-from mfrl.networks.gaussian import GaussianMLP
+from mfrl.networks.gaussian import GaussianMLP, SquashedGaussianMLP
 from mfrl.networks.mean import MeanMLP
 from mfrl.runs.load import load_algorithm
 
@@ -76,6 +77,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "rebrac": partial(ReBRAC, actor=tiny_mean, critic=tiny_critic, alpha_critic=0.1),
     "fbrac": partial(FBRAC, actor=tiny_dit, critic=tiny_critic, flow_steps=2),
     "meanflow_distill": partial(MeanFlowDistill, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
+    "sac": partial(SAC, actor=partial(SquashedGaussianMLP, hidden=[16]), critic=tiny_critic),
 }
 
 
@@ -224,6 +226,7 @@ ONCE = {
     "rebrac": {"actor": 1, "critic": 1, "target_actor": 1, "target_critic": 1},
     "fbrac": {"actor": 2, "critic": 1, "target_critic": 1},
     "meanflow_distill": {"flow": 1, "actor": 2, "critic": 1, "target_critic": 1},
+    "sac": {"actor": 2, "critic": 1, "target_critic": 1},
 }
 
 

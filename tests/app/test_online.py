@@ -93,9 +93,8 @@ def assert_same(a: Path, b: Path) -> None:
         assert flat(one[part]) == flat(other[part])
     assert (a / "replay.bin").read_bytes() == (b / "replay.bin").read_bytes()
     lines = [[json.loads(line) for line in (p / "eval.jsonl").read_text().splitlines()] for p in (a, b)]
-    assert [[{k: v for k, v in x.items() if k != "seconds"} for x in p] for p in lines][0] == [
-        {k: v for k, v in x.items() if k != "seconds"} for x in lines[1]
-    ]
+    one, other = ([{k: v for k, v in line.items() if k != "seconds"} for line in of_a_run] for of_a_run in lines)
+    assert one == other
     rows = [list(csv.DictReader((p / "metrics.csv").read_text().splitlines())) for p in (a, b)]
     kept = [name for name in rows[0][0] if not name.startswith("perf/")]
     assert [[row[name] for name in kept] for row in rows[0]] == [[row[name] for name in kept] for row in rows[1]]

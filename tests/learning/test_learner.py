@@ -29,13 +29,14 @@ from mfrl.algorithms.meanflow_bc import MeanFlowBC
 from mfrl.algorithms.meanflow_distill import MeanFlowDistill
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.algorithms.rebrac import ReBRAC
+from mfrl.algorithms.sac import SAC
 from mfrl.data.batch import Batch
 from mfrl.errors import CheckpointError
 from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Layout, Learner, adam_
 from mfrl.learning.training import Training
 from mfrl.networks.critic import StateValue
-from mfrl.networks.gaussian import GaussianMLP
+from mfrl.networks.gaussian import GaussianMLP, SquashedGaussianMLP
 from mfrl.networks.mean import MeanMLP
 from mfrl.networks.vector_field import VectorField
 from mfrl.reformulation import Reformulation
@@ -80,6 +81,14 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fbrac": partial(FBRAC, actor=tiny_field, critic=tiny_critic, flow_steps=3),
     "meanflow_distill": partial(MeanFlowDistill, actor=tiny_mlp, critic=tiny_critic, reformulation=RESIDUAL),
     "gaussian_bc": partial(GaussianBC, actor=partial(GaussianMLP, hidden=[16])),
+    "sac": partial(SAC, actor=partial(SquashedGaussianMLP, hidden=[16]), critic=tiny_critic, backup_entropy=True),
+    "rlpd": partial(
+        SAC,
+        actor=partial(SquashedGaussianMLP, hidden=[16]),
+        critic=partial(tiny_critic, ensemble=4, layer_norm=False),
+        target_aggregation="mean_minus_std",
+        policy_aggregation="min",
+    ),
 }
 
 
