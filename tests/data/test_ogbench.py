@@ -339,7 +339,7 @@ def test_an_algorithm_gets_batches_with_its_own_discount(
         monkeypatch.setattr(kind, method, noting)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     L.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet).fit(module, datamodule=data)
-    held_out(data, module)
+    held_out(data.val, module)
     assert len(seen) == 4
     for batch in seen:
         assert torch.equal(batch.discounts, discount * batch.masks)
