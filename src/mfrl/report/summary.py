@@ -36,7 +36,7 @@ class Row:
         std: sample standard deviation over seeds; over tasks, of each seed's mean over tasks, and None unless
             every task has the same seeds. None for one seed.
         mean_interval, iqm_interval: None where a task has a single run.
-        published, remark: scores beside which this one may be put, and with what caution.
+        published, remark: scores of its method that this one may be put beside, and with what caution.
     """
 
     method: Method
