@@ -122,3 +122,68 @@ class Settings:
             value = getattr(self, field.name)
             check(field.name, value)
             require(f"algo.{field.name}", field.type != "bool" or type(value) is bool, value, "true or false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineSettings:
+    """Settings of the online phase.
+
+    Attributes:
+        steps: transitions to make, in all environments together; 0: no online phase.
+        num_envs: environments stepped side by side. Each makes a step before the next updates.
+        updates_per_step: updates for each transition.
+        start_after: transitions before the first update.
+        random_steps: so many transitions begin with uniform actions.
+        capacity: states in the ring that updates draw from. The data come first, and the oldest leave.
+        balanced: half of every batch from the data, half from the interaction; else from both as one.
+        alpha: the algorithm's alpha of the online phase; None: goes on as it is.
+        workers: processes that step the environments; None: none for one environment, else one a core.
+        overlap: step the environments while the device updates. The newest transition of each environment is then
+            missing in a batch.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    steps: int = 0
+    num_envs: int = 1
+    updates_per_step: int = 1
+    start_after: int = 0
+    random_steps: int = 0
+    capacity: int = 2_000_000
+    balanced: bool = False
+    alpha: float | None = None
+    workers: int | None = None
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "steps": WHOLE,
+            "num_envs": COUNT,
+            "updates_per_step": COUNT,
+            "start_after": WHOLE,
+            "random_steps": WHOLE,
+            "capacity": COUNT,
+            "alpha": NOT_NEGATIVE_OR_NULL,
+            "workers": WHOLE._replace(optional=True, words=f"null, or {WHOLE.words}"),
+        }
+        for field in fields(self):
+            key, value = f"online.{field.name}", getattr(self, field.name)
+            if field.name in ranges:
+                ranges[field.name].require(key, value)
+            else:
+                require(key, type(value) is bool, value, "true or false")
+        if self.steps:
+            require("online.start_after", self.start_after < self.steps, self.start_after, "less than online.steps")
+            fits = self.steps % self.num_envs == 0
+            require("online.steps", fits, self.steps, f"a multiple of online.num_envs={self.num_envs}")
+
+    @property
+    def updates(self) -> int:
+        """Number of updates of the online phase."""
+        return (self.steps - self.start_after) * self.updates_per_step if self.steps else 0
+
+    def needed(self, update: int) -> int:
+        """The number of transitions before an update of the online phase, counted from 0."""
+        needed = self.start_after + update // self.updates_per_step + 1
+        return min(math.ceil(needed / self.num_envs) * self.num_envs, self.steps)

@@ -16,11 +16,12 @@ import yaml
 from rich.console import Console
 
 from mfrl.app.report import main, report
+from mfrl.catalogue import environments, plain_name
 from mfrl.report import figures as report_figures
 from mfrl.report import statistics as st
 from mfrl.report.documents import escape
 from mfrl.report.groups import curve, group_runs, labels
-from mfrl.report.published import published_scores
+from mfrl.report.published import before, differences, of_task, published_scores
 from mfrl.report.summary import Bootstrap, over_tasks, per_group
 from mfrl.report.tables import ranges
 from mfrl.runs.read import ReportError, find_runs
@@ -44,8 +45,9 @@ def make_run(
     finished: bool = True,
     updates: int = 3000,
     metrics: dict[str, list[float]] | None = None,
+    every: int = 1000,
 ) -> Path:
-    """A run folder as `mfrl train` leaves it, evaluated every 1000 updates with 10 episodes."""
+    """A run folder as `mfrl train` leaves it, evaluated every so many updates with 10 episodes."""
     path.mkdir(parents=True)
     config = {
         "seed": seed,
@@ -58,7 +60,13 @@ def make_run(
         "env": {"suite": "ogbench", "name": dataset, "dataset": f"{dataset}-v0", "task": task},
         "variant": {"name": variant, "p": 1.0 if variant == "residual" else 0.0},
         "algo_name": "meanflowql",
-        "algo": {"_target_": "mfrl.algorithms.meanflowql.MeanFlowQL", "alpha": 1.0, "seed": "${seed}"},
+        "network": {"critic": {"ensemble": 2}},
+        "algo": {
+            "_target_": "mfrl.algorithms.meanflowql.MeanFlowQL",
+            "critic": "${network.critic}",
+            "alpha": 1.0,
+            "seed": "${seed}",
+        },
     }
     for key, value in (overrides or {}).items():
         *sections, leaf = key.split(".")
@@ -82,7 +90,7 @@ def make_run(
     columns = {"eval/success": list(scores)} | (metrics or {})
     evaluations = [
         {
-            "updates": 1000 * (k + 1),
+            "updates": every * (k + 1),
             **{name: v[k] for name, v in columns.items()},
             "episodes": 10,
             "returns": [0.0] * 10,
@@ -571,9 +579,21 @@ def test_no_deviation_over_tasks_where_their_seeds_differ(two_tasks: Path):
     assert velocity.std == pytest.approx(np.sqrt(50.0))
 
 
-def test_published_scores_stand_beside_the_task_they_match_with_the_caution_they_need(two_tasks: Path, tmp_path: Path):
-    made = report([two_tasks], tmp_path / "out", console=QUIET)
-    first, _, second, _ = made.rows
+MILLION: dict[str, Any] = {"updates": 1_000_000, "every": 250_000, "scores": [0.0, 0.5, 1.0, 0.9]}
+
+
+def make_published(path: Path, critics: int = 2, **more: Any) -> Path:
+    """A run of a million updates on official data, as most published scores are reached."""
+    settings = {"network.critic.ensemble": critics} | more.pop("overrides", {})
+    return make_run(path, **{**MILLION, "source": "official", "overrides": settings, **more})
+
+
+def test_published_scores_stand_beside_the_task_they_match_with_the_caution_they_need(tmp_path: Path):
+    task = {"dataset": "humanoidmaze-medium-navigate", "source": "collected"}
+    for number in (1, 2):
+        make_published(tmp_path / "runs" / str(number), task=number, **task)
+    made = report([tmp_path / "runs"], tmp_path / "out", console=QUIET)
+    first, second = made.rows
     (known,) = first.published
     assert (known.score, known.spread, known.phase) == (94.0, 3.0, "offline")
     assert "not the official data" in first.remark
@@ -586,30 +606,109 @@ def test_published_scores_stand_beside_the_task_they_match_with_the_caution_they
 
 def test_published_means_need_all_tasks_and_default_tasks_need_no_number(tmp_path: Path):
     for task in range(1, 6):
-        make_run(tmp_path / "five" / str(task), dataset="cube-double-play", task=task, source="official")
+        make_published(tmp_path / "five" / str(task), dataset="cube-double-play", task=task)
     grouping = group_runs(find_runs([tmp_path / "five"]))
     (row,) = over_tasks(grouping, Bootstrap())
     assert [(p.score, p.spread) for p in row.published] == [(3.0, 2.0)]
     assert row.remark == ""
-    make_run(tmp_path / "default", dataset="cube-double-play", source="unrecorded")
+    make_published(tmp_path / "default", dataset="cube-double-play", source="unrecorded")
     made = report([tmp_path / "default"], tmp_path / "out", console=QUIET)
     assert [(p.score, p.spread) for p in made.rows[0].published] == [(2.0, 1.0)]  # task 2 is the default
     assert "not known" in made.rows[0].remark
 
 
 def test_published_scores_of_d4rl_match_in_minaris_names_and_d4rls(tmp_path: Path):
-    known = published_scores()
-    assert len(known) == 25
-    assert all(p.source and p.unit for p in known)
     for name, metrics, expected in (
-        ("D4RL/pen/cloned", {"eval/normalized_score": [70.0, 70.0, 70.0]}, [79.0]),
-        ("pen-cloned", {"eval/normalized_score": [70.0, 70.0, 70.0]}, [79.0]),
+        ("D4RL/pen/cloned", {"eval/normalized_score": [70.0] * 4}, [79.0]),
+        ("pen-cloned", {"eval/normalized_score": [70.0] * 4}, [79.0]),
         ("pen-cloned", {}, []),  # a success is not a normalised score
-        ("antmaze-umaze", {"eval/normalized_score": [70.0, 70.0, 70.0]}, [98.0]),
+        ("antmaze-umaze", {"eval/normalized_score": [70.0] * 4}, [98.0]),
     ):
-        path = make_run(tmp_path / str(len(list(tmp_path.iterdir()))), dataset=name, metrics=metrics)
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        make_published(path, dataset=name, metrics=metrics, overrides={"env.suite": "d4rl"})
         made = report([path], tmp_path / "out", console=QUIET)
         assert [p.score for p in made.rows[0].published] == expected, name
+
+
+@pytest.mark.parametrize(
+    ("run", "score", "beside"),
+    [
+        ({"critics": 10}, "final", [34.5]),  # of qam, which has rho = 0 for the humanoid
+        ({"critics": 10}, None, []),  # which scores its final evaluation
+        ({"critics": 2}, "final", []),
+        ({"critics": 10, "scores": [0.0, 0.9], "updates": 500_000}, "final", []),
+        ({"critics": 10, "overrides": {"online.steps": 500_000}}, "final", [74.2]),
+        ({"critics": 10, "overrides": {"online.steps": 1_000_000}}, "final", []),
+        ({"critics": 10, "overrides": {"algo.target_aggregation": "mean_minus_std", "algo.rho": 0.5}}, "final", []),
+    ],
+)
+def test_no_published_score_stands_beside_runs_of_another_protocol(
+    run: dict[str, Any], score: str | None, beside: list[float], tmp_path: Path
+):
+    overrides = {"algo_name": "fql"} | run.pop("overrides", {})
+    make_published(tmp_path / "run", dataset="humanoidmaze-medium-navigate", task=1, overrides=overrides, **run)
+    made = report([tmp_path / "run"], tmp_path / "out", console=QUIET, score=score)
+    assert [p.score for p in made.rows[0].published] == beside
+    apart = (tmp_path / "out" / "report.md").read_text().split("## Published scores")[1].split("##")[0]
+    fql = next(p for p in of_task(made.rows[0].groups) if (p.method, p.protocol) == ("FQL", "B"))
+    assert (differences(fql, made.rows[0].groups[0]) == []) is bool(beside)
+    assert f"FQL {fql}" in apart  # it is listed, with what differs
+    make_published(tmp_path / "bc", dataset="humanoidmaze-medium-navigate", overrides={"algo_name": "meanflow_bc"})
+    assert report([tmp_path / "bc"], tmp_path / "out", console=QUIET).rows[0].published == []  # of another algorithm
+
+
+def test_scores_of_other_rewards_or_other_data_are_of_another_task(tmp_path: Path):
+    for dataset in ("scene-play", "cube-quadruple-play", "cube-triple-play"):
+        make_published(tmp_path / dataset, dataset=dataset, task=1)
+    made = report([tmp_path], tmp_path / "out", console=QUIET)
+    found = {row.groups[0].task.dataset: {p.protocol for p in of_task(row.groups)} for row in made.rows}
+    assert found == {"scene-play-v0": set(), "cube-quadruple-play-v0": set(), "cube-triple-play-v0": {"B", "qc"}}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| B | actions at once: 5 there, 1 here; critics: 10 there, 2 here; " in text
+    assert "| qc | critics: not said there, 2 here; " in text
+
+
+def test_a_published_score_of_the_online_phase_knows_where_it_began() -> None:
+    known = published_scores()
+    pairs = {
+        (p.method, p.protocol): (b and b.score, p.score)
+        for p in known
+        if p.what == "D4RL/pen/cloned" and (b := before(p))
+    }
+    assert pairs[("MeanFlowQL", "A")] == (79.0, 151.0)
+    assert pairs[("FQL", "A")] == (53.0, 149.0)
+    online = [p for p in known if p.phase == "online" and p.protocol == "B"]
+    assert {p.method for p in online if before(p) is None} == {"RLPD"}
+    (qam_e,) = (p for p in online if p.method == "QAM-E" and p.dataset == "50 tasks of Set B")
+    assert (before(qam_e).score, qam_e.score) == (45.7, 84.7)
+
+
+def test_published_scores_are_whole_sorted_and_of_tasks_that_there_are() -> None:
+    known = published_scores()
+    per_task = [p for p in known if len(p.tasks) == 1]
+    set_b = [p for p in per_task if p.protocol == "B"]
+    assert len({p.method for p in set_b}) == 17
+    assert len({(p.dataset, p.tasks) for p in set_b}) == 50
+    assert len(set_b) == 50 * (16 * 2 + 1)  # RLPD has no offline phase
+    assert len([p for p in per_task if p.protocol == "qc"]) == 25 * 25
+    assert {p.seeds for p in set_b} == {12}
+    assert {p.rewards for p in known} == {"", "sparse"}
+    assert len({(p.what, p.rewards, p.phase, p.method, p.source, p.updates, p.online_steps) for p in known}) == len(
+        known
+    )
+    assert known == tuple(
+        sorted(known, key=lambda p: (p.suite, p.dataset, len(p.tasks), sorted(p.tasks), p.rewards, p.phase))
+    )
+    named = {plain_name(id) for id in environments().values()}
+    assert {plain_name(p.dataset) for p in known if p.tasks or p.suite == "d4rl"} <= named
+    for p in known:
+        assert p.source
+        assert p.protocol
+        assert p.unit in ("success %", "normalized score")
+        assert (p.low is None) == (p.high is None)
+        assert p.low is None or p.low <= p.score <= p.high, p
+        assert p.unit != "success %" or 0.0 <= p.score <= 100.0
+        assert (p.online_steps == 0) == (p.phase == "offline")
 
 
 def test_command_line_prints_the_table_and_what_was_left_out(
@@ -620,7 +719,7 @@ def test_command_line_prints_the_table_and_what_was_left_out(
     main([str(two_tasks), "--out", str(tmp_path / "o"), "--score", "final", "--resamples", "200"])
     shown = capsys.readouterr().out
     assert "90.0 ± 14.1" in shown
-    assert "sha256 aaaaaaaaaaaa" in shown
+    assert "sha256 aaaaaaaaaaaa" in " ".join(shown.split())  # lines fold at the width of the table
     assert "over tasks" in shown
     assert f"unfinished {two_tasks / 'late'} (seed 9)" in shown
     assert "the final evaluation" in (tmp_path / "o" / "report.md").read_text()

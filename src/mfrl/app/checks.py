@@ -12,9 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mfrl.errors import ConfigError, did_you_mean, require
 from mfrl.learning.compiling import check_compile
-from mfrl.learning.online import OnlineSettings
 from mfrl.runs.targets import check_targets, find_target, plain_settings, settings_of
-from mfrl.settings import OF_A_RUN
+from mfrl.settings import OF_A_RUN, OnlineSettings
 
 EXISTING = ("new", "continue")
 PRECISIONS = ("32-true", "bf16-mixed")

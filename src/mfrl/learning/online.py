@@ -10,10 +10,9 @@ played again from their seeds and actions, which are in that file.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,9 @@ from mfrl.data.replay import Journal, Ring, records_of
 from mfrl.data.sampling import chunk_ends
 from mfrl.data.storage import Transitions
 from mfrl.envs.vector import Step, VectorEnv
-from mfrl.errors import CheckpointError, DivergedError, EnvError, require
+from mfrl.errors import CheckpointError, DivergedError, EnvError
 from mfrl.randomness import below, derived_seed, generator, index_words, key_of
-from mfrl.settings import COUNT, NOT_NEGATIVE_OR_NULL, WHOLE
+from mfrl.settings import OnlineSettings
 from mfrl.system import signals
 
 if TYPE_CHECKING:
@@ -36,71 +35,6 @@ if TYPE_CHECKING:
     from mfrl.data.module import OfflineData
 
 JOURNAL = "replay.bin"  #: in the run folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineSettings:
-    """Settings of the online phase.
-
-    Attributes:
-        steps: transitions to make, in all environments together; 0: no online phase.
-        num_envs: environments stepped side by side. Each makes a step before the next updates.
-        updates_per_step: updates for each transition.
-        start_after: transitions before the first update.
-        random_steps: so many transitions begin with uniform actions.
-        capacity: states in the ring that updates draw from. The data come first, and the oldest leave.
-        balanced: half of every batch from the data, half from the interaction; else from both as one.
-        alpha: the algorithm's alpha of the online phase; None: goes on as it is.
-        workers: processes that step the environments; None: none for one environment, else one a core.
-        overlap: step the environments while the device updates. The newest transition of each environment is then
-            missing in a batch.
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
-
-    steps: int = 0
-    num_envs: int = 1
-    updates_per_step: int = 1
-    start_after: int = 0
-    random_steps: int = 0
-    capacity: int = 2_000_000
-    balanced: bool = False
-    alpha: float | None = None
-    workers: int | None = None
-    overlap: bool = False
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "steps": WHOLE,
-            "num_envs": COUNT,
-            "updates_per_step": COUNT,
-            "start_after": WHOLE,
-            "random_steps": WHOLE,
-            "capacity": COUNT,
-            "alpha": NOT_NEGATIVE_OR_NULL,
-            "workers": WHOLE._replace(optional=True, words=f"null, or {WHOLE.words}"),
-        }
-        for field in fields(self):
-            key, value = f"online.{field.name}", getattr(self, field.name)
-            if field.name in ranges:
-                ranges[field.name].require(key, value)
-            else:
-                require(key, type(value) is bool, value, "true or false")
-        if self.steps:
-            require("online.start_after", self.start_after < self.steps, self.start_after, "less than online.steps")
-            fits = self.steps % self.num_envs == 0
-            require("online.steps", fits, self.steps, f"a multiple of online.num_envs={self.num_envs}")
-
-    @property
-    def updates(self) -> int:
-        """Number of updates of the online phase."""
-        return (self.steps - self.start_after) * self.updates_per_step if self.steps else 0
-
-    def needed(self, update: int) -> int:
-        """The number of transitions before an update of the online phase, counted from 0."""
-        needed = self.start_after + update // self.updates_per_step + 1
-        return min(math.ceil(needed / self.num_envs) * self.num_envs, self.steps)
 
 
 class Player:
@@ -540,11 +474,11 @@ class Online:
 
 def _chosen(which: Tensor, first: Batch, second: Batch) -> Batch:
     """Row by row, of two batches the first where ``which`` ``(batch,)`` says so."""
-    fields_ = (
+    fields = (
         None if a is None or b is None else torch.where(which.view(-1, *[1] * (a.ndim - 1)), a, b)
         for a, b in zip(first, second, strict=True)
     )
-    return Batch(*fields_)  # type: ignore[arg-type]  # None where a batch may have it
+    return Batch(*fields)  # type: ignore[arg-type]  # None where a batch may have it
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mfrl.report.groups import Group, Task, checksum, method_labels, text
+from mfrl.report.published import Published, differences, of_task
 from mfrl.report.statistics import Interval
 from mfrl.report.summary import Row
 from mfrl.report.tables import (
@@ -70,7 +71,7 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
         for title, cells in improvement_tables(report):
             lines += [f"{title}", "", *markdown_table(*cells), ""]
     if published := _published_lines(report):
-        lines += ["## Published scores", "", *published, ""]
+        lines += ["## Published scores", "", *published]
     if warned := warning_lines(grouping):
         lines += ["## Warnings of runs that are counted", "", *(f"- {line}" for line in warned), ""]
     lines += ["## Runs that are not counted", ""]
@@ -150,7 +151,10 @@ def report_csv(report: Report) -> str:
                 "evaluations_per_run": " ".join(map(str, sorted({s.evaluations for s in group.scores}))),
                 "episodes": group.episodes,
                 "published": "; ".join(f"{p.score:g}" for p in row.published),
-                "published_spread": "; ".join(f"{p.spread:g}" for p in row.published),
+                "published_spread": "; ".join("" if p.spread is None else f"{p.spread:g}" for p in row.published),
+                "published_interval": "; ".join(
+                    "" if p.low is None else f"{p.low:g} {p.high:g}" for p in row.published
+                ),
                 "published_source": "; ".join(f"{p.method}, {p.source}" for p in row.published),
                 "remark": row.remark,
             }
@@ -280,8 +284,33 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
 
 
 def _published_lines(report: Report) -> list[str]:
-    known = dict.fromkeys(p for row in [*report.rows, *report.overall] for p in row.published)
-    return [f"- {p.method}, {p.what}, {p.phase}: {p} ({p.unit}). Source: {p.source}" for p in known]
+    """A table for each task that scores were published of: those under the protocol of a run here, then the others."""
+    tables: dict[tuple[str, str, str], dict[tuple[str, ...], list[Published]]] = {}
+    fewest: dict[Published, list[str]] = {}
+    for row in [*report.rows, *report.overall]:
+        for known in of_task(row.groups):
+            differing = list(dict.fromkeys(line for group in row.groups for line in differences(known, group)))
+            fewest[known] = min(fewest.get(known, differing), differing, key=len)
+    for known, differing in fewest.items():
+        table = tables.setdefault((known.what, known.phase, known.unit), {})
+        cells = (known.protocol, "; ".join(differing) or "nothing", str(known.seeds or "not said"), known.source)
+        table.setdefault(cells, []).append(known)
+    lines: list[str] = []
+    if tables:
+        lines += [
+            "A and B are two sets of tasks and settings under similar names (docs/baselines.md). Only scores whose "
+            "protocol differs in nothing may be compared with those above.",
+            "",
+        ]
+    for (what, phase, unit), table in tables.items():
+        body = []
+        same_first = sorted(table.items(), key=lambda item: item[0][1] != "nothing")
+        for (protocol, differing_in, seeds, source), members in same_first:
+            scores = ", ".join(f"{k.method} {k}" for k in sorted(members, key=lambda k: -k.score))
+            body.append([protocol, differing_in, scores, seeds, source])
+        head = ["protocol", "differs in", f"{unit}, ± std or [95 % interval]", "seeds", "source"]
+        lines += [f"**{what}**, {phase}:", "", *markdown_table(head, body), ""]
+    return lines
 
 
 def _how_to_read(report: Report) -> list[str]:

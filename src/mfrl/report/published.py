@@ -1,47 +1,83 @@
-"""Published scores and their sources (published.csv), for comparison with runs on the same tasks."""
+"""Published scores, kept as data (published.csv) with their source and the protocol they were reached under.
+
+Two scores are of the same task if dataset, task, rewards, phase and metric agree. They may be compared if the protocol
+agrees too: updates on the data, steps in the environment, actions chosen at once, critics, evaluations averaged. Only
+then does a published score stand beside a run. Others of the same task are listed apart, with what differs.
+
+Two sets of "50 tasks" have similar names. Set A (arXiv 2502.02538, 2511.13035) has the environments' own rewards,
+single actions and two critics. Set B (qam, arXiv 2601.14234) has sparse rewards in scene and the puzzles, 100 million
+transitions in puzzle-4x4 and cube-quadruple, chunks of five actions in manipulation, and ten critics, of which the
+Bellman target takes mean - rho std. Every run here has the environment's own rewards and chooses single actions. So a
+score on sparse rewards is of another task and is never shown; and one of Set B stands beside a run in a maze alone, if
+this has ten critics, as many updates, the same rho, and is scored by its final evaluation.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from mfrl.catalogue import plain_name
+from mfrl.catalogue import default_task, plain_name
 from mfrl.report.groups import NORMALIZED, SUCCESS, Group, Metric, Task
 
 COLLECTED_REMARK = "our data was collected locally and is not the official data the published score was reached on"
 UNRECORDED_REMARK = "our data has no record of its origin: whether it is the official data is not known"
 
+CHUNK = 1  # actions that a policy of ours chooses at once
+REWARDS = ""  # of every run here: the environment's own
+
 
 @dataclass(frozen=True)
 class Published:
-    """One row of published.csv.
+    """One row of published.csv; None where the source does not say.
 
     Attributes:
-        method, suite, dataset: their names.
-        tasks: the numbers of the tasks that the score is a mean over; empty if the dataset has one task.
-        default_task: the number of the dataset's default task, or None.
-        phase: ``offline``, or ``online`` for a score after online training.
-        score, spread: the published mean, and what the source gives after ±.
+        dataset: or, for a mean over several datasets, which tasks these are, e.g. ``50 tasks of Set B``.
+        tasks: the task numbers the score is a mean over; empty where the dataset has one task.
+        rewards: empty for the environment's own; ``sparse`` for 0 at success and -1 elsewhere.
+        phase: ``offline``, or ``online`` after training in the environment.
+        updates: on the data, before any step in the environment.
+        online_steps: steps in the environment.
+        spread: standard deviation over seeds.
+        low, high: of a 95 % interval of the mean over seeds.
         unit: ``success %`` or ``normalized score``.
-        source: the paper and the table.
+        protocol: the set of tasks and settings that it belongs to: A, B, or the paper's own.
+        chunk: actions that the policy chooses at once.
+        critics: size of the ensemble.
+        rho: the Bellman target takes the ensemble's mean - rho std; 0 for its mean or minimum.
+        evaluations: of the last evaluations, so many are averaged.
+        source: where it was read.
     """
 
     method: str
     suite: str
     dataset: str
     tasks: frozenset[int]
-    default_task: int | None
+    rewards: str
     phase: str
+    updates: int | None
+    online_steps: int | None
     score: float
-    spread: float
+    spread: float | None
+    low: float | None
+    high: float | None
     unit: str
+    seeds: int | None
+    protocol: str
+    chunk: int | None
+    critics: int | None
+    rho: float | None
+    evaluations: int | None
     source: str
 
     def __str__(self) -> str:
-        return f"{self.score:g} ± {self.spread:g}"
+        if self.low is not None:
+            return f"{self.score:g} [{self.low:g}, {self.high:g}]"
+        return f"{self.score:g}" + (f" ± {self.spread:g}" if self.spread is not None else "")
 
     @property
     def what(self) -> str:
@@ -55,7 +91,7 @@ class Published:
 
 @cache
 def published_scores() -> tuple[Published, ...]:
-    """All rows of published.csv."""
+    """All of published.csv, in its order: by suite, dataset, task, rewards, phase and length."""
     lines = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8").splitlines()
     return tuple(
         Published(
@@ -63,19 +99,29 @@ def published_scores() -> tuple[Published, ...]:
             suite=row["suite"],
             dataset=row["dataset"],
             tasks=_numbers(row["task"]),
-            default_task=int(row["default_task"]) if row["default_task"] else None,
+            rewards=row["rewards"],
             phase=row["phase"],
+            updates=_whole(row["updates"]),
+            online_steps=_whole(row["online_steps"]),
             score=float(row["score"]),
-            spread=float(row["spread"]),
+            spread=_real(row["spread"]),
+            low=_real(row["low"]),
+            high=_real(row["high"]),
             unit=row["unit"],
+            seeds=_whole(row["seeds"]),
+            protocol=row["protocol"],
+            chunk=_whole(row["chunk"]),
+            critics=_whole(row["critics"]),
+            rho=_real(row["rho"]),
+            evaluations=_whole(row["evaluations"]),
             source=row["source"],
         )
         for row in csv.DictReader(lines)
     )
 
 
-def beside(groups: Collection[Group]) -> list[Published]:
-    """The published scores with exactly the same dataset, tasks, phase and metric as some groups.
+def of_task(groups: Collection[Group]) -> list[Published]:
+    """Published scores of exactly the groups' dataset, tasks, rewards, phase and metric, under any protocol.
 
     Args:
         groups: one group for the score of a task, or one for each task for a mean over tasks.
@@ -91,11 +137,65 @@ def beside(groups: Collection[Group]) -> list[Published]:
         known
         for known in published_scores()
         if plain_name(known.dataset) == plain_name(first.task.dataset)
-        and known.phase == phase
+        and (known.rewards, known.phase) == (REWARDS, phase)
         and _same_scale(known, first.metric)
         and len(groups) == max(1, len(known.tasks))
-        and (not known.tasks or {_number(g.task, known) for g in groups} == known.tasks)
+        and (not known.tasks or {_number(g.task) for g in groups} == known.tasks)
     ]
+
+
+def differences(known: Published, group: Group) -> list[str]:
+    """How the published score's protocol differs from that of a group's runs; empty where they may be compared.
+
+    What the source does not say differs, but for the number of evaluations that were averaged, which few say.
+    """
+    config = group.runs[0].config
+    evaluations = max(score.evaluations for score in group.scores)
+    compared = (
+        ("updates on the data", known.updates, config["updates"]),
+        ("steps in the environment", known.online_steps, config.get("online.steps") or 0),
+        ("actions at once", known.chunk, CHUNK),
+        ("critics", known.critics, _critics(config)),
+        ("rho", known.rho, _rho(config)),
+        ("evaluations averaged", known.evaluations or evaluations, evaluations),
+    )
+    return [
+        f"{what}: {'not said' if theirs is None else f'{theirs:,.9g}'} there, {ours:,.9g} here"
+        for what, theirs, ours in compared
+        if ours is not None and theirs != ours
+    ]
+
+
+def beside(groups: Collection[Group]) -> list[Published]:
+    """Published scores of the groups' task, of their algorithm and under their protocol.
+
+    Args:
+        groups: of one method, see :func:`of_task`.
+    """
+    algo = next(iter(groups)).method.algo
+    return [known for known in comparable(groups) if known.method.lower() == algo]
+
+
+def comparable(groups: Collection[Group]) -> list[Published]:
+    """Published scores of the groups' task and under their protocol, of any method."""
+    return [known for known in of_task(groups) if not any(differences(known, group) for group in groups)]
+
+
+def before(online: Published) -> Published | None:
+    """The offline score from which a published run went online; None where it began from scratch, or nothing is said.
+
+    So ``[(before(known), known) for known in comparable(groups)]`` are the published pairs of a task whose runs here
+    went online.
+    """
+    same = ("method", "dataset", "tasks", "rewards", "updates", "protocol", "source")
+    return next(
+        (
+            known
+            for known in published_scores()
+            if known.phase == "offline" and all(getattr(known, name) == getattr(online, name) for name in same)
+        ),
+        None,
+    )
 
 
 def remark(groups: Collection[Group]) -> str:
@@ -106,8 +206,19 @@ def remark(groups: Collection[Group]) -> str:
     return "" if sources == {"official"} else UNRECORDED_REMARK
 
 
-def _number(task: Task, known: Published) -> int | None:
-    return task.number if task.number is not None else known.default_task
+def _critics(config: Mapping[str, Any]) -> int | None:
+    """The size of the ensemble; None for an algorithm without a critic."""
+    if config.get("algo.critic") == "${network.critic}":
+        return config.get("network.critic.ensemble")
+    return config.get("algo.critic.ensemble")
+
+
+def _rho(config: Mapping[str, Any]) -> float:
+    return config["algo.rho"] if config.get("algo.target_aggregation") == "mean_minus_std" else 0.0
+
+
+def _number(task: Task) -> int:
+    return task.number if task.number is not None else default_task(task.dataset)
 
 
 def _same_scale(known: Published, metric: Metric) -> bool:
@@ -121,3 +232,11 @@ def _numbers(task: str) -> frozenset[int]:
         return frozenset()
     first, _, last = task.partition("-")
     return frozenset(range(int(first), int(last or first) + 1))
+
+
+def _whole(cell: str) -> int | None:
+    return int(cell) if cell else None
+
+
+def _real(cell: str) -> float | None:
+    return float(cell) if cell else None

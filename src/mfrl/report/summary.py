@@ -37,8 +37,7 @@ class Row:
         std: sample standard deviation over seeds. Over tasks, it is that of each seed's mean over tasks, and None if
             tasks have different seeds. None for one seed.
         mean_interval, iqm_interval: None if a task has a single run.
-        published: published scores to compare with.
-        remark: why these are not of the same experiment; see :func:`mfrl.report.published.remark`.
+        published, remark: scores of the same method that this one may be compared with, and with what caution.
     """
 
     method: Method

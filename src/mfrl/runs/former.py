@@ -1,4 +1,4 @@
-"""Class names in configurations that earlier versions wrote, and the names of these classes today."""
+"""Configurations that earlier versions wrote: the names of their classes today, and the settings they did not have."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ def with_current_names(config: Any) -> Any:
     if isinstance(config, list):
         return [with_current_names(value) for value in config]
     return CURRENT_NAMES.get(config, config) if isinstance(config, str) else config
+
+
+def with_later_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, with those that an earlier version did not have at the values that change nothing.
+
+    Without an online phase its settings mean nothing and are left out.
+    """
+    later: dict[str, Any] = {"online.steps": 0}
+    if "data.task" in settings:  # of OGBench
+        later["data.sparse"] = False
+    settings = later | settings
+    if settings["online.steps"] == 0:
+        return {key: value for key, value in settings.items() if not key.startswith("online.") or key == "online.steps"}
+    return settings

@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from mfrl.errors import MfrlError
-from mfrl.runs.former import with_current_names
+from mfrl.errors import ConfigError, MfrlError
+from mfrl.runs.former import with_current_names, with_later_settings
+from mfrl.settings import OnlineSettings
 
 FINISHED, UNFINISHED, FAILED, DUPLICATE = "finished", "unfinished", "failed", "duplicate"
 ERROR_FILE = "error.txt"  #: the traceback of a sweep's job that failed; removed when the job succeeds
@@ -144,8 +145,8 @@ def read_run(path: Path) -> Run:
         known["result"] = result = _read_json(result_path)
         known["written"] = result_path.stat().st_mtime
         _require(result, "result.json", {"env": str, "dataset": str, "seed": int, "updates": int, "final": dict})
-        if result["updates"] != config["updates"]:
-            reason = f"result.json is of update {result['updates']:,}, config.yaml asks for {config['updates']:,}"
+        if result["updates"] != (total := total_updates(config)):
+            reason = f"result.json is of update {result['updates']:,}, config.yaml asks for {total:,}"
             return Run(path, UNFINISHED, f"{reason}; {_progress(config, evaluations)}", **known)
         known["provenance"] = provenance = _read_json(path / "provenance.json")
         _require(provenance, "provenance.json", {"dataset": str, "source": str})
@@ -164,9 +165,19 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise _Damaged(f"config.yaml cannot be read: {_first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise _Damaged("config.yaml is no mapping of settings")
-    leaves = flatten(with_current_names(loaded))
+    leaves = with_later_settings(flatten(with_current_names(loaded)))
     _require(leaves, "config.yaml", {"seed": int, "updates": int, "algo_name": str, "env.name": str})
     return leaves
+
+
+def total_updates(config: dict[str, Any]) -> int:
+    """The number of updates of both phases that a configuration asks for."""
+    names = ("steps", "start_after", "updates_per_step", "num_envs")
+    online = {name: config[f"online.{name}"] for name in names if f"online.{name}" in config}
+    try:
+        return int(config["updates"]) + OnlineSettings(**online).updates
+    except ConfigError as error:
+        raise _Damaged(f"config.yaml: {error}") from error
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -299,7 +310,7 @@ def _progress(config: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
     last = evaluations[-1]
     success = last.get("eval/success")
     score = f", success {success:.2f}" if _is_number(success) else ""
-    return f"last evaluation at update {last['updates']:,} of {config['updates']:,}{score}"
+    return f"last evaluation at update {last['updates']:,} of {total_updates(config):,}{score}"
 
 
 def _first_line(error: Exception) -> str:
