@@ -45,7 +45,8 @@ def plan(cfg: DictConfig, first_update: int) -> str:
     total = total_updates(cfg)
     updates = f"{total - first_update:,} updates" + (f" after {first_update:,}" if first_update else "")
     if cfg.online.steps:
-        updates += f", the last {total - cfg.updates:,} online in {cfg.online.steps:,} steps"
+        left = total - max(first_update, cfg.updates)
+        updates += f", {'all' if left == total - first_update else f'{left:,} of them'} online"
     over = ""
     if "episodes" in cfg.eval:
         interim = interim_episodes(cfg)
@@ -74,6 +75,7 @@ def finish(started: StartedRun, module: Training | Member) -> dict[str, Any]:
         "seed": cfg.seed,
         "data": started.source,
         "updates": module.updates,
+        **({"online": online_start(run, cfg)} if cfg.online.steps else {}),
         **final_scores(run),
         "seconds": round(time.perf_counter() - started.started_at, 2),
         "updates_per_second": round(started.monitor.updates / max(started.monitor.seconds, 1e-9), 3),
@@ -109,6 +111,13 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
     return {"final": last, "mean_of_last_three": means, "best": best, **sizes}
 
 
+def online_start(run: RunFolder, cfg: DictConfig) -> dict[str, Any]:
+    """The steps of a run's online phase, the update at which it began, and the scores there, if there are any."""
+    there = [e for e in read_evaluations(run) if e["updates"] == cfg.updates]
+    scores = {key: value for e in there for key, value in e.items() if key.startswith("eval/")}
+    return {"steps": cfg.online.steps, "after_updates": cfg.updates, **scores}
+
+
 def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     """Print the closing table: the scores, and commands to look further.
 
@@ -127,6 +136,10 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     kind = "episodes" if "eval/return" in result["final"] else "samples"
     over = f"{result['transitions']:,} transitions" if "transitions" in result else f"{result['episodes']} {kind}"
     table.add_row("evaluated over", over)
+    if online := result.get("online"):
+        table.add_row("online", f"{online['steps']:,} steps after update {online['after_updates']:,}")
+        if key in online:
+            table.add_row(f"{score_name(key)} before them", format_score(key, online[key]))
     table.add_row("algo, variant", f"{result['algo']}, {result['variant']}")
     if "alpha" in result:
         table.add_row("alpha", f"{result['alpha']:g}")

@@ -23,6 +23,7 @@ from mfrl.errors import CheckpointError, RefusedRun, refused_by_system
 from mfrl.learning.training import Trained
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
+from mfrl.runs.former import with_later_settings
 from mfrl.runs.read import FINISHED, flatten, read_run
 from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, matches_any
 from mfrl.runs.saved import PART_CLASSES, Saved, refuse_incomplete, resolve_interpolations, resolved_value
@@ -99,7 +100,7 @@ def finished_result(cfg: DictConfig) -> dict[str, Any] | None:
     if not run.config:
         raise RefusedRun(f"{path}: {run.reason}; move the folder away to begin anew")
     resolve_interpolations(cfg)
-    now, before = flatten(plain_settings(cfg, resolve=False)), run.config
+    now, before = with_later_settings(flatten(plain_settings(cfg, resolve=False))), run.config
     for key in now | before:
         if matches_any(key, (*RESUMABLE, *BOOKKEEPING)) and key not in JUDGED_BY:
             continue

@@ -57,6 +57,7 @@ def learning_curves(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
             updates, values = curve(group)
             axes.plot(updates, values.mean(axis=1), **_BEHIND)
         _scale(axes, groups[0].metric)
+        _mark_phases(axes, groups)
         shown = [group for _, group in panel]
         if len(panel) == 1:
             ((label, group),) = panel
@@ -97,6 +98,7 @@ def _in_one_panel(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
         _shade(axes, group, bootstrap)
     axes.set(title=groups[0].task.name, xlabel="updates", ylabel=axis_label(groups[0].metric))
     _scale(axes, groups[0].metric)
+    _mark_phases(axes, groups)
     figure.legend(loc="outside lower center", ncols=columns, title=_note(groups, bootstrap), **_LEGEND)
     return figure
 
@@ -216,6 +218,15 @@ def _scale(axes: Axes, metric: Metric) -> None:
     if metric.unit == "%":
         axes.set_ylim(-3, 103)
     _tidy(axes, "both")
+
+
+def _mark_phases(axes: Axes, groups: Sequence[Group]) -> None:
+    """Draw a line where the online phase begins, if all runs went online after as many updates."""
+    begins = {run.config["updates"] if run.online else 0 for group in groups for run in group.runs}
+    if len(begins) == 1 and (begin := begins.pop()):
+        axes.axvline(begin, color="0.45", linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
+        style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "color": "0.35"}
+        axes.annotate("online →", (begin, 1.0), (3, -9), fontsize=7, **style)
 
 
 def _spread(row: int, count: int) -> np.ndarray:

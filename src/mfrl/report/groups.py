@@ -169,6 +169,17 @@ class Group:
         return self.scores[0].metric
 
     @property
+    def offline_values(self) -> np.ndarray | None:
+        """The scores ``(runs,)`` at the end of the offline phase; None unless all runs went online after one."""
+        found = []
+        for run in self.runs:
+            at_end = [e for e in run.evaluations if e["updates"] == run.config["updates"]]
+            if not run.online or not at_end or not isinstance(value := at_end[0].get(self.metric.name), int | float):
+                return None
+            found.append(self.metric.factor * value)
+        return np.array(found)
+
+    @property
     def seeds(self) -> list[int]:
         return [run.config["seed"] for run in self.runs]
 
@@ -240,7 +251,9 @@ def group_runs(runs: Sequence[Run], metric: str | None = None, score: str | None
         task = task_of[run.path]
         # The number of updates and the evaluation belong to a task's protocol.
         explained = {"env": task, "updates": task, "eval": task, "variant": run.variant, "algo": run.algo}
-        return explained.get(key.split(".")[0])
+        if key.startswith("online.") and key != "online.steps":  # without a phase there are no such settings
+            return task, run.algo, run.online
+        return (explained | {"online": task}).get(key.split(".")[0])
 
     shown = _differing_within(finished, differing, choice)
     swept = _differing_within(finished, shown, lambda run, _: (task_of[run.path], run.algo, run.variant))
@@ -462,6 +475,8 @@ def _setting_keys(runs: Sequence[Run]) -> list[str]:
 
 def _is_setting(key: str) -> bool:
     if key == "eval.seed":  # evaluations over other episodes are not the same evaluation
+        return True
+    if key == "online.num_envs":  # unlike those of an evaluation, they change what is learned from
         return True
     if key in _IDENTITY or key.rpartition(".")[2] in _NOT_COMPARED or key.startswith(_NOT_COMPARED_SECTIONS):
         return False

@@ -18,7 +18,7 @@ from mfrl.report.groups import (
     text,
     unsteady,
 )
-from mfrl.report.statistics import Interval
+from mfrl.report.statistics import Interval, task_mean
 from mfrl.report.summary import Bootstrap, Improvement, Row
 
 _MANY_METHODS = 6  # of more methods, a report shows the comparisons with the best one; improvement.csv has all
@@ -182,8 +182,13 @@ def unsteady_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def mean_and_std(row: Row) -> str:
+    """The mean and deviation of the scores; of runs that went online, after the mean at the end of the offline phase."""
     mean = row.metric.format(row.mean)
-    return f"{mean} ± {row.metric.format(row.std)}" if row.std is not None else mean
+    score = f"{mean} ± {row.metric.format(row.std)}" if row.std is not None else mean
+    before = [values for group in row.groups if (values := group.offline_values) is not None]
+    if len(before) < len(row.groups):
+        return score
+    return f"{row.metric.format(float(task_mean(before)))} → {score}"
 
 
 def iqm_and_interval(row: Row) -> str:
