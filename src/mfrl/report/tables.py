@@ -182,7 +182,7 @@ def unsteady_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def mean_and_std(row: Row) -> str:
-    """The mean and deviation of the scores; of runs that went online, after the mean at the end of the offline phase."""
+    """The mean and deviation of the scores; of runs that went online, with the offline mean in front."""
     mean = row.metric.format(row.mean)
     score = f"{mean} ± {row.metric.format(row.std)}" if row.std is not None else mean
     before = [values for group in row.groups if (values := group.offline_values) is not None]
