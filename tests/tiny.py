@@ -13,7 +13,9 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import hydra
+import lightning as L
 import torch
+from conftest import DATASET
 from omegaconf import DictConfig
 from processes import Command
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.data.batch import Batch, DataSpec
+from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
 from mfrl.meanflow import Times
 from mfrl.networks.critic import QEnsemble
@@ -46,7 +49,24 @@ RESIDUAL = Reformulation(1.0, -1.0)
 #: The command line, to be started by `subprocess`, and the surroundings that make what it says one line each.
 COMMAND = [sys.executable, "-c", "from mfrl.app.cli import main; main()"]
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-#: A run of a moment on a known distribution, without a simulator.
+#: Small networks and batches.
+SMALL = ["network.actor.width=16", "network.critic.hidden=[16]", "batch_size=8", "accelerator=cpu"]
+#: Settings of a short run in the maze of the fixture ``data_dir``. A test adds the updates and the evaluation.
+MAZE = [f"env=ogbench/{DATASET}", "experiment=quickstart", "collect=null", *SMALL, "log.every=6"]
+#: A short run on a Minari dataset. A test adds ``env.dataset`` and ``data_dir``.
+MINARI = [
+    "env=minari/dataset",
+    "network=small",
+    *SMALL,
+    "updates=8",
+    "log.every=4",
+    "checkpoint.every=8",
+    "eval.every=4",
+    "eval.episodes=2",
+    "eval.num_envs=2",
+    "eval.workers=0",
+]
+#: A short run on a known distribution, without a simulator.
 TOY = [
     "experiment=toy",
     "network.actor.hidden=[16]",
@@ -169,6 +189,50 @@ def transitions(rows: int = 200, seed: int = 0) -> Transitions:
     """One trajectory in float32."""
     b = batch(rows, seed, torch.float32)
     return Transitions(b.observations, b.actions, b.rewards, b.masks, torch.arange(rows - 1))
+
+
+class Chunks(L.LightningDataModule):
+    """Transitions in chunks, from the update on that the training is at.
+
+    Args:
+        data: the transitions.
+        updates, chunk, batch_size, seed, discount: see :class:`ChunkLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Transitions,
+        updates: int,
+        chunk: int,
+        batch_size: int = 16,
+        seed: int = 0,
+        discount: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.data, self.updates, self.chunk, self.batch_size = data, updates, chunk, batch_size
+        self.seed, self.discount = seed, discount
+
+    def train_dataloader(self) -> ChunkLoader:
+        first = self.trainer.lightning_module.updates
+        return ChunkLoader(self.data, self.batch_size, self.seed, first, self.updates, self.chunk, (), self.discount)
+
+
+def trainer(*callbacks: L.Callback) -> L.Trainer:
+    """A trainer that prints and writes nothing."""
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of parameters and buffers, by name."""
+    return {name: x.clone() for name, x in module.state_dict().items()}
 
 
 def algorithm(**settings: Any) -> MeanFlowQL:

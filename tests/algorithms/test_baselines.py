@@ -22,15 +22,18 @@ from tiny import (
     OBSERVATION_DIM,
     RESIDUAL,
     SPEC,
+    Chunks,
     algorithm,
     batch,
     doubled,
     noise_of,
     randn,
     randomise_,
+    snapshot,
     times,
     tiny_dit,
     tiny_mlp,
+    trainer,
 )
 from torch import Tensor, nn
 
@@ -44,7 +47,6 @@ from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
 from mfrl.callbacks.monitor import Monitor
-from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
 from mfrl.errors import ConfigError, DivergedError
 from mfrl.learning.learner import Learner
@@ -340,18 +342,11 @@ def test_settings_out_of_range_are_refused_by_name(name: str, setting: dict[str,
 ACTION = torch.tensor([0.8, -0.7])
 
 
-class Data(L.LightningDataModule):
-    """One action everywhere."""
-
-    def __init__(self, updates: int, chunk: int, batch_size: int = 16) -> None:
-        super().__init__()
-        self.updates, self.chunk, self.batch_size = updates, chunk, batch_size
-
-    def train_dataloader(self) -> ChunkLoader:
-        first = self.trainer.lightning_module.updates
-        b = batch(200, dtype=torch.float32)
-        data = Transitions(b.observations, ACTION.expand(200, 2), b.rewards, b.masks, torch.arange(199))
-        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, (), 1.0)
+def one_action(updates: int, chunk: int, batch_size: int = 16) -> Chunks:
+    """Data with one action everywhere."""
+    b = batch(200, dtype=torch.float32)
+    data = Transitions(b.observations, ACTION.expand(200, 2), b.rewards, b.masks, torch.arange(199))
+    return Chunks(data, updates, chunk, batch_size, discount=1.0)
 
 
 class Recorder(L.Callback):
@@ -377,25 +372,9 @@ class Recorder(L.Callback):
         self._look(pl_module)
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """The networks with a parameter that changed."""
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-
-
-def trainer(*callbacks: L.Callback) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
 
 
 def fresh(name: str, **settings: Any) -> Algorithm:
@@ -405,7 +384,7 @@ def fresh(name: str, **settings: Any) -> Algorithm:
 
 def fit(name: str, last: int, chunk: int, **settings: Any) -> tuple[Training, Recorder]:
     training, recorder = Training(fresh(name, **settings), 16), Recorder()
-    trainer(recorder).fit(training, datamodule=Data(last, chunk))
+    trainer(recorder).fit(training, datamodule=one_action(last, chunk))
     assert training.updates == last
     return training, recorder
 
@@ -422,11 +401,11 @@ def test_chunks_of_any_size_and_a_break_anywhere_give_the_same_parameters_bit_fo
     assert_equal(snapshot(fit(name, 12, 8)[0]), straight)
     for at in (4, 6, 9):  # of a distillation: in its first stage, between the two, in its second
         half, first = fresh(name), trainer()
-        first.fit(Training(half, 16), datamodule=Data(at, 3))
+        first.fit(Training(half, 16), datamodule=one_action(at, 3))
         first.save_checkpoint(tmp_path / "half.ckpt")
         assert moved(snapshot(half), straight)
         again = fresh(name)
-        data, half_way = Data(12, 5), tmp_path / "half.ckpt"
+        data, half_way = one_action(12, 5), tmp_path / "half.ckpt"
         trainer().fit(Training(again, 16), datamodule=data, ckpt_path=half_way, weights_only=True)
         assert_equal(snapshot(again), straight)
 
@@ -453,7 +432,7 @@ def test_rates_follow_their_schedules_within_their_stages():
 def test_a_diverging_run_is_given_no_advice_about_a_critic_it_lacks():
     diverging = Training(fresh("flow_bc", actor_lr=1e30, actor_warmup=0.0), 16)
     with pytest.raises(DivergedError, match=r"Try a smaller learning rate\.$"):
-        trainer(Monitor(1)).fit(diverging, datamodule=Data(12, 1))
+        trainer(Monitor(1)).fit(diverging, datamodule=one_action(12, 1))
 
 
 def test_gradients_are_clipped():
@@ -478,7 +457,7 @@ class Popped(L.Callback):
 
 def test_in_a_window_that_holds_both_stages_each_has_the_means_of_its_own_updates():
     popped = Popped()
-    trainer(popped).fit(Training(fresh("flow_distilled", flow_share=0.25), 16), datamodule=Data(12, 1))
+    trainer(popped).fit(Training(fresh("flow_distilled", flow_share=0.25), 16), datamodule=one_action(12, 1))
     flow, student = ["flow_loss", "flow_grad_norm"], ["distillation_loss", "student_grad_norm"]
     assert [sorted(metrics) for metrics in popped.metrics] == 3 * [sorted(flow)] + 9 * [sorted(student)]
     first, second = popped.metrics[:3], popped.metrics[3:]
@@ -500,7 +479,7 @@ def test_training_learns_the_action_of_a_dataset_with_one(name: str):
             return (module.policy().unclipped(s, e) - ACTION).square().mean().sqrt().item()
 
     assert distance() > 0.7
-    trainer().fit(Training(module, 64), datamodule=Data(500, 50, batch_size=64))
+    trainer().fit(Training(module, 64), datamodule=one_action(500, 50, batch_size=64))
     assert distance() < 0.2
 
 

@@ -17,19 +17,22 @@ from tiny import (
     ACTION_DIM,
     OBSERVATION_DIM,
     SPEC,
+    Chunks,
     batch,
     doubled,
     noise_of,
     randn,
     randomise_,
+    snapshot,
     times,
     tiny_critic,
     tiny_dit,
     tiny_mlp,
+    trainer,
 )
 from torch import Tensor, nn
 
-from algorithms.test_baselines import TINY, moved, snapshot, trainer
+from algorithms.test_baselines import TINY, moved
 from mfrl.algorithms.fql import FQL
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.parts import build_algorithm
@@ -341,19 +344,12 @@ def test_behind_encoders_of_their_own_losses_are_the_same_and_every_image_is_enc
 # ---- updates in a real Trainer
 
 
-class Data(L.LightningDataModule):
-    """A reward that is the closer to 0 the nearer the action's first number is to 0.5; the data act anywhere."""
-
-    def __init__(self, updates: int, chunk: int, batch_size: int = 16) -> None:
-        super().__init__()
-        self.updates, self.chunk, self.batch_size = updates, chunk, batch_size
-
-    def train_dataloader(self) -> ChunkLoader:
-        first = self.trainer.lightning_module.updates
-        b = batch(500, dtype=torch.float32)
-        rewards = -(b.actions[:, 0] - 0.5).square()
-        data = Transitions(b.observations, b.actions, rewards, torch.zeros(500), torch.arange(499))
-        return ChunkLoader(data, self.batch_size, 0, first, self.updates, self.chunk, (), 0.99)
+def rewarded_near_half(updates: int, chunk: int, batch_size: int = 16) -> Chunks:
+    """Random actions, with a reward that grows to 0 as the action's first number comes near 0.5."""
+    b = batch(500, dtype=torch.float32)
+    rewards = -(b.actions[:, 0] - 0.5).square()
+    data = Transitions(b.observations, b.actions, rewards, torch.zeros(500), torch.arange(499))
+    return Chunks(data, updates, chunk, batch_size)
 
 
 def fresh(**settings: Any) -> FQL:
@@ -361,7 +357,7 @@ def fresh(**settings: Any) -> FQL:
     return FQL(SPEC, tiny_field, tiny_critic, **{"updates": 12, "flow_steps": 3} | settings)
 
 
-def train_on(data: Data, module: FQL, **further: Any) -> tuple[L.Trainer, Training]:
+def train_on(data: Chunks, module: FQL, **further: Any) -> tuple[L.Trainer, Training]:
     """In a real Trainer, to the end of the data."""
     runner, training = trainer(), Training(module, data.batch_size)
     runner.fit(training, datamodule=data, **further)
@@ -371,7 +367,7 @@ def train_on(data: Data, module: FQL, **further: Any) -> tuple[L.Trainer, Traini
 
 def test_the_average_of_the_policy_acts_and_is_not_trained():
     module = fresh(actor_average=0.5)
-    train_on(Data(4, 2), module)
+    train_on(rewarded_near_half(4, 2), module)
     assert module.policy().student is module.averaged_actor
     assert not any(p.requires_grad for p in module.averaged_actor.parameters())
     pairs = zip(module.averaged_actor.parameters(), module.actor.parameters(), strict=True)
@@ -381,17 +377,12 @@ def test_the_average_of_the_policy_acts_and_is_not_trained():
 
 
 def test_one_update_is_the_target_s_average_and_one_step_of_one_adam_without_clipping():
-    class Fixed(Data):
-        def train_dataloader(self) -> ChunkLoader:
-            b = batch(17, dtype=torch.float32)
-            data = Transitions(b.observations, b.actions, 100.0 * b.rewards, b.masks, torch.arange(16))
-            return ChunkLoader(data, self.batch_size, 0, 0, self.updates, self.chunk, (), 0.99)
-
+    b = batch(17, dtype=torch.float32)
+    rewarded = Transitions(b.observations, b.actions, 100.0 * b.rewards, b.masks, torch.arange(16))
     module, twin = fresh(tau=0.25, actor_lr=1e-2, critic_lr=1e-2), fresh(tau=0.25)
-    data = Fixed(3, 1)
-    _, training = train_on(data, module)
+    _, training = train_on(Chunks(rewarded, updates=3, chunk=1), module)
     optimizer = torch.optim.Adam([p for name in NETWORKS[:3] for p in getattr(twin, name).parameters()], lr=1e-2)
-    batches = [b for chunk in data.train_dataloader() for b in chunk]
+    batches = [b for chunk in ChunkLoader(rewarded, 16, 0, 0, 3, 1, (), 0.99) for b in chunk]
     assert len(batches) == 3
     for k, b in enumerate(batches):
         optimizer.zero_grad()
@@ -410,15 +401,15 @@ def test_one_update_is_the_target_s_average_and_one_step_of_one_adam_without_cli
 
 def test_chunks_of_any_size_and_a_break_anywhere_give_the_same_parameters_bit_for_bit(tmp_path: Path):
     straight = fresh()
-    train_on(Data(12, 1), straight)
+    train_on(rewarded_near_half(12, 1), straight)
     whole = fresh()
-    train_on(Data(12, 8), whole)
+    train_on(rewarded_near_half(12, 8), whole)
     assert_equal(snapshot(whole), snapshot(straight))
     half = fresh()
-    train_on(Data(5, 3), half)[0].save_checkpoint(tmp_path / "half.ckpt")
+    train_on(rewarded_near_half(5, 3), half)[0].save_checkpoint(tmp_path / "half.ckpt")
     assert moved(snapshot(half), snapshot(straight)) == set(NETWORKS)
     again = fresh()
-    train_on(Data(12, 5), again, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    train_on(rewarded_near_half(12, 5), again, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert_equal(snapshot(again), snapshot(straight))
 
 
@@ -430,7 +421,7 @@ def test_a_small_alpha_finds_the_best_action_and_a_large_one_stays_with_the_data
     settings = {"updates": 800, "alpha": alpha, "flow_steps": 5, "actor_lr": 3e-3, "critic_lr": 3e-3}
     module = FQL(SPEC, partial(VectorField, hidden=[32, 32]), partial(QEnsemble, hidden=[32, 32]), **settings)
     s, e = batch(256, dtype=torch.float32).observations, torch.randn(1, 256, ACTION_DIM)
-    train_on(Data(800, 100, batch_size=64), module)
+    train_on(rewarded_near_half(800, 100, batch_size=64), module)
     with torch.no_grad():
         first, second = module.policy().candidates(s, e)[0].unbind(-1)
     # In the data both are uniform in [-0.9, 0.9], of mean 0 and deviation 0.52; only the first is rewarded.

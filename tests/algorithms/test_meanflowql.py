@@ -16,12 +16,15 @@ from tiny import (
     OBSERVATION_DIM,
     RESIDUAL,
     SPEC,
+    Chunks,
     algorithm,
     batch,
     randn,
+    snapshot,
     tiny_critic,
     tiny_dit,
     tiny_mlp,
+    trainer,
     transitions,
 )
 from torch import Tensor, nn
@@ -29,7 +32,6 @@ from torch import Tensor, nn
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.algorithms.policy import one_step
 from mfrl.data.batch import Batch
-from mfrl.data.sampling import ChunkLoader
 from mfrl.errors import ConfigError
 from mfrl.learning.learner import Learner
 from mfrl.learning.training import Training
@@ -488,14 +490,8 @@ def test_times_are_drawn_from_the_grid_evenly_or_from_the_open_interval():
 # ---- updates in a real Trainer
 
 
-class Data(L.LightningDataModule):
-    def __init__(self, updates: int, chunk: int, seed: int = 0) -> None:
-        super().__init__()
-        self.updates, self.chunk, self.seed = updates, chunk, seed
-
-    def train_dataloader(self) -> ChunkLoader:
-        first = self.trainer.lightning_module.updates
-        return ChunkLoader(transitions(), 16, self.seed, first, self.updates, self.chunk, (), 0.995)
+def chunks(updates: int, chunk: int, seed: int = 0) -> Chunks:
+    return Chunks(transitions(), updates, chunk, seed=seed, discount=0.995)
 
 
 class Recorder(L.Callback):
@@ -526,22 +522,6 @@ class Recorder(L.Callback):
         return torch.nn.utils.get_total_norm(taken).item()
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
-def trainer(*callbacks: L.Callback) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
-
-
 def fresh(seed: int = 0, **settings: Any) -> MeanFlowQL:
     torch.manual_seed(seed)
     chosen = {"updates": 20, "actor_lr": 1e-2, "critic_lr": 1e-2, "tau": 0.1} | settings
@@ -550,7 +530,7 @@ def fresh(seed: int = 0, **settings: Any) -> MeanFlowQL:
 
 def fit(last: int, chunk: int, seed: int = 0, **settings: Any) -> tuple[Training, Recorder]:
     module, recorder = Training(fresh(seed, **settings), 16), Recorder()
-    trainer(recorder).fit(module, datamodule=Data(last, chunk, seed))
+    trainer(recorder).fit(module, datamodule=chunks(last, chunk, seed))
     assert module.updates == module.algorithm.k == last
     return module, recorder
 
@@ -598,7 +578,7 @@ class Noting(MeanFlowQL):
 def test_every_update_draws_its_own_noise_and_its_own_batch():
     Noting.seen.clear()
     module = Noting(SPEC, tiny_dit, tiny_critic, RESIDUAL, updates=20, seed=3)
-    trainer().fit(Training(module, 16), datamodule=Data(11, 3, seed=3))  # over the end of what is drawn together
+    trainer().fit(Training(module, 16), datamodule=chunks(11, 3, seed=3))  # over the end of what is drawn together
     rows = indices(key_of(3), "batch", torch.arange(11), 16, len(transitions()))
     assert len(Noting.seen) == 11
     for k, (noise, actions) in enumerate(Noting.seen):
@@ -713,10 +693,10 @@ def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path: An
     settings = {"alpha_schedule": "dynamic", "updates": 12, "actor_average": 0.2}
     straight, _ = fit(12, chunk, **settings)
     half, first = Training(fresh(**settings), 16), trainer()
-    first.fit(half, datamodule=Data(6, chunk))
+    first.fit(half, datamodule=chunks(6, chunk))
     first.save_checkpoint(tmp_path / "half.ckpt")
     resumed = Training(fresh(seed=0, **settings), 16)
-    trainer().fit(resumed, datamodule=Data(12, chunk), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    trainer().fit(resumed, datamodule=chunks(12, chunk), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert resumed.updates == 12
     assert same(snapshot(resumed), snapshot(straight))
     assert not same(snapshot(half), snapshot(straight))

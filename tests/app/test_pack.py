@@ -14,9 +14,8 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
-from conftest import DATASET
 from processes import Command, shorten_episodes
-from tiny import mfrl
+from tiny import MAZE, mfrl
 
 from mfrl.app.overrides import expand_seeds
 from mfrl.app.sweep import packed
@@ -25,21 +24,14 @@ from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.read import find_runs
 
 SMALL = [
-    f"env=ogbench/{DATASET}",
-    "experiment=quickstart",
-    "collect=null",
-    "network.actor.width=16",
-    "network.critic.hidden=[16]",
-    "batch_size=8",
+    *MAZE,
     "updates=24",
-    "log.every=6",
     "checkpoint.every=6",
     "eval.every=12",
     "eval.episodes=2",
     "eval.interim_episodes=1",
     "eval.num_envs=2",
     "eval.workers=0",
-    "accelerator=cpu",
     "existing=continue",
 ]
 FOLDER = "run_dir=r/alpha${algo.alpha}-seed${seed}"

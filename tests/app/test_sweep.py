@@ -26,7 +26,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-from tiny import COMMAND, ENVIRONMENT, TOY, mfrl
+from tiny import COMMAND, ENVIRONMENT, MAZE, TOY, mfrl
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
@@ -40,19 +40,12 @@ from mfrl.runs.read import find_runs
 from mfrl.system.paths import CONFIG_DIR
 
 SIMULATED = [
-    f"env=ogbench/{DATASET}",
-    "experiment=quickstart",
-    "collect=null",
-    "network.actor.width=16",
-    "network.critic.hidden=[16]",
-    "batch_size=8",
+    *MAZE,
     "updates=12",
-    "log.every=6",
     "checkpoint.every=12",
     "eval.every=12",
     "eval.episodes=1",
     "eval.num_envs=1",
-    "accelerator=cpu",
 ]
 
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from processes import Command
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import SPEC, compose, mfrl
+from tiny import MAZE, SPEC, compose, mfrl
 
 from mfrl.app.checks import refuse_settings_of_another_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
@@ -44,21 +44,14 @@ from mfrl.system.paths import CONFIG_DIR
 pytestmark = pytest.mark.usefixtures("short_episodes")
 
 TINY = [
-    f"env=ogbench/{DATASET}",
-    "experiment=quickstart",
-    "collect=null",
+    *MAZE,
     "algo.actor_lr_floor=1",  # a schedule that does not depend on how long the run is to be
-    "network.actor.width=16",
-    "network.critic.hidden=[16]",
-    "batch_size=8",
     "updates=24",
-    "log.every=6",
     "checkpoint.every=12",
     "eval.every=12",
     "eval.episodes=3",
     "eval.num_envs=3",
     "eval.workers=0",
-    "accelerator=cpu",
     "logger=csv",  # TensorBoard's figures take longer than everything else
 ]
 WITH_FIGURES = "logger=[tensorboard,csv]"

@@ -24,7 +24,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
-from tiny import compose
+from tiny import MINARI, compose
 
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.train import train
@@ -49,26 +49,9 @@ pytestmark = [
 register_robotics()
 
 
-TINY = [
-    "env=minari/dataset",
-    "network=small",
-    "network.actor.width=16",
-    "network.critic.hidden=[16]",
-    "batch_size=8",
-    "updates=8",
-    "log.every=4",
-    "checkpoint.every=8",
-    "eval.every=4",
-    "eval.episodes=2",
-    "eval.num_envs=2",
-    "eval.workers=0",
-    "accelerator=cpu",
-]
-
-
 WITHOUT_EPISODES = [
     "evaluation=held_out",
-    *(name for name in TINY if not name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))),
+    *(name for name in MINARI if not name.startswith(("eval.episodes", "eval.num_envs", "eval.workers"))),
 ]
 
 
@@ -360,7 +343,7 @@ def test_held_out_episodes_are_the_same_for_every_seed_and_fractions_follow_it(r
 
 
 def test_nothing_held_out_means_no_validation_losses(root: Path, tmp_path: Path) -> None:
-    settings = [*TINY, "env.dataset=test/point-v0", "env.val_fraction=0", f"data_dir={root}"]
+    settings = [*MINARI, "env.dataset=test/point-v0", "env.val_fraction=0", f"data_dir={root}"]
     result = train(compose("train", *settings, f"run_dir={tmp_path / 'run'}"), settings)
     assert result["episodes"] == 2
     logged = (tmp_path / "run/metrics.csv").read_text()
@@ -754,7 +737,7 @@ def test_a_set_recorded_with_d4rls_rewards_keeps_them(rule: str, said: bool, tmp
 
 def test_training_evaluation_and_checkpoint_from_any_dataset(root: Path, tmp_path: Path) -> None:
     settings = [
-        *TINY,
+        *MINARI,
         "env.dataset=test/point-v0",
         "env.reference_returns=[0,1]",
         f"data_dir={root}",
@@ -781,7 +764,7 @@ def test_a_checkpoint_does_not_say_whom_to_trust(tmp_path: Path, monkeypatch: py
         with pytest.raises(EnvError, match=r"trust=\[own_env\]"):
             MinariData("test/mine-v0", str(tmp_path)).setup()
     settings = [
-        *TINY,
+        *MINARI,
         "env.dataset=test/mine-v0",
         "trust=[own_env]",
         f"data_dir={tmp_path}",
@@ -896,7 +879,7 @@ def test_settings_of_another_evaluation_are_named_with_the_way_out(tmp_path: Pat
 
 def test_a_training_run_collects_random_actions_in_the_environment_it_names(tmp_path: Path) -> None:
     settings = [
-        *TINY,
+        *MINARI,
         "env=d4rl/pen-human",
         "env.dataset=mfrl/pen-random-v0",
         "collect={policy: random, episodes: 2}",

@@ -25,7 +25,7 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import SPEC, algorithm, batch, tiny_critic, tiny_mlp
+from tiny import MINARI, SPEC, algorithm, batch, tiny_critic, tiny_mlp
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
@@ -148,23 +148,7 @@ def evaluate(**kwargs: Any) -> Evaluation:
 
 # ---- data and runs
 
-SMALL = [
-    "env=minari/dataset",
-    "env.dataset=odd/odd-v0",
-    f"trust=[{TRUST[0]}]",
-    "network=small",
-    "network.actor.width=16",
-    "network.critic.hidden=[16]",
-    "batch_size=8",
-    "updates=8",
-    "log.every=4",
-    "checkpoint.every=8",
-    "eval.every=4",
-    "eval.episodes=2",
-    "eval.num_envs=2",
-    "eval.workers=0",
-    "accelerator=cpu",
-]
+SMALL = [*MINARI, "env.dataset=odd/odd-v0", f"trust=[{TRUST[0]}]"]
 
 
 def make_dataset(root: Path, monkeypatch: pytest.MonkeyPatch, env: str | None = "Odd-v0", **changes: Any) -> Path:

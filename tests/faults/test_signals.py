@@ -27,7 +27,7 @@ import torch
 from conftest import DATASET
 from processes import Command, processes_of_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import COMMAND, ENVIRONMENT
+from tiny import COMMAND, ENVIRONMENT, MAZE
 
 from mfrl.app.checks import check_settings
 from mfrl.app.train import train
@@ -44,20 +44,13 @@ from mfrl.system.files import NoLocks, one_at_a_time, replacing, temporary_folde
 TOY = [*tiny.TOY, "updates=60", "log.every=7", "checkpoint.every=10", "eval.every=15"]
 ENDLESS = [*TOY, "updates=1000000", "eval.every=1000000", "checkpoint.every=1000000"]
 SIMULATED = [
-    f"env=ogbench/{DATASET}",
-    "experiment=quickstart",
-    "collect=null",
-    "network.actor.width=16",
-    "network.critic.hidden=[16]",
-    "batch_size=8",
+    *MAZE,
     "updates=12",
-    "log.every=6",
     "checkpoint.every=1000",
     "eval.every=6",
     "eval.episodes=200",
     "eval.num_envs=2",
     "eval.workers=2",
-    "accelerator=cpu",
 ]
 STARTED: list[subprocess.Popen[str]] = []
 compose = partial(tiny.compose, "train")
