@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.abc import MetaPathFinder
@@ -43,6 +43,26 @@ from mfrl.system.files import NoLocks, one_at_a_time, replacing, temporary_folde
 # What is logged is no divisor of what is saved, so that windows of logging are cut by checkpoints.
 TOY = [*tiny.TOY, "updates=60", "log.every=7", "checkpoint.every=10", "eval.every=15"]
 ENDLESS = [*TOY, "updates=1000000", "eval.every=1000000", "checkpoint.every=1000000"]
+#: A run that learns from interaction alone: what it meets is written before what it has learned of it.
+ONLINE = [
+    "env=gym/any",
+    "env.gym_id=Pendulum-v1",
+    "env.max_episode_steps=25",
+    "algo=sac",
+    "network.critic.hidden=[8]",
+    "updates=0",
+    "online.steps=120",
+    "online.num_envs=2",
+    "online.start_after=20",
+    "batch_size=8",
+    "log.every=7",
+    "checkpoint.every=10",
+    "eval.every=30",
+    "eval.episodes=2",
+    "eval.num_envs=2",
+    "eval.workers=0",
+    "accelerator=cpu",
+]
 SIMULATED = [
     *MAZE,
     "updates=12",
@@ -97,7 +117,7 @@ def steps(path: Path, tag: str) -> set[int]:
     return {event.step for event in events.Scalars(tag)}
 
 
-def assert_same_run(a: Path, b: Path) -> None:
+def assert_same_run(a: Path, b: Path, tags: Sequence[str] = ("eval/w2", "val/flow_loss", "train/flow_loss")) -> None:
     """Weights byte for byte, every evaluation, every logged number, and nothing half-written."""
     ours, theirs = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (a, b))
     assert {name: t.numpy().tobytes() for name, t in ours.items()} == {
@@ -105,7 +125,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     }
     assert evaluations(a) == evaluations(b)
     assert rows(a) == rows(b)
-    for tag in ("eval/w2", "val/flow_loss", "train/flow_loss"):
+    for tag in tags:
         assert steps(a, tag) == steps(b, tag)
     assert not list(b.rglob(".*.tmp*"))
 
@@ -172,6 +192,36 @@ def test_a_hundred_kills_lose_nothing(reference: Path, tmp_path: Path) -> None:
         assert_same_run(reference, path)
         number += 1
     print(f"\n{tried} kills over {number} runs: every run ended as the undisturbed one")
+
+
+@pytest.fixture(scope="module")
+def online_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("online") / "reference"
+    changes = [*ONLINE, f"run_dir={path}"]
+    train(compose(*changes), changes)
+    return path
+
+
+def assert_same_online(a: Path, b: Path) -> None:
+    assert_same_run(a, b, ("eval/return", "train/critic_loss", "online/steps"))
+    assert (a / "replay.bin").read_bytes() == (b / "replay.bin").read_bytes()
+
+
+def test_an_online_run_that_is_killed_ends_as_if_it_had_not_been(online_reference: Path, tmp_path: Path) -> None:
+    assert kill_until_finished(tmp_path / "run", 3, ONLINE) > 0
+    assert_same_online(online_reference, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_online_runs_lose_nothing(online_reference: Path, tmp_path: Path) -> None:
+    tried = number = 0
+    while tried < 20:
+        path = tmp_path / str(number) / "run"
+        path.parent.mkdir()
+        tried += kill_until_finished(path, 10, ONLINE, seed=number)
+        assert_same_online(online_reference, path)
+        number += 1
+    print(f"\n{tried} kills over {number} online runs: every run ended as the undisturbed one")
 
 
 def killed_at_the_third_evaluation(where: str) -> None:
