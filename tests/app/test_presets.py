@@ -31,7 +31,7 @@ from mfrl.system.paths import CONFIG_DIR
 
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "published"
 METHODS = ("code", "fql", "paper")  # whose published figures are here for every task of the benchmark
-BASELINES = ("fbrac", "ifql", "iql", "rebrac")  # whose published commands are for some tasks alone
+BASELINES = ("fbrac", "ifql", "iql", "rebrac", "rlpd")  # whose published commands are for some tasks alone
 TASKS = {task.name: task for task in benchmark()}
 #: Settings that are no method's but ours, and what they are where a method as published has none of it.
 OURS_OFF = {"algo.clip_targets": False, "algo.actor_average": None}
@@ -167,7 +167,14 @@ FLAGS = {
     "agent.alpha_actor": "algo.alpha",
     "agent.alpha_critic": "algo.alpha_critic",
     "agent.num_samples": "algo.num_candidates",
+    "online_steps": "online.steps",
+    "balanced_sampling": "online.balanced",
+    "start_training": "online.start_after",
+    "agent.num_qs": "network.critic.ensemble",
+    "agent.q_agg": "algo.target_aggregation",
 }
+#: Flags that one method's commands leave at the defaults of its code.
+DEFAULTS = {"rlpd": {"start_training": "0", "agent.num_qs": "2", "agent.q_agg": "min"}}
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -178,6 +185,7 @@ def test_a_baseline_s_presets_are_its_published_commands(method: str) -> None:
     for name, command in commands.items():
         cfg = composed(method)[name]
         expected = {"offline_steps": "1000000", "agent.discount": "0.99"}  # of main.py and of the agent's file
+        expected |= DEFAULTS.get(method, {})
         given = expected | dict(flag.split("=") for flag in command["settings"].split(";"))
         assert given.pop("agent.encoder", None) == ("impala_small" if "encoder" in cfg and cfg.encoder else None)
         for flag, text in given.items():
@@ -228,12 +236,19 @@ def test_presets_restate_every_setting_of_their_algorithm() -> None:
         if any(preset.base for preset in rows):
             continue
         (algorithm,) = (choice["override /algo"] for choice in shared["defaults"] if "override /algo" in choice)
-        defaults = load(CONFIG_DIR / "algo" / f"{algorithm}.yaml")["algo"]
+        defaults = settings_of(algorithm)
         # What comes from elsewhere, as networks do, is no setting of the algorithm's own.
         wanted = {key for key, known in defaults.items() if key[0] != "_" and not re.match(r"[{$]", str(known))}
         for preset in rows:
             given = {key.removeprefix("algo.") for key in preset.settings if key.startswith("algo.")}
             assert given | shared["algo"].keys() == wanted, f"{method}/{preset.task.name}"
+
+
+def settings_of(algorithm: str) -> dict[str, Any]:
+    """What an algorithm's file sets of it, and the file that it starts from."""
+    config = load(CONFIG_DIR / "algo" / f"{algorithm}.yaml")
+    bases = [choice for choice in config.get("defaults", []) if isinstance(choice, str) and choice != "_self_"]
+    return {key: value for base in bases for key, value in settings_of(base).items()} | config["algo"]
 
 
 def load(path: Path) -> dict[str, Any]:

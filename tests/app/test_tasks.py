@@ -322,6 +322,17 @@ def test_available_and_json_tell_programs_what_is_here(folder: Path, capsys: pyt
     assert (found["data"]["state"], found["data"]["checked"]) == ("collected", "checksums")
 
 
+def test_a_dataset_shows_the_methods_with_settings_for_any_of_its_tasks(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in ([], ["--all-tasks"]):
+        tasks.main(["cube-triple-play", "--data-dir", str(folder), *arguments])
+        assert "fbrac, ifql, iql, rebrac, rlpd" in capsys.readouterr().out
+    tasks.main(["cube-triple-play", "--data-dir", str(folder), "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert {"rlpd/cube-triple-play-task1", "iql/cube-triple-play-task5"} <= set(found["presets"])
+
+
 def test_the_command_loads_neither_torch_nor_a_simulator() -> None:
     code = (
         "import sys; sys.argv = ['mfrl', 'tasks', 'cube-sngle-play']\n"

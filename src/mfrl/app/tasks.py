@@ -20,6 +20,7 @@ from rich.table import Table
 
 from mfrl.app import presets
 from mfrl.catalogue import (
+    NUM_TASKS,
     ONLINE,
     Task,
     TasksError,
@@ -90,7 +91,7 @@ def describe(task: Task, data: Data) -> dict[str, Any]:
         "observation": list(task.observation),
         "action": task.action,
         "updates": task.updates,
-        "presets": [f"{method}/{task.name}" for method in presets.methods(task.name)],
+        "presets": [f"{method}/{name}" for name in _named(task) for method in presets.methods(name)],
         "data": asdict(data),
     }
 
@@ -133,7 +134,7 @@ def _table_of_tasks(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
     table = _empty_table({head: side for head, side in columns.items() if head not in omitted})
     for task, data in rows:
         default = " (default)" if task.number and task.default else ""
-        methods = ", ".join(presets.methods(task.name)) or "-"
+        methods = _methods([task])
         _add_row(table, task, data, {"task": task.name, "env": task.overrides + default, "presets": methods})
     return table
 
@@ -150,9 +151,21 @@ def _table_of_datasets(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
         numbers = _span([task.number for task, _ in members if task.number])
         if width >= _ROOM["default"]:
             numbers += "".join(f" ({task.number})" for task, _ in members if task.number and task.default)
-        methods = dict.fromkeys(method for task, _ in members for method in presets.methods(task.name))
-        _add_row(table, *members[0], {"env": env, "task": numbers, "presets": ", ".join(methods) or "-"})
+        methods = _methods([task for task, _ in members])
+        _add_row(table, *members[0], {"env": env, "task": numbers, "presets": methods})
     return table
+
+
+def _named(task: Task) -> list[str]:
+    """The tasks that a row stands for: a dataset of OGBench's without a number stands for all of its tasks."""
+    every = task.suite == "ogbench" and task.number is None
+    return [f"{task.name}-task{number}" for number in range(1, NUM_TASKS + 1)] if every else [task.name]
+
+
+def _methods(tasks: Sequence[Task]) -> str:
+    """The methods that have a preset for one of the tasks."""
+    found = {method for task in tasks for name in _named(task) for method in presets.methods(name)}
+    return ", ".join(sorted(found)) or "-"
 
 
 def _span(numbers: Sequence[int]) -> str:
