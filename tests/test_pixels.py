@@ -53,6 +53,7 @@ from mfrl.networks.critic import StateValue
 from mfrl.networks.encoder import EncodedNetwork, ImpalaEncoder, max_pool
 from mfrl.networks.gaussian import GaussianMLP, SquashedGaussianMLP
 from mfrl.networks.mean import MeanMLP
+from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm
 
 SIZE = 6
@@ -593,6 +594,22 @@ def test_a_policy_trained_on_images_acts_on_those_of_its_environment(pixel_dir):
 def run(pixel_dir: Path, path: Path, *overrides: str) -> dict[str, Any]:
     changes = [*RUN, f"data_dir={pixel_dir}", f"run_dir={path}", *overrides]
     return train(compose("train", *changes), changes)
+
+
+def test_a_run_on_images_goes_online_and_comes_back_to_the_same_weights(pixel_dir, tmp_path):
+    path, online = tmp_path / "run", ["evaluation=held_out", "checkpoint.keep_all=true", "logger=csv"]
+    result = run(pixel_dir, path, *online, "online.steps=6", "online.num_envs=2")
+    assert result["updates"] == 10
+    whole = load_checkpoint(path / "checkpoints" / "last.ckpt")
+    (path / "result.json").unlink()
+    os.replace(path / "checkpoints" / "update=8.ckpt", path / "checkpoints" / "last.ckpt")
+    changes = [f"resume={path}", "logger=csv"]
+    train(compose("train", *changes), changes)
+    again = load_checkpoint(path / "checkpoints" / "last.ckpt")
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, again["state_dict"][name])
+    assert torch.equal(whole["online"]["observations"], again["online"]["observations"])
+    assert whole["online"]["checksum"] == again["online"]["checksum"]
 
 
 def test_an_interrupted_run_on_images_goes_on_to_the_same_weights(pixel_dir, tmp_path):

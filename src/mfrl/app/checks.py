@@ -93,7 +93,7 @@ def phases(cfg: DictConfig) -> tuple[int, OnlineSettings]:
         )
     if online.steps and online.balanced and "dataset" not in cfg.data:
         raise ConfigError(f"online.balanced=true takes half of every batch from data, and {cfg.env.name} has none")
-    if online.steps and "episodes" not in cfg.eval:
+    if online.steps and cfg.env.suite == "toy":
         raise ConfigError(f"online.steps={online.steps}: {cfg.env.name} has no environment to act in")
     return cfg.updates, online
 

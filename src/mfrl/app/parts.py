@@ -68,7 +68,7 @@ def build_data(cfg: DictConfig, parts: Parts, console: Console) -> OfflineData:
     for warning in data.warnings:
         console.print(f"[bold red]warning[/] {escape(warning)}", highlight=False)
     # The evaluation itself is built when training starts.
-    if "episodes" in cfg.eval:
+    if "episodes" in cfg.eval or cfg.online.steps:
         data.env.check()
     if "samples" in cfg.eval:
         find_toy(data.env.env_id)

@@ -353,7 +353,7 @@ class Online:
             workers = c.workers
             if workers is None and count == 1:
                 workers = 1 if c.overlap else 0
-            self._env = VectorEnv(self.data.env, count, workers)
+            self._env = VectorEnv(self.data.env, count, workers, render=self.data.env.observes_pixels)
         return self._env
 
     def _slots(self, member: int) -> slice:
