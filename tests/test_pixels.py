@@ -596,6 +596,7 @@ def run(pixel_dir: Path, path: Path, *overrides: str) -> dict[str, Any]:
     return train(compose("train", *changes), changes)
 
 
+@pytest.mark.slow
 def test_a_run_on_images_goes_online_and_comes_back_to_the_same_weights(pixel_dir, tmp_path):
     path, online = tmp_path / "run", ["evaluation=held_out", "checkpoint.keep_all=true", "logger=csv"]
     result = run(pixel_dir, path, *online, "online.steps=6", "online.num_envs=2")
@@ -607,7 +608,7 @@ def test_a_run_on_images_goes_online_and_comes_back_to_the_same_weights(pixel_di
     train(compose("train", *changes), changes)
     again = load_checkpoint(path / "checkpoints" / "last.ckpt")
     for name, tensor in whole["state_dict"].items():
-        assert torch.equal(tensor, again["state_dict"][name])
+        assert tensor.numpy().tobytes() == again["state_dict"][name].numpy().tobytes()
     assert torch.equal(whole["online"]["observations"], again["online"]["observations"])
     assert whole["online"]["checksum"] == again["online"]["checksum"]
 
