@@ -18,8 +18,13 @@ from tiny import compose, mfrl
 from mfrl.app.train import train
 from mfrl.data.replay import Journal
 from mfrl.errors import CheckpointError, ConfigError, RefusedRun
+from mfrl.report.figures import learning_curves
+from mfrl.report.groups import group_runs
+from mfrl.report.summary import Bootstrap, per_group
+from mfrl.report.tables import mean_and_std
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm
+from mfrl.runs.read import find_runs
 
 pytestmark = pytest.mark.usefixtures("short_episodes")
 
@@ -130,6 +135,19 @@ def test_online_the_rate_of_the_actor_is_its_floor(onward: Path) -> None:
     rates = {int(row["updates"]): float(row["train/actor_lr"]) for row in rows if row["train/actor_lr"]}
     assert rates[6] > rates[12]
     assert rates[12] == rates[24] == rates[36] == pytest.approx(0.05 * 1e-3)
+
+
+def test_a_report_has_the_score_of_both_phases_and_marks_where_the_second_begins(onward: Path) -> None:
+    grouping = group_runs(find_runs([onward]), metric="eval/length")
+    (group,) = grouping.groups
+    lines = [json.loads(x) for x in (onward / "eval.jsonl").read_text().splitlines()]
+    assert group.offline_values is not None
+    assert group.offline_values.tolist() == [lines[0]["eval/length"]]
+    (row,) = per_group(grouping, Bootstrap())
+    assert mean_and_std(row).startswith(f"{lines[0]['eval/length']:.4g} → ")
+    (axes,) = learning_curves([group], Bootstrap()).axes
+    assert any(list(line.get_xdata()) == [12, 12] for line in axes.lines)
+    assert any(text.get_text() == "online →" for text in axes.texts)
 
 
 @pytest.mark.parametrize("update", [12, 18, 30])
