@@ -42,6 +42,8 @@ class GenerationSettings:
         min_norm: shortest displacement the closed-loop oracle of `noisy` asks for.
         p_random_action: probability that a step of `noisy` takes a uniformly random action.
         p_stack: range from which an episode draws its probability of stacking a cube on another.
+        expert: in a maze, the trained policy that walks in the direction of the sub-goal, by its name in
+            `mfrl/collect/ogbench/experts`; None where a script acts.
     """
 
     dataset: str
@@ -55,10 +57,11 @@ class GenerationSettings:
     min_norm: float = 0.4
     p_random_action: float = 0.0
     p_stack: tuple[float, float] = (0.5, 0.5)
+    expert: str | None = None
 
     @property
     def is_maze(self) -> bool:
-        return self.env_id.startswith("pointmaze")
+        return "maze" in self.env_id
 
     @property
     def renders(self) -> bool:
@@ -67,8 +70,9 @@ class GenerationSettings:
 
     def used(self) -> dict[str, Any]:
         """The settings that shape this dataset, by name; a maze has no use for those of the robot arm."""
-        arm_only = {"noise_smoothing", "min_norm", "p_random_action", "p_stack"} if self.is_maze else set()
-        return {name: value for name, value in asdict(self).items() if name not in arm_only}
+        foreign = {"noise_smoothing", "min_norm", "p_random_action", "p_stack"} if self.is_maze else set()
+        foreign |= {"expert"} if self.expert is None else set()
+        return {name: value for name, value in asdict(self).items() if name not in foreign}
 
 
 # Episodes and rows per episode, by environment.
@@ -80,6 +84,12 @@ _STITCH = (5000, 201)
 # and their 200 000 transitions are collected in well under a minute.
 _EXPLORE = (400, 501)
 _POINTMAZE_NOISE = 0.5
+_ANTMAZE = {
+    "navigate": _NAVIGATE,
+    "stitch": dict.fromkeys(_NAVIGATE, _STITCH),
+    "explore": dict.fromkeys(("medium", "large", "teleport"), (10000, 501)),
+}
+_ANTMAZE_NOISE = {"navigate": 0.2, "stitch": 0.2, "explore": 1.0}
 
 _TABLE_EPISODES = {
     "cube-single": 1000,
@@ -114,6 +124,19 @@ def _maze(maze: str, policy: str, episodes: int, steps: int) -> GenerationSettin
     )
 
 
+def _antmaze(maze: str, policy: str, episodes: int, steps: int, prefix: str = "") -> GenerationSettings:
+    return GenerationSettings(
+        dataset=f"{prefix}antmaze-{maze}-{policy}-v0",
+        env_id=f"{prefix}antmaze-{maze}-v0",
+        policy=policy,
+        episodes=episodes,
+        val_episodes=default_val_episodes(episodes),
+        episode_steps=steps,
+        noise=_ANTMAZE_NOISE[policy],
+        expert="ant",
+    )
+
+
 def _table(env: str, policy: str, prefix: str = "") -> GenerationSettings:
     p_random = {"play": 0.0, "noisy": 0.2 if env.startswith("puzzle") else 0.1}
     return GenerationSettings(
@@ -141,6 +164,12 @@ PUBLISHED: dict[str, GenerationSettings] = {
         *(_maze(maze, "stitch", *_STITCH) for maze in _NAVIGATE),
         *(_maze(maze, "explore", *_EXPLORE) for maze in _NAVIGATE),
         *(
+            _antmaze(maze, policy, *shape, prefix)
+            for prefix in ("", "visual-")
+            for policy, shapes in _ANTMAZE.items()
+            for maze, shape in shapes.items()
+        ),
+        *(
             _table(env, policy, prefix)
             for prefix in ("", "visual-")
             for env in _TABLE_EPISODES
@@ -150,11 +179,10 @@ PUBLISHED: dict[str, GenerationSettings] = {
 }
 
 _MAZE_TASKS = [
-    *(f"antmaze-{m}-{p}" for m, p in product(_NAVIGATE, ("navigate", "stitch"))),
-    *(f"antmaze-{m}-explore" for m in ("medium", "large", "teleport")),
     *(f"humanoidmaze-{m}-{p}" for m, p in product(("medium", "large", "giant"), ("navigate", "stitch"))),
 ]
-# By policies trained with RL: no script regenerates them. Listed so that asking for one gets an answer.
+# By policies trained with RL for so long that no such expert comes with mfrl: 40 million steps of the humanoid, 12 of
+# an ant with a ball. Listed so that asking for one gets an answer.
 TRAINED_POLICY = frozenset(
     f"{name}-v0"
     for name in (
@@ -186,7 +214,11 @@ def generation_settings(dataset: str) -> GenerationSettings:
     if name in PUBLISHED:
         return PUBLISHED[name]
     if name in TRAINED_POLICY:
-        raise CollectError(f"{name} has no scripted policy in the ogbench package, so it cannot be collected here.")
+        steps = "the humanoid's takes 40" if "humanoid" in name else "that of an ant with a ball takes 12"
+        raise CollectError(
+            f"{name} has no scripted policy in the ogbench package, and mfrl has no trained one ({steps} million "
+            "steps), so it cannot be collected here."
+        )
     if name in LARGE:
         raise CollectError(f"{name} is too large to be collected here.")
     if name.startswith("powderworld"):

@@ -77,7 +77,7 @@ def test_unknown_name_suggests_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "dataset", ["antmaze-large-navigate-v0", "humanoidmaze-giant-stitch-v0", "antsoccer-arena-stitch"]
+    "dataset", ["visual-humanoidmaze-large-navigate-v0", "humanoidmaze-giant-stitch-v0", "antsoccer-arena-stitch"]
 )
 def test_trained_policies_name_the_files_and_where_they_go(dataset, tmp_path):
     with pytest.raises(CollectError, match="no scripted policy") as error:
@@ -433,14 +433,21 @@ def _no_rename_of_the_training_file(monkeypatch):
 
 @pytest.mark.parametrize("break_it", [_full_disk_at_the_second_file, _no_rename_of_the_training_file])
 @pytest.mark.parametrize("replacing", [False, True])
-def test_a_failed_write_leaves_the_folder_as_it_was(break_it, replacing, monkeypatch, tmp_path):
+def test_a_failed_write_leaves_the_files_as_they_were_and_keeps_the_episodes(
+    break_it, replacing, monkeypatch, tmp_path
+):
     if replacing:
         collect(MAZE, tmp_path, **TINY)
     before = tree(tmp_path)
-    break_it(monkeypatch)
-    with pytest.raises(CollectError, match=r"Cannot write the dataset.*(No space|Permission denied)"):
-        collect(MAZE, tmp_path, **TINY, seed=1, overwrite=replacing)
-    assert tree(tmp_path) == before
+    with monkeypatch.context() as broken:
+        break_it(broken)
+        with pytest.raises(CollectError, match=r"Cannot write the dataset.*(No space|Permission denied)"):
+            collect(MAZE, tmp_path, **TINY, seed=1, overwrite=replacing)
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != kept} == before
+    monkeypatch.setattr(MazeCollector, "episode", lambda *_: pytest.fail("simulated"))
+    collect(MAZE, tmp_path, **TINY, seed=1, overwrite=replacing)
+    assert sorted(tree(tmp_path)) == sorted([f"{MAZE}.npz", f"{MAZE}-val.npz", f"{MAZE}.provenance.json"])
 
 
 def test_an_interrupted_simulation_leaves_nothing(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mfrl.data.module import OfflineData
 
 ONLY_OGBENCH = ("val_episodes", "workers")  #: settings that Minari datasets do not have
-ONLY_MINARI = ("policy", "dataset", "steps", "reference_episodes", "trust")  #: settings that OGBench's do not have
+ONLY_MINARI = ("dataset", "steps", "reference_episodes", "trust")  #: settings that OGBench's do not have
 
 
 def collect(cfg: DictConfig, overrides: list[str]) -> None:
@@ -39,11 +39,11 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
             f"{cfg.env.name} has no dataset. To make one:  mfrl collect env=minari/dataset env.dataset=ID "
             f"env.gym_id={cfg.env.gym_id} policy=random   or, by a policy that was trained in it, policy=ckpt:RUN alone"
         )
-    if cfg.policy is None and cfg.env.suite == "ogbench":
+    if cfg.env.suite == "ogbench" and (cfg.policy is None or by_expert(cfg, overrides)):
         from mfrl.catalogue import DEFAULT_DATA_DIR
         from mfrl.collect.ogbench import runner as ogbench
 
-        settings = settings_without(ONLY_MINARI, cfg, f"{cfg.env.dataset} by its scripted policy")
+        settings = settings_without(ONLY_MINARI, cfg, f"{cfg.env.dataset} in OGBench's format")
         ogbench.collect(cfg.env.dataset, cfg.data_dir or DEFAULT_DATA_DIR, **settings)
         return
     from mfrl.collect.minari import runner as minari
@@ -63,6 +63,15 @@ def collect(cfg: DictConfig, overrides: list[str]) -> None:
     minari.collect(chosen, cfg.data_dir, **settings)
     elsewhere = {} if cfg.data_dir is None else {"data_dir": cfg.data_dir}
     print(f"Train on it: {pasted('mfrl', 'train', *training_overrides(cfg, chosen), **elsewhere)}", file=sys.stderr)
+
+
+def by_expert(cfg: DictConfig, overrides: list[str]) -> bool:
+    """Whether ``policy=ckpt:PATH`` is the expert of a dataset of OGBench that the user names, e.g. of an ant maze."""
+    from mfrl.catalogue import PUBLISHED
+
+    named = any(text.startswith("env=") for text in overrides)
+    settings = PUBLISHED.get(cfg.env.dataset)
+    return named and cfg.policy.startswith("ckpt:") and settings is not None and settings.expert is not None
 
 
 def collector(suite: str) -> Callable[..., Any] | None:

@@ -197,6 +197,31 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         _lock_beside(folder).unlink(missing_ok=True)
 
 
+@contextmanager
+def lasting_folder(folder: Path) -> Iterator[Path]:
+    """A folder for work that can be gone on with: it is gone where the block ends well, and stays where it does not.
+
+    It is also gone if nothing is in it. Where the block ends well, so are the folders beside it whose names differ
+    after the last hyphen alone, unless another process is in a block of theirs.
+
+    Raises:
+        Locked: another process is in a block of this folder.
+        OSError: it cannot be made.
+    """
+    with _in_use(folder):
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+        shutil.rmtree(folder)
+    for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
+        with suppress(Locked), _in_use(other):
+            shutil.rmtree(other)
+
+
 def _lock_beside(folder: Path) -> Path:
     return folder.with_name(f".in-use-{folder.name}")
 

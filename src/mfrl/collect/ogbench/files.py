@@ -8,10 +8,14 @@ from typing import Any
 
 from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import SPLITS
+from mfrl.collect.ogbench.expert import Expert
 from mfrl.collect.writing import refuse_to_replace
 from mfrl.data import records
 from mfrl.data.ogbench_files import data_paths, record_path
 from mfrl.system.files import move_into_place
+
+#: What the record of data by a trained expert says, and whoever speaks of them has to.
+OWN_EXPERT = "collected here by an expert that mfrl trained; these are not OGBench's own files, nor made by its expert"
 
 
 def check_free_to_write(folder: Path, dataset: str, overwrite: bool) -> None:
@@ -51,7 +55,12 @@ def publish(building: Path, folder: Path, dataset: str, record: dict[str, Any]) 
 
 
 def make_record(
-    settings: GenerationSettings, seed: int, paths: dict[str, Path], transitions: int, seconds: float
+    settings: GenerationSettings,
+    seed: int,
+    paths: dict[str, Path],
+    transitions: int,
+    seconds: float,
+    expert: Expert | None = None,
 ) -> dict[str, Any]:
     """The provenance record of finished files.
 
@@ -61,14 +70,16 @@ def make_record(
         paths: the files by split.
         transitions: number of training transitions.
         seconds: wall-clock time of the collection.
+        expert: the trained policy that acted; None if a script acted.
     """
+    by_expert = {} if expert is None else {"note": OWN_EXPERT, "expert": expert.origin | {"arrays": expert.checksum}}
     return {
         "format": records.FORMAT,
         "dataset": settings.dataset,
         "source": "collected",
         "generator": records.generator("mfrl.collect.ogbench.runner.collect"),
         "seed": seed,
-        **settings.used(),
+        **settings.used() | by_expert,
         "transitions": transitions,
         "seconds": round(seconds, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,9 +1,11 @@
-"""Scripted policies in OGBench's point mazes.
+"""Policies in OGBench's mazes: a point that a script steers, and an ant that a trained expert walks.
 
-The point steers towards the environment's own sub-goal (the next cell of a shortest path) or in a random direction d,
-with Gaussian noise on the action:
+Both move towards the environment's own sub-goal (the next cell of a shortest path) or in a random direction d, with
+Gaussian noise on the action:
 
-    a = clip(d + noise * eps, -1, 1),   |d| = 1,   eps ~ N(0, I)
+    a = clip(mu + noise * eps, -1, 1),   |d| = 1,   eps ~ N(0, I)
+
+    mu = d of a point,   mu = expert(o without x and y, d) of an ant
 
 `navigate` draws a new goal whenever one is reached. `stitch` goes to a cell four cells away and stays there. `explore`
 draws a new direction d every ten steps.
@@ -16,7 +18,9 @@ import numpy as np
 
 from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import Episode, Rows, environment_seed, pack
+from mfrl.collect.ogbench.expert import Expert
 from mfrl.envs.ogbench import remove_description
+from mfrl.errors import CollectError
 
 STITCH_CELLS = 4
 EXPLORE_STEPS = 10
@@ -29,13 +33,17 @@ class MazeCollector:
 
     Args:
         settings: the settings of a maze dataset.
+        expert: the policy that walks; None if the action is the direction itself, as of a point.
+
+    Raises:
+        CollectError: the expert's observations or actions have other sizes than the environment's.
     """
 
-    def __init__(self, settings: GenerationSettings) -> None:
+    def __init__(self, settings: GenerationSettings, expert: Expert | None = None) -> None:
         import gymnasium
         import ogbench  # noqa: F401 - registers the environments
 
-        self._settings = settings
+        self._settings, self._expert = settings, expert
         self._env = gymnasium.make(
             settings.env_id,
             terminate_at_goal=False,
@@ -45,6 +53,7 @@ class MazeCollector:
         maze: Any = self._env.unwrapped
         self._maze = maze
         remove_description(self._env)
+        self._refuse_other_walkers()
         self._free_cells = _cells(self._maze.maze_map == 0)
         self._goal_cells = [cell for cell in self._free_cells if not self._is_corridor(cell)]
         self._subgoals: dict[tuple[Cell, Cell], np.ndarray] = {}
@@ -65,7 +74,8 @@ class MazeCollector:
                 direction = _unit(self._subgoal() - maze.get_xy())
             elif step % EXPLORE_STEPS == 0:
                 direction = _unit(rng.standard_normal(2))
-            action = np.clip(direction + rng.normal(0.0, noise, 2), -1.0, 1.0)
+            mean = self._towards(direction)
+            action = np.clip(mean + rng.normal(0.0, noise, mean.shape), -1.0, 1.0)
             next_observation, _, _, _, info = env.step(action)
             if info["success"] and policy == "navigate":
                 self._set_goal(_pick(rng, self._goal_cells))
@@ -76,6 +86,23 @@ class MazeCollector:
             rows["qvel"].append(info["prev_qvel"])
             observation = next_observation
         return pack(rows)
+
+    def _towards(self, direction: np.ndarray) -> np.ndarray:
+        """The action without noise that moves in a direction `(2,)`."""
+        if self._expert is None:
+            return direction
+        return self._expert.act(np.concatenate([self._maze.get_ob(ob_type="states")[2:], direction]))
+
+    def _refuse_other_walkers(self) -> None:
+        if self._expert is None:
+            return
+        actions = self._env.action_space.shape
+        sizes = (len(self._maze.get_ob(ob_type="states")), *(actions or ()))  # a direction in the place of x and y
+        if sizes != (self._expert.observation_dim, self._expert.action_dim):
+            raise CollectError(
+                f"the expert sees {self._expert.observation_dim} numbers and gives {self._expert.action_dim}, but who "
+                f"walks in {self._settings.env_id} shows {sizes[0]} and takes {sizes[1]}"
+            )
 
     def _is_corridor(self, cell: Cell) -> bool:
         """Whether a cell has walls on two opposite sides only. OGBench puts no goals there."""

@@ -11,6 +11,7 @@ from itertools import islice
 
 from mfrl.catalogue import GenerationSettings
 from mfrl.collect.ogbench.episode import Episode, episode_rng
+from mfrl.collect.ogbench.expert import Expert
 from mfrl.collect.ogbench.manipspace import ManipspaceCollector
 from mfrl.collect.ogbench.maze import MazeCollector
 from mfrl.envs.rendering import choose_backend
@@ -26,27 +27,32 @@ Job = tuple[str, int]
 
 
 def run_episodes(
-    settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
+    settings: GenerationSettings, seed: int, jobs: list[Job], workers: int, expert: Expert | None = None
 ) -> Generator[tuple[Job, Episode], None, None]:
     """Run the episodes of all jobs, and yield each when it is finished, in any order.
 
     Images are always rendered in worker processes, because MuJoCo chooses its rendering back end when it is imported.
 
+    Args:
+        expert: the policy that acts, if the settings name one.
+
     Raises:
         CollectError: an episode failed, or a worker died.
         EnvError: images are to be collected, and no rendering back end works.
     """
-    workers = min(workers, len(jobs))
+    workers = max(1, min(workers, len(jobs)))
     if settings.renders:
         choose_backend()
     elif workers == 1:
-        yield from _run_here(settings, seed, jobs)
+        yield from _run_here(settings, seed, jobs, expert)
         return
-    yield from _run_in_processes(settings, seed, jobs, workers)
+    yield from _run_in_processes(settings, seed, jobs, workers, expert)
 
 
-def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Generator[tuple[Job, Episode], None, None]:
-    collector = _make_collector(settings)
+def _run_here(
+    settings: GenerationSettings, seed: int, jobs: list[Job], expert: Expert | None
+) -> Generator[tuple[Job, Episode], None, None]:
+    collector = _make_collector(settings, expert)
     with global_state_kept():
         for job in jobs:
             try:
@@ -57,11 +63,11 @@ def _run_here(settings: GenerationSettings, seed: int, jobs: list[Job]) -> Gener
 
 
 def _run_in_processes(
-    settings: GenerationSettings, seed: int, jobs: list[Job], workers: int
+    settings: GenerationSettings, seed: int, jobs: list[Job], workers: int, expert: Expert | None
 ) -> Generator[tuple[Job, Episode], None, None]:
     # Workers are spawned: it is not safe to fork a process that has loaded torch or started threads.
     context = multiprocessing.get_context("spawn")
-    start = (_start_worker, (settings,))
+    start = (_start_worker, (settings, expert))
     # Each worker has one thread, because there is a worker for every core already.
     with environment(SINGLE_THREADED), ProcessPoolExecutor(workers, context, *start) as pool:
         remaining = iter(jobs)
@@ -93,21 +99,21 @@ def _episode_failed(job: Job, error: Exception) -> CollectError:
     return CollectError(f"Episode {index} of the {split} split failed: {type(error).__name__}: {error}")
 
 
-def _make_collector(settings: GenerationSettings) -> MazeCollector | ManipspaceCollector:
-    return MazeCollector(settings) if settings.is_maze else ManipspaceCollector(settings)
+def _make_collector(settings: GenerationSettings, expert: Expert | None = None) -> MazeCollector | ManipspaceCollector:
+    return MazeCollector(settings, expert) if settings.is_maze else ManipspaceCollector(settings)
 
 
 #: The simulator of a worker process, which is built once.
 _collector: MazeCollector | ManipspaceCollector
 
 
-def _start_worker(settings: GenerationSettings) -> None:
+def _start_worker(settings: GenerationSettings, expert: Expert | None) -> None:
     global _collector
     # Ctrl-C reaches all processes of the group. Workers end at once and print nothing; the parent cleans up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Without this thread, a worker whose parent was killed would wait for work forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _collector = _make_collector(settings)
+    _collector = _make_collector(settings, expert)
 
 
 def _exit_with_parent() -> None:
