@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from hydra.utils import get_class, get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
-from mfrl.runs.targets import arguments_of
+from mfrl.runs.arguments import arguments_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
 
 #: What a part of the configuration may be, by its name in conf/.
 WHOLE = {
@@ -253,7 +253,7 @@ class Saved:
         if not isinstance(name, str):
             raise CheckpointError(f"the checkpoint asks to build {name!r} as {at}, which is no name of a class")
         if name in allowed:
-            return get_class(name)
+            return pkgutil.resolve_name(name)
         package, *rest = name.split(".")
         if package == "mfrl" or package not in self._trusted or not rest:
             trust = f". If you trust the file and the package, say so: trust=[{package}]"
@@ -262,8 +262,8 @@ class Saved:
                 + (trust if package != "mfrl" and package.isidentifier() else "")
             )
         try:
-            found = get_object(name)
-        except Exception as error:  # Hydra has its own, and so may the user's package
+            found = pkgutil.resolve_name(name)
+        except Exception as error:  # of the user's package
             raise CheckpointError(f"{name}, which the checkpoint has as {at}, cannot be imported: {error}") from error
         # Defined there and not imported there: trusted.module.os.system is not of the trusted package.
         if not inspect.isclass(found) or found.__module__.split(".")[0] not in self._trusted:
@@ -323,6 +323,8 @@ def settle(cfg: DictConfig) -> None:
     Raises:
         ConfigError: one cannot be evaluated.
     """
+    from omegaconf import OmegaConf  # a policy is loaded without it
+    from omegaconf.errors import OmegaConfBaseException
 
     def visit(node: DictConfig | ListConfig, written: Any, at: str) -> None:
         for key, text in written.items() if isinstance(written, dict) else enumerate(written):
@@ -346,6 +348,8 @@ def settled(cfg: DictConfig, key: str, value: Any) -> Any:
         key: of the setting.
         value: as Hydra reads it.
     """
+    from omegaconf import OmegaConf
+
     if isinstance(value, dict):
         return {name: settled(cfg, f"{key}.{name}", part) for name, part in value.items()}
     if isinstance(value, list):
