@@ -127,7 +127,7 @@ class IQL(Algorithm):
         self.averages = (Average("target_critic", "critic", c.tau, before=True),)
 
     def policy(self) -> MeanPolicy:
-        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, self.target_critic)
 
     def policy_loss(self, batch: Batch, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L_pi. It trains neither Q nor V."""

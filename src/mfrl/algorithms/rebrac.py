@@ -94,7 +94,7 @@ class ReBRAC(Algorithm):
         )
 
     def policy(self) -> MeanPolicy:
-        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, self.target_critic)
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         return {"target": Normal((batch_size, self.spec.action_dim), self.settings.actor_noise)}

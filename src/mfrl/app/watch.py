@@ -91,6 +91,7 @@ def begin(
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
         "action_bounds": data.action_bounds,
+        "observation_shapes": data.observation_shapes,
         "provenance": provenance,
         "versions": versions(),
     }

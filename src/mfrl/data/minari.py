@@ -169,6 +169,7 @@ class MinariData(OfflineData):
         description = Description(**prepared.facts["description"])
         self.env = self._environment(description)
         self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
+        self.observation_shapes = [list(shape) for shape in description.shapes]
         (everything,) = assembly.loaded(cache, [prepared])
         everything.rewards = ((everything.rewards + self.reward_shift) * self.reward_scale).float()
         train, val = split(everything, self.val_fraction)
