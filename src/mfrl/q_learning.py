@@ -155,6 +155,11 @@ def unit_pull(gradient: Tensor) -> Tensor:
 Critic = Callable[[Tensor, Tensor], Tensor]
 
 
+def scores(q: Tensor, ceiling: float = math.inf, q_aggregation: str = "mean") -> Tensor:
+    """What :func:`best_of_n` chooses by, ``(candidate, batch)``, from the values ``(ensemble, candidate, batch)``."""
+    return Q_AGGREGATION[q_aggregation](q).clamp(max=ceiling)
+
+
 def best_of_n(
     critic: Critic,
     observations: Tensor,
@@ -175,6 +180,6 @@ def best_of_n(
         the chosen actions ``(batch, action_dim)`` and their values ``(ensemble, batch)``.
     """
     q = critic(observations, candidates)
-    best = Q_AGGREGATION[q_aggregation](q).clamp(max=ceiling).argmax(0)
+    best = scores(q, ceiling, q_aggregation).argmax(0)
     batch = torch.arange(candidates.shape[1], device=candidates.device)
     return candidates[best, batch], q[:, best, batch]

@@ -50,9 +50,9 @@ def generator(seed: int, purpose: str, k: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, purpose, k))
 
 
-def key_of(seed: int) -> Tensor:
+def key_of(seed: int | Tensor) -> Tensor:
     """Philox's key of a seed, ``(2,)`` int64: its lower and its upper 32 bits."""
-    return torch.tensor([seed & _LOW, (seed >> 32) & _LOW])
+    return torch.stack([torch.as_tensor(half) for half in (seed & _LOW, (seed >> 32) & _LOW)])
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:

@@ -48,8 +48,8 @@ from mfrl.networks.gaussian import GaussianMLP
 from mfrl.randomness import generator
 from mfrl.reformulation import Reformulation
 from mfrl.report.groups import group_runs
+from mfrl.runs.arguments import arguments_of
 from mfrl.runs.read import FINISHED, Run
-from mfrl.runs.targets import arguments_of
 from mfrl.settings import CHOICES, RANGES
 from mfrl.system.files import write_json
 from mfrl.system.paths import CONFIG_DIR

@@ -127,7 +127,7 @@ class IQL(Algorithm):
         self.averages = (Average("target_critic", "critic", c.tau, before=True),)
 
     def policy(self) -> MeanPolicy:
-        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, self.target_critic)
 
     def explorer(self) -> MeanPolicy:
         """The Gaussian of deviation 1 that L_pi fits, as in FQL's code."""

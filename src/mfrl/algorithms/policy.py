@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.data.batch import normalize
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, require
 from mfrl.meanflow import end_time
 from mfrl.networks.encoder import EncodedNetwork
-from mfrl.q_learning import best_of_n
+from mfrl.q_learning import best_of_n, scores
 from mfrl.reformulation import Reformulation
 
 
@@ -56,6 +56,8 @@ class Policy(nn.Module):
         num_candidates: N, the number of actions from which the critic chooses; 1 needs no critic.
         ceiling, q_aggregation: how the critic values candidates, see :func:`best_of_n`.
     """
+
+    deterministic: bool = False  #: whether the policy has one action for an observation, whatever the noise
 
     def __init__(
         self,
@@ -110,12 +112,33 @@ class Policy(nn.Module):
         """
         device = self.normalizer.mean.device
         observations = self.normalizer(observations.to(device))
-        candidates = self.candidates(observations, noise.to(device))
-        if len(candidates) == 1:
-            return candidates[0]
-        if self.critic is None:
-            raise ConfigError(f"num_candidates={len(candidates)} must be 1: this policy has no critic to choose by")
-        return self._best(observations, candidates)[0]
+        if len(noise) == 1:
+            return self.candidates(observations, noise[0].to(device))
+        self.check_candidates(len(noise))
+        return self._best(observations, self.candidates(observations, noise.to(device)))[0]
+
+    def check_candidates(self, number: int) -> None:
+        """Refuse a number of candidates that this policy cannot choose among.
+
+        Raises:
+            ConfigError: it is no number, or there is nothing to choose, or no critic to choose by.
+        """
+        require("num_candidates", type(number) is int and number >= 1, number, "a whole number of at least 1")
+        if number > 1 and self.deterministic:
+            raise ConfigError(f"num_candidates={number} must be 1: this policy has one action for an observation")
+        if number > 1 and self.critic is None:
+            raise ConfigError(f"num_candidates={number} must be 1: this policy has no critic to choose by")
+
+    def scored(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """All candidates ``(candidate, batch, action_dim)`` and what they are chosen by, ``(candidate, batch)``.
+
+        Arguments as of :meth:`act`, for a policy with a critic.
+        """
+        assert self.critic is not None
+        observations = self.normalizer(observations)
+        candidates = self.candidates(observations, noise)
+        q = self.critic(self.critic.encode(observations), candidates)
+        return candidates, scores(q, self.ceiling, self.q_aggregation)
 
     def value(self, observations: Tensor, noise: Tensor) -> Tensor:
         """The critic's mean Q of the action taken, ``(batch,)``. The policy must have a critic."""
@@ -167,6 +190,7 @@ class MeanPolicy(Policy):
     Args:
         actor: the network mu.
         normalizer, action_dim: see :class:`Policy`.
+        critic: gives values, and has nothing to choose.
         std, limit: of the noise, for exploration.
     """
 
@@ -175,11 +199,13 @@ class MeanPolicy(Policy):
         actor: EncodedNetwork,
         normalizer: Normalizer,
         action_dim: int,
+        critic: EncodedNetwork | None = None,
         std: float = 0.0,
         limit: float = math.inf,
     ) -> None:
-        super().__init__(normalizer, action_dim)
+        super().__init__(normalizer, action_dim, critic=critic)
         self.actor, self.std, self.limit = actor, std, limit
+        self.deterministic = std == 0.0
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
         mean = self.actor(self.actor.encode(observations)).expand_as(noise)

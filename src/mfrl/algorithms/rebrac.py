@@ -94,12 +94,14 @@ class ReBRAC(Algorithm):
         )
 
     def policy(self) -> MeanPolicy:
-        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim)
+        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, self.target_critic)
 
     def explorer(self) -> MeanPolicy:
         """mu with the noise of the target's action, as in FQL's code."""
         c = self.settings
-        return MeanPolicy(self.actor, self.normalizer, self.spec.action_dim, c.actor_noise, c.actor_noise_clip)
+        return MeanPolicy(
+            self.actor, self.normalizer, self.spec.action_dim, std=c.actor_noise, limit=c.actor_noise_clip
+        )
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         return {"target": Normal((batch_size, self.spec.action_dim), self.settings.actor_noise)}

@@ -89,12 +89,19 @@ class SquashedGaussianPolicy(Policy):
 
     Args:
         actor: the network, which gives m and log sigma.
-        normalizer, action_dim: see :class:`Policy`.
+        critic, normalizer, action_dim: see :class:`Policy`; the critic gives values, and has nothing to choose.
         deterministic: whether the noise is left out.
     """
 
-    def __init__(self, actor: EncodedNetwork, normalizer: Normalizer, action_dim: int, deterministic: bool) -> None:
-        super().__init__(normalizer, action_dim)
+    def __init__(
+        self,
+        actor: EncodedNetwork,
+        critic: EncodedNetwork,
+        normalizer: Normalizer,
+        action_dim: int,
+        deterministic: bool,
+    ) -> None:
+        super().__init__(normalizer, action_dim, critic=critic)
         self.actor, self.deterministic = actor, deterministic
 
     def unclipped(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -139,10 +146,14 @@ class SAC(Algorithm):
         self.averages = (Average("target_critic", "critic", c.tau),)
 
     def policy(self) -> SquashedGaussianPolicy:
-        return SquashedGaussianPolicy(self.actor, self.normalizer, self.spec.action_dim, self.settings.deterministic)
+        return self._policy(self.settings.deterministic)
 
     def explorer(self) -> SquashedGaussianPolicy:
-        return SquashedGaussianPolicy(self.actor, self.normalizer, self.spec.action_dim, deterministic=False)
+        return self._policy(deterministic=False)
+
+    def _policy(self, deterministic: bool) -> SquashedGaussianPolicy:
+        networks = self.actor, self.target_critic
+        return SquashedGaussianPolicy(*networks, self.normalizer, self.spec.action_dim, deterministic)
 
     def draws(self, batch_size: int) -> dict[str, Draw]:
         shape = (batch_size, self.spec.action_dim)

@@ -35,6 +35,7 @@ USAGE = """mfrl: one-step generative policies for offline RL
   mfrl train   [overrides]                    train; -m sweeps over comma-separated values
   mfrl train   sweep=reformulation env=...    every variant, several seeds, side by side
   mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
+  mfrl export  ckpt=PATH [format=onnx]        a policy for another runtime, compared with PyTorch before it is written
   mfrl tasks   [--available] [NAME...]        what can be trained on, and whether its data are here
   mfrl collect env=ogbench/DATASET            collect a dataset in the simulator, by the benchmark's own script
   mfrl collect env=... policy=random          the same with random actions, or policy=ckpt:RUN, a trained policy's
@@ -60,6 +61,12 @@ def evaluate(cfg: DictConfig) -> Any:
     return evaluate_checkpoint(cfg)
 
 
+def export(cfg: DictConfig) -> Any:
+    from mfrl.app.export import export_checkpoint
+
+    return export_checkpoint(cfg)
+
+
 def collect(cfg: DictConfig) -> Any:
     from mfrl.app.collect import collect
 
@@ -75,6 +82,7 @@ def download(cfg: DictConfig) -> Any:
 COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train"),
     "eval": (evaluate, "eval"),
+    "export": (export, "export"),
     "collect": (collect, "collect"),
     "download": (download, "download"),
 }
@@ -125,6 +133,8 @@ def run(arguments: list[str]) -> None:
         arguments = [name, *take_as_they_are(arguments[1:])]
     except MfrlError as error:
         fail(str(error), 2)
+    if name == "export":
+        arguments = ["verify_env=true" if argument == "--verify-env" else argument for argument in arguments]
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
         # The configuration composed here has the evaluation of the default environment. The run may have another one
         # with other settings, so Hydra must accept them; mfrl.app.resume checks them.

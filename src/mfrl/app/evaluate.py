@@ -166,9 +166,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
                 f"{recorded.env_id} in training ({', '.join(wrappers)}) is not put around it"
             )
     if cfg.num_candidates is not None:
-        n = cfg.num_candidates
-        require("num_candidates", type(n) is int and n >= 1, n, "a whole number of at least 1, or null: as trained")
-        policy.num_candidates = n
+        policy.check_candidates(cfg.num_candidates)
+        policy.num_candidates = cfg.num_candidates
     has_samples = spec.suite == "toy"
     names = ("samples", "seed") if has_samples else ("episodes", "num_envs", "workers", "seed")
     foreign = [name for name in ("episodes", "num_envs", "workers", "samples") if name not in names]
@@ -177,17 +176,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
     if not has_samples:
         spec.check()
-    evaluated = Saved(record["config"]).group("eval")
-    settings: dict[str, Any] = {name: evaluated.get(name) if cfg[name] is None else cfg[name] for name in names}
-    if missing := [name for name, value in settings.items() if value is None and name != "workers"]:
-        raise ConfigError(
-            f"{path} is of a run that was not evaluated in {spec.env_id}, so say how: "
-            f"{' '.join(f'{name}=...' for name in missing)}"
-        )
-    for name, value in settings.items():
-        least = 0 if name in ("workers", "seed") else 1
-        holds = (name == "workers" and value is None) or (type(value) is int and value >= least)
-        require(name, holds, value, f"a whole number of at least {least}")
+    settings = as_evaluated(cfg, record["config"], names, f"{path} is of a run that was not evaluated in {spec.env_id}")
     for note in notes:
         console.print(escape(note), highlight=False)
     result: SampleEvaluation | Evaluation
@@ -209,7 +198,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
 
     out = Path(cfg.out).expanduser() if cfg.out else path.parent
     where = f"-env={re.sub(r'[^A-Za-z0-9._-]', '_', spec.env_id)}" if in_other_env else ""
-    file = out / f"evaluation-{path.stem}{where}-seed={settings['seed']}-episodes={report['episodes']}.json"
+    chosen = "" if cfg.num_candidates is None else f"-num_candidates={cfg.num_candidates}"
+    file = out / f"evaluation-{path.stem}{where}{chosen}-seed={settings['seed']}-episodes={report['episodes']}.json"
     videos = [out / f"{path.stem}{where}-episode={k}.mp4" for k in range(len(frames))]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -225,6 +215,28 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     for what in (f"every number   {file}", *(f"video          {video}" for video in videos)):
         console.print(escape(what), highlight=False, soft_wrap=True)
     return report
+
+
+def as_evaluated(cfg: DictConfig, config: dict[str, Any], names: tuple[str, ...], otherwise: str) -> dict[str, Any]:
+    """The settings of an evaluation: those that are given, and the run's own for the rest.
+
+    Args:
+        cfg: has these settings, null where they are not given.
+        config: of the checkpoint.
+        otherwise: said where neither has one.
+
+    Raises:
+        ConfigError: one is missing, or is no such number.
+    """
+    evaluated = Saved(config).group("eval")
+    settings = {name: evaluated.get(name) if cfg[name] is None else cfg[name] for name in names}
+    if missing := [name for name, value in settings.items() if value is None and name != "workers"]:
+        raise ConfigError(f"{otherwise}, so say how: {' '.join(f'{name}=...' for name in missing)}")
+    for name, value in settings.items():
+        least = 0 if name in ("workers", "seed") else 1
+        holds = (name == "workers" and value is None) or (type(value) is int and value >= least)
+        require(name, holds, value, f"a whole number of at least {least}")
+    return settings
 
 
 def run_episodes(

@@ -105,6 +105,7 @@ def begin_run(
         "spec": data.spec.to_dict(),
         "env": asdict(data.env),
         "action_bounds": data.action_bounds,
+        "observation_shapes": data.observation_shapes,
         "provenance": provenance,
         "versions": versions(),
     }

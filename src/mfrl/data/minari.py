@@ -171,6 +171,7 @@ class MinariData(OfflineData):
         self.env = self._environment(description)
         self.action_bounds = list(map(float, description.low)), list(map(float, description.high))
         self._goal_place = self._place(description) if self.goal is not None else slice(0)
+        self.observation_shapes = [list(shape) for shape in description.shapes]
         (everything,) = assembly.loaded(cache, [prepared])
         everything.rewards = self._shifted(everything.rewards).float()
         train, val = split(everything, self.val_fraction)

@@ -34,6 +34,8 @@ class OfflineData(L.LightningDataModule):
         augment: changes each batch before training; None changes nothing.
         action_bounds: after ``setup``, the lowest and the highest actions in the units of the files, each
             ``(action_dim,)``, which became -1 and 1; None without an environment.
+        observation_shapes: after ``setup``, the shapes of what an observation's vector is made of: of the entries
+            ``env.observation_keys``, or of the one array; None where observations are vectors or images as they come.
         writes_apart: write nothing beside the files or into ``cache``, because a checkpoint named them and not the
             user.
 
@@ -47,6 +49,7 @@ class OfflineData(L.LightningDataModule):
     data_dir: Path | None
     paths: tuple[Path, ...]
     action_bounds: tuple[list[float], list[float]] | None = None
+    observation_shapes: list[list[int]] | None = None
     writes_apart: bool = False
 
     def __init__(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.data.batch import DataSpec
-from mfrl.data.module import OfflineData
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.saved import Saved
+
+if TYPE_CHECKING:
+    from mfrl.data.module import OfflineData
 
 
 def load_algorithm(path: str | Path, trusted: tuple[str, ...] = ()) -> tuple[Algorithm, dict[str, Any]]:

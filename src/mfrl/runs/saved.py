@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from hydra.utils import get_class, get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from mfrl.errors import CheckpointError, ConfigError, MfrlError
-from mfrl.runs.targets import HYDRA_KEYS, arguments_of, plain_settings
+from mfrl.runs.arguments import HYDRA_KEYS, arguments_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
 
 #: The classes that may be built for each part of the configuration.
 PART_CLASSES = {
@@ -273,7 +273,7 @@ class Saved:
         if not isinstance(name, str):
             raise CheckpointError(f"the checkpoint asks to build {name!r} as {at}, which is no name of a class")
         if name in allowed:
-            return get_class(name)
+            return pkgutil.resolve_name(name)
         package, *rest = name.split(".")
         if package == "mfrl" or package not in self._trusted or not rest:
             trust = f". If you trust the file and the package, say so: trust=[{package}]"
@@ -282,8 +282,8 @@ class Saved:
                 + (trust if package != "mfrl" and package.isidentifier() else "")
             )
         try:
-            found = get_object(name)
-        except Exception as error:  # Hydra raises errors of its own, and the user's package may raise anything
+            found = pkgutil.resolve_name(name)
+        except Exception as error:  # the user's package may raise anything
             raise CheckpointError(f"{name}, which the checkpoint has as {at}, cannot be imported: {error}") from error
         # The package must define the class: trusted.module.os.system is only imported there.
         if not inspect.isclass(found) or found.__module__.split(".")[0] not in self._trusted:
@@ -348,6 +348,9 @@ def resolve_interpolations(cfg: DictConfig) -> None:
     Raises:
         ConfigError: an interpolation has no value.
     """
+    from omegaconf.errors import OmegaConfBaseException  # a policy is loaded without it
+
+    from mfrl.runs.targets import plain_settings
 
     def visit(node: DictConfig | ListConfig, written: Any, at: str) -> None:
         for key, text in written.items() if isinstance(written, dict) else enumerate(written):
@@ -371,6 +374,8 @@ def resolved_value(cfg: DictConfig, key: str, value: Any) -> Any:
         key: the setting's dotted name.
         value: the override's value as Hydra reads it.
     """
+    from omegaconf import OmegaConf
+
     if isinstance(value, dict):
         return {name: resolved_value(cfg, f"{key}.{name}", part) for name, part in value.items()}
     if isinstance(value, list):

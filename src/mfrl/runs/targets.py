@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
@@ -12,6 +10,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mfrl.errors import ConfigError, MfrlError, did_you_mean, refused_by_system
+from mfrl.runs.arguments import HYDRA_KEYS, arguments_of
 from mfrl.system.paths import literal
 
 
@@ -73,7 +72,6 @@ def check_targets(node: Any, key: str) -> None:
 # An error that is raised here is printed once. Without this line Hydra would log it a second time.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 #: Keys that Hydra itself reads in a group with a ``_target_``; they are no arguments of the class.
-HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
 def find_target(name: Any, key: str) -> Any:
@@ -95,31 +93,6 @@ def find_target(name: Any, key: str) -> Any:
             near = ""
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(f"{key}={name} cannot be found{near}: {reason}") from error
-
-
-def arguments_of(found: Any) -> dict[str, str] | None:
-    """The arguments of a class or function, each with its annotation; None if it takes any argument.
-
-    Where a class takes ``**settings``, these are the arguments of its base class and the fields of its ``Settings``.
-    """
-    called = [found]
-    if inspect.isclass(found):
-        called = [vars(base)["__init__"] for base in inspect.getmro(found) if "__init__" in vars(base)]
-    settings = getattr(found, "Settings", None)
-    known = {field.name: str(field.type) for field in fields(settings)} if is_dataclass(settings) else {}
-    for function in called:
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # written in C
-            return None
-        named = {p.name: str(p.annotation) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        known = named | known
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    else:
-        if not is_dataclass(settings):
-            return None
-    return {name: annotation for name, annotation in known.items() if name != "self"}
 
 
 def _escaped(node: Any) -> Any:

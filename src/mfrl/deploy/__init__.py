@@ -1,0 +1,1 @@
+"""A policy outside of training: loaded in two lines, or exported for another runtime."""
