@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = sorted(path.relative_to(ROOT / "src") for path in (ROOT / "src/mfrl").rglob("__init__.py"))
+PACKAGES = sorted(path.relative_to(ROOT / "src") for path in (ROOT / "src/mfrl").glob("*/**/__init__.py"))
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=str)

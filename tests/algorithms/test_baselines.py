@@ -312,7 +312,7 @@ def test_held_out_losses_of_both_stages_are_known_in_either():
 @pytest.mark.parametrize(
     ("name", "setting", "message"),
     [
-        ("gaussian_bc", {"updates": 0}, r"updates=0 must be .*at least 1"),
+        ("gaussian_bc", {"updates": -1}, r"updates=-1 must be .*at least 0"),
         ("gaussian_bc", {"actor_lr": 0.0}, "algo.actor_lr=0.0 must be positive"),
         ("gaussian_bc", {"actor_warmup": 1.0}, "algo.actor_warmup=1.0"),
         ("gaussian_bc", {"actor_lr_floor": -0.1}, "algo.actor_lr_floor=-0.1"),

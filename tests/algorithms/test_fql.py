@@ -261,7 +261,7 @@ def test_held_out_losses_use_the_same_noise_each_time_and_keep_no_graph():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"updates": 0}, r"updates=0 must be .*at least 1"),
+        ({"updates": -1}, r"updates=-1 must be .*at least 0"),
         ({"discount": 1.0}, "algo.discount=1.0"),
         ({"tau": 0.0}, "algo.tau=0.0"),
         ({"alpha": -1.0}, "algo.alpha=-1.0"),

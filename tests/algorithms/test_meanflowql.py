@@ -427,7 +427,7 @@ def test_the_median_is_of_what_is_pulled_however_little_that_is():
         ({"gamma_adaptive": math.nan}, r"algo\.gamma_adaptive=nan must be at least 0"),
         ({"bound_weight": -5}, r"algo\.bound_weight=-5 must be at least 0"),
         ({"actor_lr_floor": -3}, r"algo\.actor_lr_floor=-3 must be in \[0, 1\]"),
-        ({"updates": 0}, r"updates=0 must be .*at least 1"),
+        ({"updates": -1}, r"updates=-1 must be .*at least 0"),
         ({"seed": 0.5}, r"seed=0\.5 must be at least 0, and a whole number"),
     ],
 )
