@@ -533,7 +533,7 @@ def test_puzzles_record_their_buttons(tmp_path):
 
 
 def test_pixel_datasets_have_the_published_settings_of_their_states():
-    for name in ("cube-double-play", "scene-noisy", "puzzle-4x4-noisy"):
+    for name in ("cube-double-play", "scene-noisy", "puzzle-4x4-noisy", "antmaze-large-explore"):
         pixels, states = generation_settings(f"visual-{name}"), generation_settings(name)
         assert pixels.renders
         assert not states.renders
@@ -541,7 +541,7 @@ def test_pixel_datasets_have_the_published_settings_of_their_states():
         assert pixels == dataclasses.replace(states, **renamed)
 
 
-@pytest.mark.parametrize("dataset", ["visual-antmaze-medium-navigate-v0", "visual-humanoidmaze-large-stitch"])
+@pytest.mark.parametrize("dataset", ["visual-humanoidmaze-medium-navigate-v0", "visual-humanoidmaze-large-stitch"])
 def test_pixel_mazes_are_for_download_only(dataset):
     with pytest.raises(CollectError, match="no scripted policy"):
         generation_settings(dataset)

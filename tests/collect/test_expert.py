@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import compose
 
+from mfrl.app.collect import collect as command
+from mfrl.app.train import train
 from mfrl.catalogue import generation_settings
 from mfrl.collect.ogbench import expert as experts
 from mfrl.collect.ogbench import workers
@@ -24,10 +28,12 @@ from mfrl.collect.ogbench.episode import episode_rng
 from mfrl.collect.ogbench.expert import Expert, expert_from, read, shipped, write
 from mfrl.collect.ogbench.maze import MazeCollector
 from mfrl.collect.ogbench.runner import collect
-from mfrl.collect.ogbench.training import actor_arrays
+from mfrl.collect.ogbench.training import actor_arrays, export, trained_expert
 from mfrl.data import ogbench_files, records
-from mfrl.errors import CollectError
+from mfrl.data.getting import commands
+from mfrl.errors import CheckpointError, CollectError
 from mfrl.networks.gaussian import SquashedGaussianMLP
+from mfrl.runs.load import load_algorithm
 
 NAVIGATE = "antmaze-medium-navigate-v0"
 TINY = {"episodes": 3, "val_episodes": 1, "episode_steps": 13, "workers": 1, "progress": False}
@@ -82,6 +88,77 @@ def test_it_acts_as_the_network_that_was_trained_on_normalised_observations() ->
 def test_it_needs_no_torch() -> None:
     code = "import sys, mfrl.collect.ogbench.workers; print({'torch', 'gymnasium'} & sys.modules.keys())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+# ---- where it comes from
+
+
+@pytest.fixture(scope="module")
+def run_folder(short_episodes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as that of the expert, of a moment."""
+    path = tmp_path_factory.mktemp("runs") / "ant"
+    overrides = [
+        "experiment=ant_expert",
+        "network.critic.hidden=[16,12]",
+        "online={steps:24,start_after:10,random_steps:8,capacity:100}",
+        "eval={every:100,episodes:1,num_envs:1,workers:0}",
+        "accelerator=cpu",
+        "logger=csv",
+        f"run_dir={path}",
+    ]
+    train(compose("train", *overrides), overrides)
+    return path
+
+
+def test_the_actor_of_a_run_becomes_an_expert(run_folder: Path, tmp_path: Path) -> None:
+    path, record = export(run_folder, tmp_path, "ant")
+    expert = read(path)
+    policy = load_algorithm(run_folder)[0].policy()
+    observations = np.random.default_rng(0).normal(0, 1, (10, 29)).astype(np.float32)
+    wanted = policy.act(torch.from_numpy(observations), torch.zeros(1, 10, 8)).numpy()
+    np.testing.assert_allclose([expert.act(observation) for observation in observations], wanted, atol=1e-6)
+    assert (
+        json.loads(path.with_suffix(".json").read_text()) == expert.origin == record | {"sha256": records.sha256(path)}
+    )
+    assert (record["algo"], record["env"], record["seed"]) == ("sac", "online-ant-xy-v0", 0)
+    assert record["evaluation"]["episodes"] == 1
+    assert record["command"].startswith("mfrl train experiment=ant_expert 'network.critic")
+    assert str(tmp_path) not in str(record)
+    assert str(run_folder) not in str(record)
+
+
+def test_an_unfinished_run_is_not_shipped_and_an_actor_of_another_kind_not_read(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    stopped = shutil.copytree(run_folder, tmp_path / "stopped")
+    (stopped / "result.json").unlink()
+    with pytest.raises(CollectError, match="unfinished"):
+        export(stopped, tmp_path / "out", "ant")
+    assert not (tmp_path / "out").exists()
+    trained_expert(stopped)  # acts all the same
+    last = stopped / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["mfrl"]["config"]["algo"]["actor"]["_target_"] = "os.system"
+    torch.save(checkpoint, last)
+    with pytest.raises(CollectError, match=r"another kind \(os\.system\)"):
+        trained_expert(stopped)
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        collect(NAVIGATE, tmp_path / "data", policy="ckpt:nowhere", **TINY)
+
+
+def test_the_command_takes_the_expert_of_a_run(run_folder: Path, tmp_path: Path, at_home: Expert) -> None:
+    def collected(name: str, *overrides: str) -> dict[str, Any]:
+        sizes = [f"{key}={value}" for key, value in TINY.items() if key != "progress"]
+        given = ["env=ogbench/antmaze-medium-navigate", *sizes, f"data_dir={tmp_path / name}", *overrides]
+        command(compose("collect", *given), given)
+        return records.read(ogbench_files.record_path(tmp_path / name, NAVIGATE), NAVIGATE)
+
+    of_the_run, own = collected("a", f"policy=ckpt:{run_folder}"), collected("b")
+    assert of_the_run["expert"]["algo"] == "sac"
+    assert of_the_run["expert"]["arrays"] == trained_expert(run_folder).checksum
+    assert own["expert"]["arrays"] == at_home.checksum
+    assert own["files"] != of_the_run["files"]
+    assert commands(NAVIGATE, tmp_path).keys() == {"collect", "download"}
 
 
 # ---- its files
@@ -358,7 +435,7 @@ def test_an_episode_that_was_stored_by_half_is_run_again(
 
 
 def test_a_killed_collection_goes_on_and_two_do_not_disturb_each_other(at_home: Expert, tmp_path: Path) -> None:
-    folder, script, long = tmp_path / "data", tmp_path / "script.py", TINY | {"episodes": 30, "episode_steps": 101}
+    folder, script, long = tmp_path / "data", tmp_path / "script.py", TINY | {"episodes": 20, "episode_steps": 101}
     script.write_text(
         "from pathlib import Path\n"
         "from mfrl.collect.ogbench import expert\n"
@@ -380,7 +457,7 @@ def test_a_killed_collection_goes_on_and_two_do_not_disturb_each_other(at_home: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MazeCollector, "episode", lambda self, rng: ran.append(rng) or episode(self, rng))
         result = collect(NAVIGATE, folder, **long)
-    assert 0 < len(ran) < 31
+    assert 0 < len(ran) < 21
     fresh = collect(NAVIGATE, tmp_path / "fresh", **long)
     assert result.provenance["files"] == fresh.provenance["files"]
     assert hidden(folder) == []
