@@ -516,7 +516,7 @@ def test_what_cannot_be_downloaded_may_be_collected(official: Server, tmp_path: 
     with pytest.raises(DataError, match="or collect it in the simulator:  mfrl collect env=ogbench/cube-single-play"):
         download(DATASET, tmp_path, mirrors=[])
     with pytest.raises(DataError) as error:
-        download("antmaze-large-navigate-v0", tmp_path, mirrors=[])
+        download("humanoidmaze-large-navigate-v0", tmp_path, mirrors=[])
     assert "collect" not in str(error.value)
 
 
@@ -527,7 +527,8 @@ def test_missing_data_names_both_commands(tmp_path: Path) -> None:
     assert both.keys() == {"collect", "download"}
     for command in both.values():
         assert command in str(error.value)
-    assert commands("antmaze-giant-stitch-v0").keys() == {"download"}
+    assert commands("humanoidmaze-giant-stitch-v0").keys() == {"download"}
+    assert commands("antmaze-giant-stitch-v0").keys() == {"collect", "download"}
     assert commands("pointmaze-giant-explore-v0").keys() == {"collect"}
     assert commands("nothing-v0") == {}
 
