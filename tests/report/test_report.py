@@ -21,7 +21,7 @@ from mfrl.report import figures as report_figures
 from mfrl.report import statistics as st
 from mfrl.report.documents import escape
 from mfrl.report.groups import curve, group_runs, labels
-from mfrl.report.published import before, differences, of_task, published_scores
+from mfrl.report.published import before, both_phases, differences, of_task, published_scores
 from mfrl.report.summary import Bootstrap, over_tasks, per_group
 from mfrl.report.tables import ranges
 from mfrl.runs.read import ReportError, find_runs
@@ -652,7 +652,7 @@ def test_no_published_score_stands_beside_runs_of_another_protocol(
     apart = (tmp_path / "out" / "report.md").read_text().split("## Published scores")[1].split("##")[0]
     fql = next(p for p in of_task(made.rows[0].groups) if (p.method, p.protocol) == ("FQL", "B"))
     assert (differences(fql, made.rows[0].groups[0]) == []) is bool(beside)
-    assert f"FQL {fql}" in apart  # it is listed, with what differs
+    assert f"FQL {both_phases(fql)}" in apart  # it is listed, with what differs
     make_published(tmp_path / "bc", dataset="humanoidmaze-medium-navigate", overrides={"algo_name": "meanflow_bc"})
     assert report([tmp_path / "bc"], tmp_path / "out", console=QUIET).rows[0].published == []  # of another algorithm
 
@@ -681,6 +681,7 @@ def test_a_published_score_of_the_online_phase_knows_where_it_began() -> None:
     assert {p.method for p in online if before(p) is None} == {"RLPD"}
     (qam_e,) = (p for p in online if p.method == "QAM-E" and p.dataset == "50 tasks of Set B")
     assert (before(qam_e).score, qam_e.score) == (45.7, 84.7)
+    assert both_phases(qam_e) == f"45.7 → {qam_e}"
 
 
 def test_published_scores_are_whole_sorted_and_of_tasks_that_there_are() -> None:

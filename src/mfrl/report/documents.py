@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mfrl.report.groups import Group, Task, checksum, method_labels, text
-from mfrl.report.published import Published, differences, of_task
+from mfrl.report.published import Published, both_phases, differences, of_task
 from mfrl.report.statistics import Interval
 from mfrl.report.summary import Row
 from mfrl.report.tables import (
@@ -306,7 +306,7 @@ def _published_lines(report: Report) -> list[str]:
         body = []
         same_first = sorted(table.items(), key=lambda item: item[0][1] != "nothing")
         for (protocol, differing_in, seeds, source), members in same_first:
-            scores = ", ".join(f"{k.method} {k}" for k in sorted(members, key=lambda k: -k.score))
+            scores = ", ".join(f"{k.method} {both_phases(k)}" for k in sorted(members, key=lambda k: -k.score))
             body.append([protocol, differing_in, scores, seeds, source])
         head = ["protocol", "differs in", f"{unit}, ± std or [95 % interval]", "seeds", "source"]
         lines += [f"**{what}**, {phase}:", "", *markdown_table(head, body), ""]

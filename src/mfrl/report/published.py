@@ -173,20 +173,12 @@ def beside(groups: Collection[Group]) -> list[Published]:
         groups: of one method, see :func:`of_task`.
     """
     algo = next(iter(groups)).method.algo
-    return [known for known in comparable(groups) if known.method.lower() == algo]
-
-
-def comparable(groups: Collection[Group]) -> list[Published]:
-    """Published scores of the groups' task and under their protocol, of any method."""
-    return [known for known in of_task(groups) if not any(differences(known, group) for group in groups)]
+    of_method = [known for known in of_task(groups) if known.method.lower() == algo]
+    return [known for known in of_method if not any(differences(known, group) for group in groups)]
 
 
 def before(online: Published) -> Published | None:
-    """The offline score from which a published run went online; None where it began from scratch, or nothing is said.
-
-    So ``[(before(known), known) for known in comparable(groups)]`` are the published pairs of a task whose runs here
-    went online.
-    """
+    """The offline score from which a published run went online; None where it began from scratch or nothing is said."""
     same = ("method", "dataset", "tasks", "rewards", "updates", "protocol", "source")
     return next(
         (
@@ -196,6 +188,12 @@ def before(online: Published) -> Published | None:
         ),
         None,
     )
+
+
+def both_phases(known: Published) -> str:
+    """The score; of one reached online, with the offline score in front, as ``79 → 151 ± 7``."""
+    start = before(known) if known.phase == "online" else None
+    return f"{start.score:g} → {known}" if start else str(known)
 
 
 def remark(groups: Collection[Group]) -> str:

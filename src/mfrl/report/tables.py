@@ -18,6 +18,7 @@ from mfrl.report.groups import (
     text,
     unsteady,
 )
+from mfrl.report.published import both_phases
 from mfrl.report.statistics import Interval, task_mean
 from mfrl.report.summary import Bootstrap, Improvement, Row
 
@@ -109,7 +110,7 @@ def _with_published(rows: Sequence[Row], head: list[str], body: list[list[str]],
     methods = sorted({p.method for row in rows for p in row.published})
     if not methods:
         return head, body
-    shown = ["; ".join(map(str, row.published)) + ("*" if row.remark else "") for row in rows]
+    shown = ["; ".join(map(both_phases, row.published)) + ("*" if row.remark else "") for row in rows]
     return [*head, f"published {', '.join(methods)}" if wide else "published"], [
         [*cells, p] for cells, p in zip(body, shown, strict=True)
     ]
