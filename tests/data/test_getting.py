@@ -22,7 +22,11 @@ ANY = "mfrl download env=minari/dataset"
                 "download": "mfrl download env=ogbench/cube-single-play",
             },
         ),
-        ("humanoidmaze-large-navigate-v0", "ogbench", {"download": "mfrl download env=ogbench/humanoidmaze-large-navigate"}),
+        (
+            "humanoidmaze-large-navigate-v0",
+            "ogbench",
+            {"download": "mfrl download env=ogbench/humanoidmaze-large-navigate"},
+        ),
         ("pointmaze-large-explore-v0", "ogbench", {"collect": "mfrl collect env=ogbench/pointmaze-large-explore"}),
         ("D4RL/pen/human-v2", "minari", {"download": "mfrl download env=d4rl/pen-human"}),
         ("mfrl/pointmaze/umaze-v0", "minari", {"collect": "mfrl collect env=minari/pointmaze-umaze"}),
@@ -56,7 +60,11 @@ def test_what_nobody_makes_is_told_with_near_names_and_no_command() -> None:
 
 def test_what_can_only_be_downloaded_says_where_its_files_are(tmp_path: Path) -> None:
     text = why_not_collected("humanoidmaze-large-navigate", tmp_path)
-    for part in ("/humanoidmaze-large-navigate-v0.npz", "/humanoidmaze-large-navigate-v0-val.npz", f"put both in {tmp_path}"):
+    for part in (
+        "/humanoidmaze-large-navigate-v0.npz",
+        "/humanoidmaze-large-navigate-v0-val.npz",
+        f"put both in {tmp_path}",
+    ):
         assert part in text
     large = why_not_collected("cube-double-play-100m-v0", tmp_path)  # in many files
     assert "mfrl download env=ogbench/cube-double-play-100m" in large
