@@ -78,7 +78,9 @@ def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str], opset: int) -
 def open_onnx(path: Path) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         (actions,) = session.run([OUTPUT], {name: x.numpy() for name, x in inputs.items()})
