@@ -670,7 +670,7 @@ def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> No
         (["eval"], "ckpt"),
         (["train", "variant=custom"], r"variant\.p, variant\.q"),
         (["eval", "ckpt=nowhere"], "nowhere"),
-        (["collect", "env=ogbench/antmaze-large-navigate", "data_dir=DATA"], "antmaze-large-navigate-v0.npz"),
+        (["collect", "env=ogbench/humanoidmaze-large-navigate", "data_dir=DATA"], "humanoidmaze-large-navigate-v0.npz"),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(

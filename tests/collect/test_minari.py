@@ -259,7 +259,7 @@ def sums(env: Any, behaviour: Any, episode: int) -> float:
     act = behaviour.action
     behaviour.action = lambda observation: seen.append(float(np.abs(observation).sum())) or act(observation)
     try:
-        run_episode(env, behaviour, 0, episode, room=40)
+        run_episode(env, behaviour, 0, episode, max_steps=40)
     finally:
         behaviour.action = act
     return float(np.sum(seen))

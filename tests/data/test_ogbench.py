@@ -253,8 +253,8 @@ def test_missing_data_says_which_file_where_and_how_to_get_it(tmp_path: Path) ->
 
 def test_data_that_cannot_be_collected_says_what_to_download(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        OGBenchData("antmaze-large-navigate", data_dir=str(tmp_path)).setup()
-    assert "antmaze-large-navigate-v0.npz" in str(error.value)
+        OGBenchData("humanoidmaze-large-navigate", data_dir=str(tmp_path)).setup()
+    assert "humanoidmaze-large-navigate-v0.npz" in str(error.value)
     assert "download" in str(error.value).lower()
     assert f"put both in {tmp_path}" in str(error.value)
 

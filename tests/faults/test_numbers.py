@@ -59,7 +59,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # no auth
 #: Those that configurations name, by their class's name.
 ALGORITHMS = {
     target.rpartition(".")[-1]: hydra.utils.get_class(target)
-    for target in (OmegaConf.load(path).algo._target_ for path in sorted(CONFIG_DIR.glob("algo/*.yaml")))
+    for path in sorted(CONFIG_DIR.glob("algo/*.yaml"))
+    if (target := OmegaConf.load(path).algo.get("_target_"))  # rlpd is sac with other settings
 }
 
 # ---- an environment that can be odd in one way at a time

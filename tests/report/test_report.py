@@ -88,9 +88,10 @@ def make_run(
         del provenance["generator"]
     (path / "provenance.json").write_text(json.dumps(provenance))
     columns = {"eval/success": list(scores)} | (metrics or {})
+    online = (overrides or {}).get("online.steps", 0)  # an update each, before the last evaluation
     evaluations = [
         {
-            "updates": every * (k + 1),
+            "updates": every * (k + 1) + online * (k + 1 == len(scores)),
             **{name: v[k] for name, v in columns.items()},
             "episodes": 10,
             "returns": [0.0] * 10,

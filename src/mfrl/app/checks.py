@@ -87,11 +87,11 @@ def phases(cfg: DictConfig) -> tuple[int, OnlineSettings]:
     online = OnlineSettings(**cfg.online)
     if cfg.updates == 0 and online.steps == 0:
         raise ConfigError("updates=0 and online.steps=0 leave nothing to do: set one of them")
-    if cfg.updates and "dataset" not in cfg.data:
+    if cfg.updates and "dataset" not in cfg.env:
         raise ConfigError(
             f"{cfg.env.name} has no data to make updates={cfg.updates} with: say updates=0 online.steps=N"
         )
-    if online.steps and online.balanced and "dataset" not in cfg.data:
+    if online.steps and online.balanced and "dataset" not in cfg.env:
         raise ConfigError(f"online.balanced=true takes half of every batch from data, and {cfg.env.name} has none")
     if online.steps and cfg.env.suite == "toy":
         raise ConfigError(f"online.steps={online.steps}: {cfg.env.name} has no environment to act in")

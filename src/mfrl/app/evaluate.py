@@ -165,15 +165,15 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
                 f"rewards and observations are those of {spec.env_id} as it gives them: what was put around "
                 f"{recorded.env_id} in training ({', '.join(wrappers)}) is not put around it"
             )
-    if cfg.num_candidates is not None:
-        policy.check_candidates(cfg.num_candidates)
-        policy.num_candidates = cfg.num_candidates
     has_samples = spec.suite == "toy"
     names = ("samples", "seed") if has_samples else ("episodes", "num_envs", "workers", "seed")
     foreign = [name for name in ("episodes", "num_envs", "workers", "samples") if name not in names]
     for name in foreign + ["num_candidates", "video"] * has_samples:
         if cfg[name] is not None and cfg[name] is not False:
             raise ConfigError(f"{name} is no setting of an evaluation of {spec.env_id} ({', '.join(names)} are)")
+    if cfg.num_candidates is not None:
+        policy.check_candidates(cfg.num_candidates)
+        policy.num_candidates = cfg.num_candidates
     if not has_samples:
         spec.check()
     settings = as_evaluated(cfg, record["config"], names, f"{path} is of a run that was not evaluated in {spec.env_id}")

@@ -20,6 +20,7 @@ GREEN, PURPLE, SKY = "#009E73", "#CC79A7", "#56B4E9"
 AMBER, BLACK = "#E69F00", "#000000"
 # Paul Tol's, where those are not enough.
 INDIGO, WINE, OLIVE, TEAL = "#332288", "#882255", "#999933", "#44AA99"
+LIME, PLUM = "#6FA512", "#7B3294"
 ROSE, MAUVE, BROWN, GREY, SAND = "#CC6677", "#AA4499", "#661100", "#888888", "#DDCC77"
 OF_OBSERVATION = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 _DPI = 110
@@ -55,7 +56,9 @@ LOOKS = {
     "ifql": Look(MAUVE, "d"),
     "rebrac": Look(BROWN, "8"),
     "fbrac": Look(ROSE, "H"),
-    "meanflow_distill": Look(SAND, ">"),
+    "meanflow_distill": Look(SAND, "$\\bowtie$"),
+    "sac": Look(LIME, "$\\oplus$"),
+    "rlpd": Look(PLUM, "$\\otimes$"),
 }
 _OTHERS = [Look(*pair) for pair in product(("#6699CC", "#8C564B", "#117733", "#B07AA1"), ("h", "*", "d", "8"))]
 
