@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny import compose, mfrl
 
 from mfrl.app.train import train
 from mfrl.data.replay import Journal
+from mfrl.deploy.policy import load
 from mfrl.errors import CheckpointError, ConfigError, RefusedRun
 from mfrl.report.figures import learning_curves
 from mfrl.report.groups import group_runs
@@ -244,6 +246,12 @@ def test_senseless_settings_are_refused_before_training(
     with pytest.raises(ConfigError, match=named):
         run(tmp_path / "run", [*ONWARD, f"data_dir={data_dir}"], *overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_learnt_from_nothing_is_loaded_and_acts_in_the_environments_units(scratch: Path) -> None:
+    policy, env = load(scratch), gymnasium.make("Pendulum-v1")
+    assert (policy.low.tolist(), policy.high.tolist()) == ([-2.0], [2.0])
+    assert env.action_space.contains(policy(env.reset(seed=0)[0]))
 
 
 def test_what_has_no_rewards_no_data_or_no_alpha_is_refused(data_dir: Path, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_pendulum_is_named_and_evaluated_in() -> None:
     data = named("env=gym/any", "env.gym_id=Pendulum-v1")
     assert (data.spec.observation_dim, data.spec.action_dim, data.dataset) == (3, 1, "Pendulum-v1")
     assert data.provenance()["source"] == "interaction"
+    assert (data.action_bounds, data.observation_shapes) == (([-2.0], [2.0]), [[3]])
     with Evaluator(data.env, num_envs=2, workers=0) as evaluator:
         result = evaluator.run(Push(1), 3)
     assert result.lengths.tolist() == [200] * 3  # cut off by the time limit
@@ -118,6 +119,8 @@ def test_entries_of_a_dictionary_are_chosen() -> None:
     maze = ["env=gym/any", "env.gym_id=PointMaze_UMaze-v3"]
     assert named(*maze, "env.observation_keys=[observation, desired_goal]").spec.observation_dim == 6
     assert named(*maze).spec.observation_dim == 8
+    assert named(*maze).env.observation_keys == ("achieved_goal", "desired_goal", "observation")
+    assert named(*maze).observation_shapes == [[2], [2], [4]]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mfrl.data.batch import DataSpec
 from mfrl.data.module import OfflineData
+from mfrl.envs import minari
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import VectorEnv
 
@@ -56,6 +58,22 @@ class Scratch(OfflineData):
             reward_max=math.inf,
             image_shape=tuple(signature.observation_shape) if images else None,  # type: ignore[arg-type]
         )
+        self.action_bounds = self.spec.action_dim * [-1.0], self.spec.action_dim * [1.0]
+        if self.env.gym_spec is not None:
+            self._look_at_what_it_shows(self.env.gym_spec)
+
+    def _look_at_what_it_shows(self, gym_spec: str) -> None:
+        """Note the bounds of actions, and what observations are made of, before they became vectors in [-1, 1]."""
+        built = minari.make_as_recorded(gym_spec, self.env.trust)
+        try:
+            low, high = minari.action_bounds(built.action_space)
+            keys = minari.vector_keys(built.observation_space, self.env.observation_keys)
+            shapes = [part.shape for part in minari.vector_parts(built.observation_space, keys)]
+        finally:
+            built.close()
+        self.action_bounds = low.tolist(), high.tolist()
+        self.observation_shapes = [list(shape) for shape in shapes]
+        self.env = replace(self.env, observation_keys=keys)
 
     def provenance(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "source": "interaction", "files": {}}
