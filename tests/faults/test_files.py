@@ -938,7 +938,10 @@ def test_a_run_without_an_environment_is_evaluated_in_one_that_is_named(
         (["env.gym_id=pointmaze-medium-singletask-v0", "env.max_episode_steps=7"], "which OGBench defines"),
         (["env.gym_id=pointmaze-medium-v0"], r"another goal in every episode.* e\.g\. pointmaze-medium-singletask-v0"),
         (["env.gym_id=ogbench:pointmaze-medium-v0"], "another goal in every episode"),
-        (["num_candidates=0", "env.gym_id=Pendulum-v1"], "num_candidates=0 must be a whole number of at least 1"),
+        *(
+            ([f"num_candidates={value}"], f"num_candidates={value} must be a whole number of at least 1")
+            for value in ("0", "-1", "1.5", "many")
+        ),
     ],
 )
 def test_an_environment_that_is_not_for_the_policy_is_refused(
