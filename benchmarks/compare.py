@@ -29,14 +29,16 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from matplotlib.figure import Figure
+from timing import median_seconds
 from torch import Tensor
+from train_step import device, seconds_of_updates
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.app.parts import build_algorithm
@@ -98,13 +100,7 @@ class Training:
         self.seconds.append(self.run(self.updates) / self.updates)
 
     def run(self, updates: int) -> float:
-        """Seconds that so many updates take."""
-        synchronise()
-        start = time.perf_counter()
-        for k in range(updates):
-            self.learner.update(self.batches[k % len(self.batches)])
-        synchronise()
-        return time.perf_counter() - start
+        return seconds_of_updates(self.learner, self.batches, updates)
 
 
 class Acting:
@@ -131,17 +127,6 @@ class Acting:
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         return self.policy.act(observations, noise).cpu()
-
-
-def median_seconds(action: Callable[[], Any], about: float = 0.2, most: int = 50) -> float:
-    """The median over as many calls as fit into so many seconds, after one that does not count."""
-    action()
-    taken: list[float] = []
-    while not taken or (len(taken) < most and sum(taken) < about):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
 
 
 def evaluations(algorithm: Algorithm) -> dict[str, int]:
@@ -243,15 +228,6 @@ def millions(algorithm: Algorithm) -> dict[str, float]:
         "trained": sum(p.numel() for network in trained for p in network.parameters()) / 1e6,
         "all": sum(p.numel() for p in algorithm.parameters()) / 1e6,
     }
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax
 import jax
 import numpy as np
+from timing import median_seconds
 
 OBSERVATION, ACTION, BATCH = 28, 5, 256
 
@@ -36,17 +35,6 @@ def random_batch(seed: int) -> dict[str, jax.Array]:
         "next_observations": draw.standard_normal((BATCH, OBSERVATION)),
     }
     return {name: jax.device_put(x.astype(np.float32)) for name, x in batch.items()}
-
-
-def median_seconds(action: Callable[[], Any], about: float = 0.2, most: int = 50) -> float:
-    """As in compare.py."""
-    action()
-    taken: list[float] = []
-    while not taken or (len(taken) < most and sum(taken) < about):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
 
 
 def millions(tree: Any) -> float:

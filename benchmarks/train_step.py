@@ -29,6 +29,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,7 @@ class Measured:
         self.seconds.append(self.run(self.updates) / self.updates)
 
     def run(self, updates: int) -> float:
-        """Seconds that so many updates take."""
-        synchronise()
-        start = time.perf_counter()
-        for k in range(updates):
-            self.learner.update(self.batches[k % len(self.batches)])
-        synchronise()
-        return time.perf_counter() - start
+        return seconds_of_updates(self.learner, self.batches, updates)
 
     def row(self, alone: float | None, matmul: float) -> dict[str, Any]:
         rate = self.members / statistics.median(self.seconds)
@@ -114,6 +109,16 @@ class Measured:
             "first_update_seconds": self.start_up,
             "kernels": self.kernels,
         }
+
+
+def seconds_of_updates(learner: Learner, batches: Sequence[Batch], updates: int) -> float:
+    """The seconds that so many updates take, on batches that come round."""
+    synchronise()
+    start = time.perf_counter()
+    for k in range(updates):
+        learner.update(batches[k % len(batches)])
+    synchronise()
+    return time.perf_counter() - start
 
 
 def synchronise() -> None:

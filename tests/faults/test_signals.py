@@ -182,16 +182,21 @@ def test_a_run_that_is_killed_four_times_ends_as_if_it_had_not_been(reference: P
     assert_same_run(reference, tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_a_hundred_kills_lose_nothing(reference: Path, tmp_path: Path) -> None:
+def kill_runs(folder: Path, kills: int, overrides: list[str], check: Callable[[Path], None]) -> None:
+    """Kill so many times, ten times a run, and check every run at its end."""
     tried = number = 0
-    while tried < int(os.environ.get("MFRL_KILLS", "100")):
-        path = tmp_path / str(number) / "run"
+    while tried < kills:
+        path = folder / str(number) / "run"
         path.parent.mkdir()
-        tried += kill_until_finished(path, 10, TOY, seed=number)
-        assert_same_run(reference, path)
+        tried += kill_until_finished(path, 10, overrides, seed=number)
+        check(path)
         number += 1
     print(f"\n{tried} kills over {number} runs: every run ended as the undisturbed one")
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_lose_nothing(reference: Path, tmp_path: Path) -> None:
+    kill_runs(tmp_path, int(os.environ.get("MFRL_KILLS", "100")), TOY, partial(assert_same_run, reference))
 
 
 @pytest.fixture(scope="module")
@@ -214,14 +219,7 @@ def test_an_online_run_that_is_killed_ends_as_if_it_had_not_been(online_referenc
 
 @pytest.mark.slow
 def test_twenty_kills_of_online_runs_lose_nothing(online_reference: Path, tmp_path: Path) -> None:
-    tried = number = 0
-    while tried < 20:
-        path = tmp_path / str(number) / "run"
-        path.parent.mkdir()
-        tried += kill_until_finished(path, 10, ONLINE, seed=number)
-        assert_same_online(online_reference, path)
-        number += 1
-    print(f"\n{tried} kills over {number} online runs: every run ended as the undisturbed one")
+    kill_runs(tmp_path, 20, ONLINE, partial(assert_same_online, online_reference))
 
 
 def killed_at_the_third_evaluation(where: str) -> None:

@@ -88,6 +88,11 @@ def seeded_algorithm(cfg: DictConfig, data: OfflineData, parts: Parts) -> Algori
     return algorithm
 
 
+def processes_within(threads: int) -> int:
+    """The number of processes that step environments where so many threads are allowed; 0: none but this one."""
+    return threads if threads > 1 else 0
+
+
 def build_online(
     cfg: DictConfig, data: OfflineData, algorithms: Sequence[Algorithm], folders: Sequence[Path], console: Console
 ) -> Online | None:
@@ -103,7 +108,7 @@ def build_online(
     if not online.steps:
         return None
     if online.workers is None and cfg.threads is not None and online.num_envs * len(algorithms) > 1:
-        online = replace(online, workers=cfg.threads if cfg.threads > 1 else 0)
+        online = replace(online, workers=processes_within(cfg.threads))
 
     def warn(sentence: str) -> None:
         data.warnings.append(sentence)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mfrl.app.checks import OWN_CALLBACKS
+from mfrl.app.parts import processes_within
 from mfrl.app.resume import Start, telling_how_to_resume
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.callbacks.evaluation import interim_count
@@ -182,4 +183,4 @@ def worker_setting(cfg: DictConfig) -> dict[str, int]:
     """The argument ``workers`` for an evaluation that leaves it open: the setting ``threads`` also limits processes."""
     if cfg.threads is None or "workers" not in cfg.eval or cfg.eval.workers is not None:
         return {}
-    return {"workers": cfg.threads if cfg.threads > 1 else 0}
+    return {"workers": processes_within(cfg.threads)}

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mfrl.callbacks.periodic import due
 from mfrl.errors import DivergedError
 from mfrl.learning.training import lightnings_part
 from mfrl.runs.checkpoint import load_checkpoint
@@ -88,10 +89,10 @@ class Checkpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Training, *_: Any) -> None:
         k = pl_module.updates
-        due = k % self.every == 0 or k == pl_module.total_updates or pl_module.changes_phase
-        if due or (self.minutes is not None and pl_module.stamp - self._saved_at >= 60.0 * self.minutes):
+        is_due = due(pl_module, self.every)
+        if is_due or (self.minutes is not None and pl_module.stamp - self._saved_at >= 60.0 * self.minutes):
             self._save(trainer, pl_module)
-        if (due and self.keep_all) or (pl_module.changes_phase and k > 0):  # the policy before the online phase is kept
+        if (is_due and self.keep_all) or (pl_module.changes_phase and k > 0):  # the offline policy is kept
             with pl_module.aside(), replacing(self.folder / f"update={k}.ckpt") as temporary:
                 self._copy(temporary)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +34,12 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         return self.each(lambda field: field.to(device))
+
+    @staticmethod
+    def together(batches: Sequence[Batch], join: Callable[[list[Tensor]], Tensor]) -> Batch:
+        """Several batches as one: ``join`` makes one tensor of each field's, of those fields that are there."""
+        fields = (None if field[0] is None else join(list(field)) for field in zip(*batches, strict=True))
+        return Batch(*fields)  # type: ignore[arg-type]  # None stays
 
 
 Augment = Callable[[Batch, int], Batch]  #: (batch, number of the update) -> the batch to train on

@@ -58,12 +58,15 @@ class Ring(Transitions):
             frames=frames,
             statistics=None if images else torch.stack([mean, std]).to(device),
         )
-        self.stride = lanes  # type: ignore[misc]  # of this ring
         self.lanes, self.capacity = lanes, capacity
         self.count = self.first = 0
         self._ticks = np.zeros(lanes, np.int64)  # of the state that each lane is in
         self._begins = np.zeros(lanes, np.int64)  # of the first state of its trajectory
         self._numbers = np.full(rows, -1)  # of the transition that starts in a row; -1 where none does
+
+    @property
+    def stride(self) -> int:
+        return self.lanes
 
     @property
     def device(self) -> torch.device:

@@ -43,8 +43,7 @@ class Chunk:
         assert not callable(self.augment), "every member has its own"
         each = (stacked.each(itemgetter(m)) for m in range(members))
         augmented = [augment(one, k) for augment, one in zip(self.augment, each, strict=True)]
-        fields = (None if field[0] is None else torch.stack(field) for field in zip(*augmented, strict=True))
-        return Batch(*fields)  # type: ignore[arg-type]  # None where a batch may have it
+        return Batch.together(augmented, torch.stack)
 
 
 def chunk_ends(first: int, last: int, size: int, marks: tuple[int, ...]) -> list[int]:

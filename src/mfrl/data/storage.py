@@ -6,7 +6,7 @@ import mmap
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,8 +49,6 @@ class Transitions:
     ships_to: torch.device | None = None
     pages: Pages | None = None
 
-    stride: ClassVar[int] = 1  #: rows from a state to the next one of its trajectory
-
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -80,6 +78,11 @@ class Transitions:
             discounts=discount * masks,
             next_actions=self._next_actions(index) if next_actions else None,
         )
+
+    @property
+    def stride(self) -> int:
+        """The number of rows from a state to the next one of its trajectory."""
+        return 1
 
     def _start(self, index: Tensor) -> Tensor:
         """The rows of the states from which these transitions start."""

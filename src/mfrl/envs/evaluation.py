@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfrl.envs import outcome
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Step, VectorEnv
 from mfrl.errors import DivergedError, EnvError
@@ -399,13 +400,8 @@ class _Play:
             good, what = np.isfinite(self.returns[playing]), "a reward"
         if not good.all():
             episode = playing[good.argmin()]
-            self._leave(
-                EnvError(
-                    f"{self._spec.env_id} gave {what} that is not finite, in evaluation episode {episode} after "
-                    f"{self.lengths[episode]} steps. The policy's actions were finite until then: look for the fault "
-                    "in the environment, e.g. in a simulation that blew up"
-                )
-            )
+            where = f"in evaluation episode {episode} after {self.lengths[episode]} steps"
+            self._leave(outcome.not_finite(self._spec.env_id, what, where))
         return bool(good.all())
 
     def _leave(self, error: DivergedError | EnvError) -> None:

@@ -58,3 +58,17 @@ def success(info: Mapping[str, Any], env: str) -> bool | None:
         if info.get(key) is not None:
             return truth(info[key], f"info[{key!r}] of {env}")
     return None
+
+
+def not_finite(env: str, what: str, where: str) -> EnvError:
+    """The error of an environment that gave NaN or infinity.
+
+    Args:
+        env: its name.
+        what: it gave.
+        where: it gave it, e.g. "in evaluation episode 3".
+    """
+    return EnvError(
+        f"{env} gave {what} that is not finite, {where}. The policy's actions were finite until then: look for the "
+        "fault in the environment, e.g. in a simulation that blew up"
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from mfrl.data.batch import Augment, Batch
 from mfrl.data.replay import Journal, Ring, records_of
 from mfrl.data.sampling import chunk_ends
 from mfrl.data.storage import Transitions
+from mfrl.envs import outcome
 from mfrl.envs.vector import Step, VectorEnv
-from mfrl.errors import CheckpointError, DivergedError, EnvError
+from mfrl.errors import CheckpointError, DivergedError
 from mfrl.randomness import below, derived_seed, generator, index_words, key_of
 from mfrl.settings import OnlineSettings
 from mfrl.system import signals
@@ -96,28 +98,29 @@ class Player:
         noise = self.policy.sample_noise(shape, generator(self.seed, "online noise", t))
         return self.policy.act(torch.from_numpy(self.observations), noise)
 
-    def take(self, actions: np.ndarray, step: Step, rewards: np.ndarray, terminated: np.ndarray) -> np.ndarray:
-        """Take a step of all lanes, with the data's labels; returns the lanes whose episodes have ended."""
-        ended = step.terminated | step.truncated
-        self._actions, self._rewards, self._masks = actions, rewards, 1.0 - terminated
-        self._next, self._ended = step.observations, ended
+    def score(self, step: Step) -> np.ndarray:
+        """Count a step of all lanes; returns the lanes whose episodes have ended."""
         self.returns += step.rewards
         self.lengths += 1
         self.successes |= step.success
         self.told |= step.told
-        for lane in np.flatnonzero(ended):
+        ended = np.flatnonzero(step.terminated | step.truncated)
+        for lane in ended:
             success = bool(self.successes[lane]) if self.told[lane] else None
             self._finished.append((float(self.returns[lane]), int(self.lengths[lane]), success))
-        return np.flatnonzero(ended)
+        return ended
 
-    def store(self, observations: np.ndarray) -> None:
-        """Put the step that was taken into the replay.
+    def store(
+        self, actions: np.ndarray, rewards: np.ndarray, masks: np.ndarray, step: Step, observations: np.ndarray
+    ) -> None:
+        """Put a step of all lanes into the replay.
 
         Args:
-            observations: of all lanes, where new episodes have begun their first ones.
+            rewards, masks: as the data label the step.
+            observations: what follows; where new episodes have begun, their first ones.
         """
-        now, following = self.latest(self.observations), self.latest(self._next)
-        happened = self._actions, self._rewards, self._masks, following, self._ended
+        now, following = self.latest(self.observations), self.latest(step.observations)
+        happened = actions, rewards, masks, following, step.terminated | step.truncated
         self.journal.add(records_of(self.journal.record, now, *happened))
         self.ring.append(*happened, self.latest(observations))
         self.observations = observations
@@ -246,9 +249,11 @@ class Online:
         """Transitions that a member has made."""
         return self.players[0].ring.count if self._ready else 0
 
-    def chunks(self, first: int, last: int, size: int, marks: tuple[int, ...]) -> OnlineLoader:
-        """The updates from ``first`` to ``last``, at least those of the phase, see :func:`chunk_ends`."""
-        return OnlineLoader(self, max(first, self.first_update), last, size, marks)
+    def chunks(self, first: int, last: int, size: int, marks: tuple[int, ...]) -> list[OnlineChunk]:
+        """The updates from ``first`` to ``last`` that are of the phase, see :func:`chunk_ends`."""
+        first = max(first, self.first_update)
+        ends = [first, *chunk_ends(first, last, size, marks)]
+        return [OnlineChunk(self, begin, end) for begin, end in pairwise(ends)]
 
     def start(self) -> None:
         """Begin the phase, or go on with it where a checkpoint left it. Does nothing the second time."""
@@ -303,10 +308,7 @@ class Online:
         if self.settings.overlap:
             visible = max(visible - self.settings.num_envs, self.settings.num_envs)
         batches = [self._batch(player, k, visible, *own) for player, own in zip(self.players, words, strict=True)]
-        if len(batches) == 1:
-            return batches[0]
-        together = (None if field[0] is None else torch.stack(field) for field in zip(*batches, strict=True))
-        return Batch(*together)  # type: ignore[arg-type]  # None where a batch may have it
+        return batches[0] if len(batches) == 1 else Batch.together(batches, torch.stack)
 
     def words(self, first: int, end: int) -> list[list[tuple[Tensor, Tensor]]]:
         """For each update its ``words`` of :meth:`batch`."""
@@ -327,8 +329,7 @@ class Online:
         """What a checkpoint holds of a member's phase; None before it begins."""
         if not self._ready:
             return self._saved.get(member)
-        if self._actions is not None:
-            self._finish()
+        self._finish()
         return self.players[member].state_dict()
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
@@ -427,25 +428,20 @@ class Online:
         step = self.env.finish_step()
         self._refuse_nonfinite(step)
         rewards, terminated = self.data.labels(step.observations, step.rewards, step.terminated)
+        each = [(player, self._slots(m)) for m, player in enumerate(self.players)]
+        steps = [Step(*(field[slots] for field in step)) for _, slots in each]
         seeds: dict[int, int] = {}
-        for m, player in enumerate(self.players):
-            slots = self._slots(m)
-            own = Step(*(field[slots] for field in step))
-            ended = player.take(actions[slots], own, rewards[slots], terminated[slots])
-            if ended.size:
-                seeds |= zip((slots.start + ended).tolist(), player.next_seeds(ended), strict=True)
+        for (player, slots), own in zip(each, steps, strict=True):
+            ended = player.score(own)
+            seeds |= zip((slots.start + ended).tolist(), player.next_seeds(ended), strict=True)
         observations = self.env.reset(list(seeds), list(seeds.values())) if seeds else step.observations
-        for m, player in enumerate(self.players):
-            player.store(observations[self._slots(m)])
+        for (player, slots), own in zip(each, steps, strict=True):
+            player.store(actions[slots], rewards[slots], 1.0 - terminated[slots], own, observations[slots])
 
     def _refuse_nonfinite(self, step: Step) -> None:
-        observed = np.isfinite(step.observations).all()
-        if not (observed and np.isfinite(step.rewards).all()):
-            what = "a reward" if observed else "an observation"
-            raise EnvError(
-                f"{self.data.env.env_id} gave {what} that is not finite, in online step {self.steps:,}. The policy's "
-                "actions were finite: look for the fault in the environment, e.g. in a simulation that blew up"
-            )
+        for what, values in (("an observation", step.observations), ("a reward", step.rewards)):
+            if not np.isfinite(values).all():
+                raise outcome.not_finite(self.data.env.env_id, what, f"in online step {self.steps:,}")
 
     # ---- batches
 
@@ -456,8 +452,7 @@ class Online:
             assert data is not None, "a balanced run has data"
             index = ring.first + below(replay_words, visible - ring.first)
             halves = data.gather(below(words, len(data)), *arguments), ring.gather(index.to(ring.device), *arguments)
-            joined = (None if a is None or b is None else torch.cat([a, b]) for a, b in zip(*halves, strict=True))
-            batch = Batch(*joined)  # type: ignore[arg-type]  # None where a batch may have it
+            batch = Batch.together(halves, torch.cat)
         elif data is None:
             batch = ring.gather(ring.first + below(words, visible - ring.first), *arguments)
         else:
@@ -468,17 +463,18 @@ class Online:
             index = oldest + below(words, all_of_them - oldest)
             offline = data.gather(index.clamp(max=before - 1), *arguments)
             online = ring.gather((index - before).clamp(min=ring.first).to(ring.device), *arguments)
-            batch = _chosen((index >= before).to(ring.device), online, offline)
+            batch = Batch.together([online, offline], _chosen_by((index >= before).to(ring.device)))
         return batch if player.augment is None else player.augment(batch, k)
 
 
-def _chosen(which: Tensor, first: Batch, second: Batch) -> Batch:
-    """Row by row, of two batches the first where ``which`` ``(batch,)`` says so."""
-    fields = (
-        None if a is None or b is None else torch.where(which.view(-1, *[1] * (a.ndim - 1)), a, b)
-        for a, b in zip(first, second, strict=True)
-    )
-    return Batch(*fields)  # type: ignore[arg-type]  # None where a batch may have it
+def _chosen_by(which: Tensor) -> Callable[[list[Tensor]], Tensor]:
+    """Row by row, of two tensors the first where ``which`` ``(batch,)`` says so."""
+
+    def choose(fields: list[Tensor]) -> Tensor:
+        first, second = fields
+        return torch.where(which.view(-1, *[1] * (first.ndim - 1)), first, second)
+
+    return choose
 
 
 @dataclass(frozen=True)
@@ -495,20 +491,3 @@ class OnlineChunk:
         for k in range(self.first, self.end):
             self.online.advance(k)
             yield self.online.batch(k, words[k - self.first])
-
-
-class OnlineLoader:
-    """Iterates over chunks of the online phase. Its arguments are those of :func:`chunk_ends`."""
-
-    def __init__(self, online: Online, first: int, last: int, size: int, marks: tuple[int, ...]) -> None:
-        self.online, self.first = online, first
-        self.ends = chunk_ends(first, last, size, marks)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __iter__(self) -> Iterator[OnlineChunk]:
-        at = self.first
-        for end in self.ends:
-            yield OnlineChunk(self.online, at, end)
-            at = end
