@@ -669,6 +669,14 @@ def test_scores_of_other_rewards_or_other_data_are_of_another_task(tmp_path: Pat
     assert "| qc | critics: not said there, 2 here; " in text
 
 
+def test_scores_on_sparse_rewards_are_of_the_tasks_of_runs_with_sparse_rewards(tmp_path: Path):
+    overrides = {"algo_name": "fql", "data.sparse": True}
+    make_published(tmp_path / "run", dataset="scene-play", task=1, overrides=overrides)
+    made = report([tmp_path / "run"], tmp_path / "out", console=QUIET, score="final")
+    assert {p.rewards for p in of_task(made.rows[0].groups)} == {"sparse"}
+    assert [(p.method, p.protocol) for p in made.rows[0].published] == [("FQL", "qc")]
+
+
 def test_a_published_score_of_the_online_phase_knows_where_it_began() -> None:
     known = published_scores()
     pairs = {

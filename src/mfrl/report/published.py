@@ -7,9 +7,9 @@ then does a published score stand beside a run. Others of the same task are list
 Two sets of "50 tasks" have similar names. Set A (arXiv 2502.02538, 2511.13035) has the environments' own rewards,
 single actions and two critics. Set B (qam, arXiv 2601.14234) has sparse rewards in scene and the puzzles, 100 million
 transitions in puzzle-4x4 and cube-quadruple, chunks of five actions in manipulation, and ten critics, of which the
-Bellman target takes mean - rho std. Every run here has the environment's own rewards and chooses single actions. So a
-score on sparse rewards is of another task and is never shown; and one of Set B stands beside a run in a maze alone, if
-this has ten critics, as many updates, the same rho, and is scored by its final evaluation.
+Bellman target takes mean - rho std. Every run here chooses single actions. So a score of Set B stands beside a run in a
+maze alone, if this has ten critics, as many updates, the same rho, and is scored by its final evaluation; and one on
+sparse rewards is of the task of runs with ``data.sparse=true`` alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ COLLECTED_REMARK = "our data was collected locally and is not the official data 
 UNRECORDED_REMARK = "our data has no record of its origin: whether it is the official data is not known"
 
 CHUNK = 1  # actions that a policy of ours chooses at once
-REWARDS = ""  # of every run here: the environment's own
 
 
 @dataclass(frozen=True)
@@ -129,15 +128,18 @@ def of_task(groups: Collection[Group]) -> list[Published]:
     first = next(iter(groups))
     if len({plain_name(g.task.dataset) for g in groups}) > 1 or len({g.metric for g in groups}) > 1:
         return []
-    online = {run.online for g in groups for run in g.runs}
-    if len(online) > 1:
+    kinds = {
+        ("sparse" if run.config.get("data.sparse") else "", "online" if run.online else "offline")
+        for g in groups
+        for run in g.runs
+    }
+    if len(kinds) > 1:
         return []
-    phase = "online" if online.pop() else "offline"
     return [
         known
         for known in published_scores()
         if plain_name(known.dataset) == plain_name(first.task.dataset)
-        and (known.rewards, known.phase) == (REWARDS, phase)
+        and (known.rewards, known.phase) in kinds
         and _same_scale(known, first.metric)
         and len(groups) == max(1, len(known.tasks))
         and (not known.tasks or {_number(g.task) for g in groups} == known.tasks)
