@@ -6,16 +6,31 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """The blocks of a page's text, in order: the file that a block becomes, empty for bash, and its own text."""
+    for language, text in re.findall(r"^```(bash|python|yaml|toml)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
+        names = [] if language == "bash" else re.findall(r"^# (\S+\.(?:py|yaml|toml))$", text, flags=re.MULTILINE)
+        yield (names[0] if language != "bash" else ""), text
+
+
+def write(name: str, text: str, folder: Path) -> None:
+    """Write the file that a block becomes."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None, section: str = "") -> str:
     """Run every block of a page, or of one of its sections, and return what they printed.
 
-    A block of Python or YAML that names a file in a comment at its head becomes that file, and Python files are run.
-    Blocks of bash run as they are.
+    A block of Python, YAML or TOML that names a file in a comment at its head becomes that file. Python files are run,
+    but for those in subfolders. Blocks of bash run as they are.
 
     Args:
         page_name: of the file in docs/.
@@ -27,19 +42,15 @@ def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None
     if section:
         page = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     script = ["set -e"]
-    for language, block in re.findall(r"^```(bash|python|yaml)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
-        text = block
+    for name, text in blocks(page):
         for old, new in smaller.items():
             text = text.replace(old, new)
-        if language == "bash":
+        if name:
+            write(name, text, folder)
+        if not name:
             script.append(text)
-            continue
-        (name, *_) = re.findall(r"^# (\S+\.(?:py|yaml))$", text, flags=re.MULTILINE)
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        if language == "python":
-            script.append(f"{sys.executable} -W ignore {path.name}")
+        elif name.endswith(".py") and "/" not in name:
+            script.append(f"{sys.executable} -W ignore {name}")
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": search, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
