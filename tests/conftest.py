@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 from processes import kill_what_is_left, shorten_episodes
 
 torch.set_num_threads(1)  # tiny networks: threads only get in each other's way
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and the commands that they start would too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATASET = "pointmaze-medium-explore"
 

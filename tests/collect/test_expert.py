@@ -31,6 +31,7 @@ from mfrl.collect.ogbench.runner import collect
 from mfrl.collect.ogbench.training import actor_arrays, export, trained_expert
 from mfrl.data import ogbench_files, records
 from mfrl.data.getting import commands
+from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, CollectError
 from mfrl.networks.gaussian import SquashedGaussianMLP
 from mfrl.runs.load import load_algorithm
@@ -83,6 +84,16 @@ def test_it_acts_as_the_network_that_was_trained_on_normalised_observations() ->
     assert given[0].dtype == np.float32
     np.testing.assert_allclose(given, wanted.numpy(), atol=2e-6)
     assert np.abs(given).max() > 0.3
+
+
+def test_the_ant_that_comes_with_mfrl_walks_where_it_is_told() -> None:
+    expert, env = shipped("ant"), EnvSpec("online-ant-xy-v0").make()
+    observation, _ = env.reset(seed=0)
+    way = 0.0
+    for _ in range(200):  # two directions
+        observation, reward, *_ = env.step(expert.act(observation))
+        way += reward
+    assert way > 15.0  # 154 in 1000 steps; one that stands still gets 0
 
 
 def test_it_needs_no_torch() -> None:
