@@ -24,7 +24,7 @@ def commands(page: str) -> list[list[str]]:
     return [words[words.index("mfrl") + 1 :] for words in split if "mfrl" in words[:2]]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/plugin.md"])  # its names are of its package
 def test_every_command_of_a_page_composes(page: str) -> None:
     for command, *arguments in commands(page):
         if command not in COMMANDS or "--config-dir" in arguments or "resume=" in " ".join(arguments):
