@@ -94,6 +94,19 @@ def test_the_first_look_shows_a_run(maze_run: Path, kernel: NotebookClient) -> N
     assert len(shown(executed, "image/png")) == 4
 
 
+def test_an_online_run_is_shown_before_and_after(
+    data_dir: Path, tmp_path: Path, kernel: NotebookClient, short_episodes: None
+) -> None:
+    path = tmp_path / "run"
+    run_in_the_maze(data_dir, path, "updates=6", "online.steps=30", "eval.every=6", "eval.episodes=1")
+    executed = execute("online.ipynb", kernel, MFRL_RUN=path)
+    assert "6 updates on the data, then 30 steps in the environment" in printed(executed)
+    assert len(shown(executed, "image/png")) == 5
+    before_and_after, episodes = shown(executed, "text/markdown")
+    assert "| success | 0 | 0 |" in before_and_after
+    assert "first ten" in episodes
+
+
 def test_the_reformulations_are_trained_and_drawn(tmp_path: Path, kernel: NotebookClient) -> None:
     executed = execute("reformulations.ipynb", kernel, MFRL_UPDATES="10", MFRL_OUT=tmp_path)
     assert len(shown(executed, "image/png")) == 8
