@@ -69,10 +69,13 @@ class MfrlSweeper(Sweeper):
         """
         config, context = self._set_up()
         composed: dict[tuple[str, ...], DictConfig] = {}
-        groups = config.hydra.runtime.choices
+        groups, composer = config.hydra.runtime.choices, Composer(config.hydra.job.config_name)
         for overrides in batch:
             given = [parse(text) for text in overrides]
-            chosen = tuple(as_written(o) for o in given if o.get_key_element().lstrip("+") in groups)
+            # Of lists of choices, as logger=[csv] has one, Hydra keeps no record in its choices.
+            chosen = tuple(
+                as_written(o) for o in given if o.get_key_element().lstrip("+") in groups or composer.is_choice(o)
+            )
             try:
                 if chosen not in composed:  # jobs that choose the same files are composed once
                     composed[chosen] = context.config_loader.load_sweep_config(config, list(overrides))
