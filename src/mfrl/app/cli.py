@@ -28,6 +28,7 @@ from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, expand_se
 from mfrl.app.sweep import attempt
 from mfrl.errors import InterruptedRun, MfrlError, did_you_mean, refused_by_system
 from mfrl.system import signals
+from mfrl.system.importing import without_collection
 from mfrl.system.paths import CONFIG_DIR, take_as_they_are
 
 USAGE = """mfrl: one-step generative policies for offline RL
@@ -47,7 +48,8 @@ composed configuration, `mfrl COMMAND --help` what can be overridden."""
 
 
 def train(cfg: DictConfig) -> Any:
-    from mfrl.app.train import train
+    with without_collection():
+        from mfrl.app.train import train
 
     quiet_lightning()
     quiet_threads()
@@ -56,19 +58,22 @@ def train(cfg: DictConfig) -> Any:
 
 
 def evaluate(cfg: DictConfig) -> Any:
-    from mfrl.app.evaluate import evaluate_checkpoint
+    with without_collection():
+        from mfrl.app.evaluate import evaluate_checkpoint
 
     return evaluate_checkpoint(cfg)
 
 
 def export(cfg: DictConfig) -> Any:
-    from mfrl.app.export import export_checkpoint
+    with without_collection():
+        from mfrl.app.export import export_checkpoint
 
     return export_checkpoint(cfg)
 
 
 def collect(cfg: DictConfig) -> Any:
-    from mfrl.app.collect import collect
+    with without_collection():
+        from mfrl.app.collect import collect
 
     collect(cfg, list(HydraConfig.get().overrides.task))
 
@@ -111,7 +116,8 @@ def run(arguments: list[str]) -> None:
     if name in ("report", "tasks"):  # these read files only, and have no configuration
         try:
             if name == "report":
-                from mfrl.app import report
+                with without_collection():
+                    from mfrl.app import report
 
                 report.main(arguments[1:])
             else:
@@ -189,7 +195,8 @@ def run(arguments: list[str]) -> None:
 
 def quiet_lightning() -> None:
     """Silence Lightning's banners and its hints about data loaders, which do not apply here."""
-    import lightning  # noqa: F401 - its import sets a level
+    with without_collection():
+        import lightning  # noqa: F401 - its import sets a level
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
