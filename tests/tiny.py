@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
 from conftest import DATASET
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.app.overrides import Composer, changed_values, parse
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.data.sampling import ChunkLoader
 from mfrl.data.storage import Transitions
@@ -31,7 +32,6 @@ from mfrl.networks.dit import DiT
 from mfrl.networks.mlp import MLP
 from mfrl.randomness import Draw, Streams, key_of
 from mfrl.reformulation import Reformulation
-from mfrl.system.paths import CONFIG_DIR
 
 OBSERVATION_DIM, ACTION_DIM = 3, 2
 
@@ -49,8 +49,10 @@ RESIDUAL = Reformulation(1.0, -1.0)
 #: The command line, to be started by `subprocess`, and the surroundings that make what it says one line each.
 COMMAND = [sys.executable, "-c", "from mfrl.app.cli import main; main()"]
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+#: TensorBoard's figures take longer than all else that a short run does.
+WITHOUT_FIGURES, WITH_FIGURES = "logger=csv", "logger=[tensorboard,csv]"
 #: Small networks and batches.
-SMALL = ["network.actor.width=16", "network.critic.hidden=[16]", "batch_size=8", "accelerator=cpu"]
+SMALL = ["network.actor.width=16", "network.critic.hidden=[16]", "batch_size=8", "accelerator=cpu", WITHOUT_FIGURES]
 #: Settings of a short run in the maze of the fixture ``data_dir``. A test adds the updates and the evaluation.
 MAZE = [f"env=ogbench/{DATASET}", "experiment=quickstart", "collect=null", *SMALL, "log.every=6"]
 #: A short run on a Minari dataset. A test adds ``env.dataset`` and ``data_dir``.
@@ -77,6 +79,7 @@ TOY = [
     "eval.every=12",
     "eval.samples=16",
     "accelerator=cpu",
+    WITHOUT_FIGURES,
 ]
 
 tiny_dit = partial(DiT, width=16, depth=2, mlp_ratio=2.0)
@@ -85,9 +88,16 @@ tiny_critic = partial(QEnsemble, hidden=[16, 12], ensemble=2)
 
 
 def compose(command: str, *overrides: str) -> DictConfig:
-    """What ``mfrl COMMAND OVERRIDES`` is given."""
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(command, list(overrides))
+    """What ``mfrl COMMAND OVERRIDES`` is given. What the files come to that overrides choose is composed once."""
+    composer = Composer(command)
+    choices, values = composer.divided(map(parse, overrides))
+    cfg = deepcopy(_composed(composer, choices))
+    return cfg if changed_values(cfg, values) else composer(overrides)
+
+
+@cache
+def _composed(composer: Composer, choices: tuple[str, ...]) -> DictConfig:
+    return composer(choices)
 
 
 def mfrl(

@@ -7,10 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from processes import Command, shorten_episodes
-from tiny import mfrl
+from tiny import compose, mfrl
 
-from mfrl.app.overrides import check_overrides
+from mfrl.app.overrides import Composer, check_overrides
 from mfrl.app.presets import methods
 from mfrl.app.tasks import choose
 from mfrl.collect.ogbench.runner import collect
@@ -57,6 +58,22 @@ def test_an_override_that_cannot_be_is_answered_in_our_words(overrides: str, mes
 )
 def test_what_can_be_composed_is_not_refused(overrides: str) -> None:
     check_overrides("train", overrides.split())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "experiment=quickstart seed=3 algo={alpha:2} network.critic.hidden=[8] trainer.precision=32 run_dir=x",
+        "env=toy/grid seed=3 algo=fql updates=${batch_size} algo.actor_average=null",
+        "++collect.episodes=3 seed=3",  # which Hydra does
+    ],
+)
+def test_values_changed_in_what_is_composed_are_those_that_hydra_composes(overrides: str) -> None:
+    given, config = overrides.split(), OmegaConf.to_container
+    assert config(compose("train", *given)) == config(Composer("train")(given))
+    changed = compose("train", *given)
+    changed.seed = 4
+    assert compose("train", *given).seed == 3  # of each its own
 
 
 def test_an_experiments_collection_takes_every_setting_of_its_collector(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import hydra
 import minari
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ import torch
 from conftest import DATASET
 from minari.dataset._storages.hdf5_storage import HDF5Storage
 from omegaconf import OmegaConf
+from tiny import compose
 
 from mfrl.app import collect as command
 from mfrl.app.collect import collect_missing
@@ -35,7 +35,6 @@ from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, CollectError, ConfigError, MfrlError
 from mfrl.randomness import generator
 from mfrl.runs.load import load_algorithm
-from mfrl.system.paths import CONFIG_DIR
 
 UMAZE, PENDULUM = "mfrl/pointmaze/umaze-v0", "my/pendulum-random-v0"
 TINY = {"episodes": 2, "episode_steps": 80, "reference_episodes": 0, "progress": False}
@@ -348,11 +347,6 @@ SMALL = [
     "eval.workers=0",
     "accelerator=cpu",
 ]
-
-
-def compose(name: str, *overrides: str) -> Any:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(name, list(overrides))
 
 
 def trained(run_dir: Path, data_dir: Path, *overrides: str) -> Path:

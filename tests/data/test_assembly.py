@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from conftest import DATASET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tiny import compose
 
 from mfrl.app.train import train
 from mfrl.data.assembly import BUFFER_ROWS, padded_statistics, statistics
@@ -21,7 +21,6 @@ from mfrl.data.ogbench import OGBenchData
 from mfrl.errors import ConfigError, DataError, RefusedRun
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm
-from mfrl.system.paths import CONFIG_DIR
 
 TINY = [
     "env=ogbench/pointmaze-medium-explore",
@@ -59,8 +58,7 @@ def opened(data_dir: Path, **settings: Any) -> OGBenchData:
 
 def run(run_dir: Path, *overrides: str) -> dict[str, Any]:
     changes = [*TINY, f"run_dir={run_dir}", *overrides]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return train(hydra.compose("train", changes), changes)
+    return train(compose("train", *changes), changes)
 
 
 @settings(max_examples=50, deadline=None)
@@ -163,8 +161,7 @@ def test_a_run_keeps_them_and_no_other_run_goes_on_with_it(data_dir: Path, tmp_p
     with pytest.raises(RefusedRun, match=r"a run with data\.normalize=padded, not True"):
         run(tmp_path / "run", where, "existing=continue", "data.normalize=true")
     again = [f"resume='{tmp_path / 'run' / 'checkpoints' / 'update=4.ckpt'}'"]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        train(hydra.compose("train", again), again)
+    train(compose("train", *again), again)
     resumed = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert resumed["mfrl"]["spec"] == expected.to_dict()
     torch.testing.assert_close(resumed["state_dict"], saved["state_dict"], rtol=0.0, atol=0.0, equal_nan=True)

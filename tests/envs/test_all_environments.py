@@ -6,16 +6,15 @@ from functools import cache
 from itertools import product
 
 import gymnasium
-import hydra
 import numpy as np
 import pytest
+from tiny import compose
 
 from mfrl.catalogue import benchmark, default_task, others, singletask_id
 from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
 from mfrl.runs.targets import build
-from mfrl.system.paths import CONFIG_DIR
 
 # Numbers in an observation and an action, and steps of an episode, as the two benchmarks define them.
 STATES = {
@@ -80,9 +79,7 @@ ONE_OF_EACH = [
 @cache
 def named(env: str, task: int | None) -> EnvSpec:
     """What the configuration of that name evaluates in, without any data being there."""
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose("train", [f"env={env}", *([] if task is None else [f"env.task={task}"])])
-    return build(cfg.data).env
+    return build(compose("train", f"env={env}", *([] if task is None else [f"env.task={task}"])).data).env
 
 
 def check(env: str, task: int | None) -> None:

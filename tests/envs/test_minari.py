@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import hydra
 import numpy as np
 import pytest
+import tiny
 from gymnasium import spaces
-from omegaconf import DictConfig
 
 from mfrl.envs.d4rl import AdroitLabels, goal_labels, hand_distance
 from mfrl.envs.minari import read_spec, register_robotics, vector_keys, write_spec
@@ -21,14 +21,11 @@ from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import Signature, VectorEnv
 from mfrl.errors import ConfigError, EnvError
 from mfrl.runs.targets import build
-from mfrl.system.paths import CONFIG_DIR
 
 register_robotics()
 
 
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+compose = partial(tiny.compose, "train")
 
 
 def spec_of(name: str) -> EnvSpec:

@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 import gymnasium
-import hydra
 import minari
 import mujoco
 import numpy as np
@@ -19,6 +18,7 @@ import ogbench
 import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
+from tiny import compose
 
 from mfrl.collect.minari.runner import collect as collect_minari
 from mfrl.collect.ogbench.episode import pack
@@ -29,7 +29,6 @@ from mfrl.data.ogbench import OGBenchData
 from mfrl.envs.minari import register_robotics
 from mfrl.envs.spec import EnvSpec
 from mfrl.runs.targets import build
-from mfrl.system.paths import CONFIG_DIR
 
 State = dict[str, np.ndarray]
 
@@ -416,8 +415,7 @@ ROBOTICS = {
 
 
 def composed(*overrides: str) -> MinariData:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        data = build(hydra.compose("train", ["data.normalize=false", "env.val_fraction=0.0", *overrides]).data)
+    data = build(compose("train", "data.normalize=false", "env.val_fraction=0.0", *overrides).data)
     data.setup()
     return data
 

@@ -111,6 +111,14 @@ class Composer:
         """Whether an override chooses a configuration of a group, e.g. network=small."""
         return self.is_group(override.key_or_group) and isinstance(override.value(), str | list)
 
+    def divided(self, given: Iterable[Override]) -> tuple[tuple[str, ...], list[Override]]:
+        """The overrides that choose configurations, as they are written, and the others."""
+        choices: list[Override] = []
+        others: list[Override] = []
+        for override in given:
+            (choices if self.is_choice(override) else others).append(override)
+        return tuple(map(as_written, choices)), others
+
 
 def as_written(override: Override) -> str:
     """An override as the user has written it."""
@@ -161,13 +169,14 @@ def check_overrides(
         # last value.
         for k in range(max(map(len, choices), default=1)):
             given = [values[min(k, len(values) - 1)] for values in choices]
-            lines = list(map(as_written, given))
-            chosen = tuple(as_written(o) for o in given if composer.is_choice(o))
+            chosen, others = composer.divided(given)
             if chosen not in composed:  # composing takes a tenth of a second, and a sweep may have a thousand seeds
                 for override in given:
                     check_group(override, composer)
                 check_deletions(given, composer)
-                composed[chosen] = composer(lines), dotted_settings(composer(chosen))
+                cfg = composer(chosen)
+                defaults = dotted_settings(cfg)
+                composed[chosen] = cfg if changed_values(cfg, others) else composer(map(as_written, given)), defaults
             cfg, defaults = composed[chosen]
             for override in [values[k] for values in choices if 0 < k < len(values)]:
                 if override.input_line not in chosen:
@@ -190,6 +199,24 @@ def sweep_values(override: Override) -> list[Override]:
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line} has no values that could be counted; give some, e.g. 1,3,10")
     return [parse(f"{override.get_key_element()}={value}") for value in override.sweep_string_iterator()]
+
+
+def changed_values(cfg: DictConfig, overrides: Iterable[Override]) -> bool:
+    """Change settings of a composed configuration to what Hydra would compose with these overrides, a tenth of a second
+    faster.
+
+    Returns:
+        False if an override is more than KEY=VALUE of a setting, so that only Hydra can do it; then nothing is changed.
+
+    Raises:
+        OmegaConfBaseException: there is no such setting, or it has another type.
+    """
+    overrides = list(overrides)
+    if any(o.type != OverrideType.CHANGE or o.package is not None or o.is_hydra_override() for o in overrides):
+        return False
+    for override in overrides:
+        OmegaConf.update(cfg, override.key_or_group, override.value())
+    return True
 
 
 def apply_override(cfg: DictConfig, override: Override) -> None:
