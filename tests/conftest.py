@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import kill_what_is_left, shorten_episodes
+from processes import collect_garbage, kill_what_is_left, shorten_episodes
 
 torch.set_num_threads(1)  # tiny networks: threads only get in each other's way
 
@@ -17,6 +17,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATASET = "pointmaze-medium-explore"
+
+
+def pytest_collection_finish() -> None:
+    collect_garbage()
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,57 @@
-"""Run the code blocks of a page in docs/ as a reader would: in order, in one shell, in an empty folder."""
+"""Run the code blocks of a page in docs/ as a reader would: in order, in one shell, in an empty folder.
+
+The shell's `mfrl` is a forked command of `processes`: importing everything anew takes most of a short run's time.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import socketserver
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from tiny import mfrl
+
 DOCS = Path(__file__).parents[1] / "docs"
+
+#: What the shell calls: it hands the command to the tests' process, and says and returns what that one made of it.
+ASK = """
+import json, os, socket, sys
+address, *arguments = sys.argv[1:]
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(address)
+    connection.sendall(json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+    status, stdout, stderr = json.loads(connection.makefile().read())
+sys.stdout.write(stdout)
+sys.stderr.write(stderr)
+sys.exit(status)
+"""
+
+
+class _Answer(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        arguments, cwd, environment = json.loads(self.rfile.readline())
+        done = mfrl(*arguments, cwd=Path(cwd), env=environment, timeout=600.0)
+        self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
+
+
+@contextmanager
+def mfrl_in_the_shell() -> Iterator[str]:
+    """The definition of a function of the shell's, which works meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="mfrl-") as folder:
+        address = f"{folder}/commands"
+        with socketserver.UnixStreamServer(address, _Answer) as server:
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            yield f'mfrl() {{ {shlex.join([sys.executable, "-IS", "-c", ASK, address])} "$@"; }}'
+            server.shutdown()
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
@@ -51,10 +93,9 @@ def run_page(page_name: str, folder: Path, smaller: dict[str, str] | None = None
             script.append(text)
         elif name.endswith(".py") and "/" not in name:
             script.append(f"{sys.executable} -W ignore {name}")
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": search, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with mfrl_in_the_shell() as function:
+        command = ["bash", "-c", "\n".join([function, *script])]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import DOCS, run_page
+from tiny import WITHOUT_FIGURES
 
 import mfrl
 
@@ -16,7 +17,7 @@ PAGE = (DOCS / "architecture.md").read_text(encoding="utf-8")
 
 SMALLER = {
     "updates=600 eval.every=600": "updates=6 eval.every=6",
-    "experiment=toy": "experiment=toy eval.samples=16",
+    "experiment=toy": f"experiment=toy eval.samples=16 {WITHOUT_FIGURES}",
     "eval.episodes=5": "eval.episodes=1",
     "episodes=20": "episodes=2",
 }

@@ -7,24 +7,23 @@ import json
 import re
 from pathlib import Path
 
-import hydra
 import minari
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from minari.data_collector import EpisodeBuffer
 from pages import DOCS, run_page
+from tiny import WITHOUT_FIGURES, compose
 
 from mfrl.app.train import train
 from mfrl.errors import MfrlError
 from mfrl.runs.targets import build
-from mfrl.system.paths import CONFIG_DIR
 
 PAGE = (DOCS / "your_data.md").read_text(encoding="utf-8")
 SMALLER = {
     "EPISODES = 60": "EPISODES = 3",
-    "updates=3000 eval.every=1000": "updates=2 eval.every=2",
-    "updates=1000 eval.every=500": "updates=2 eval.every=2",
+    "updates=3000 eval.every=1000": f"updates=2 eval.every=2 {WITHOUT_FIGURES}",
+    "updates=1000 eval.every=500": f"updates=2 eval.every=2 {WITHOUT_FIGURES}",
     "eval.episodes=10": "eval.episodes=1",
     "episodes=20": "episodes=1",
 }
@@ -114,8 +113,7 @@ def test_what_is_refused_is_said_as_the_page_quotes_it(
 
     settings = [f"env.dataset={case.get('dataset', 'my/pendulum-v0')}", "network=small", "updates=1"]
     settings += case.get("overrides", ["evaluation=held_out"])
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose("train", ["env=minari/dataset", *settings])
+    cfg = compose("train", "env=minari/dataset", *settings)
     with pytest.raises(MfrlError) as error:
         train(cfg, settings)
     assert quoted
@@ -165,8 +163,7 @@ def test_an_environment_of_ones_own_is_built_when_its_package_is_trusted(
         recorded, settings = {"env": "Reach-v0", "eval_env": "Reach-v0"}, []
     minari.create_dataset_from_buffers("my/reach-v0", [episode(), episode()], **recorded)
     settings += ["env=minari/dataset", "env.dataset=my/reach-v0"]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        trusting, wary = (hydra.compose("train", [*settings, *more]) for more in (["trust=[my_robot]"], []))
+    trusting, wary = (compose("train", *settings, *more) for more in (["trust=[my_robot]"], []))
     with pytest.raises(MfrlError, match="my_robot"):
         build(wary.data).setup()
     data = build(trusting.data)

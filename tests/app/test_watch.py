@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from omegaconf import OmegaConf
-from tiny import ENVIRONMENT, TOY, mfrl, program
+from tiny import ENVIRONMENT, TOY, WITH_FIGURES, mfrl
 
 from mfrl.app.checks import OWN_CALLBACKS
 from mfrl.app.train import train
@@ -51,7 +51,7 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy run that kept the checkpoint halfway."""
     path = tmp_path_factory.mktemp("watching") / "run"
-    run(path, "checkpoint.keep_all=true")
+    run(path, "checkpoint.keep_all=true", WITH_FIGURES)
     return path
 
 
@@ -73,7 +73,7 @@ def test_a_callback_and_a_logger_of_the_users_own_by_yaml(tmp_path: Path) -> Non
     lightning = "table:\n  _target_: lightning.pytorch.loggers.CSVLogger\n  save_dir: ${run_dir}\n  name: table\n"
     (tmp_path / "conf" / "logger" / "table.yaml").write_text(lightning)
     given = ["--config-dir", "conf", *TOY, "run_dir=run", "callbacks=[default,diary]", "logger=[tensorboard,csv,table]"]
-    done = program("train", *given, cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": paths(tmp_path)})
+    done = mfrl("train", *given, cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": paths(tmp_path)})
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     assert (folder / "diary.txt").read_text().split()[-1] == "24"
@@ -173,7 +173,7 @@ def test_a_run_from_before_callbacks_were_settings_goes_on(how: str, stopped: Pa
         given = [f"resume={stopped}"]
         assert train(compose(*given), given)["updates"] == 24
     else:
-        assert run(stopped, "existing=continue", "checkpoint.keep_all=true")["updates"] == 24
+        assert run(stopped, "existing=continue", "checkpoint.keep_all=true", WITH_FIGURES)["updates"] == 24
         assert run(stopped, "existing=continue", "checkpoint.keep_all=true", "logger=[csv]")["updates"] == 24
 
 

@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
+from tiny import mfrl
 
 from mfrl.app.fetch import fetch_missing
 from mfrl.app.overrides import check_overrides
@@ -500,8 +499,7 @@ def test_the_command_asks_the_mirrors_given(serve: Callable[[], Server], data_di
     # a proxy that is not there keeps the official server out of reach, with or without a network
     environment = os.environ | {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
     overrides = ["env=ogbench/pointmaze-medium-explore", f"data_dir={tmp_path}", f"mirrors=[{mirror.url}]"]
-    command = [sys.executable, "-c", "from mfrl.app.cli import main; main()", "download", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = mfrl("download", *overrides, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "pointmaze-medium-explore-v0 is in" in done.stderr
     assert ogbench_files.describe(tmp_path, "pointmaze-medium-explore-v0")["source"] == "mirror"
