@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ACTION_DIM, RESIDUAL, SPEC, batch, tiny_critic, tiny_dit, tiny_mlp
+from tiny import ACTION_DIM, RESIDUAL, SPEC, batch
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
@@ -35,24 +35,30 @@ from mfrl.errors import CheckpointError
 from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Layout, Learner, adam_
 from mfrl.learning.training import Training
-from mfrl.networks.critic import StateValue
+from mfrl.networks.critic import QEnsemble, StateValue
+from mfrl.networks.dit import DiT
 from mfrl.networks.gaussian import GaussianMLP, SquashedGaussianMLP
 from mfrl.networks.mean import MeanMLP
+from mfrl.networks.mlp import MLP
 from mfrl.networks.vector_field import VectorField
 from mfrl.reformulation import Reformulation
 from mfrl.settings import Settings
 
 SIZE = 12
-tiny_field = partial(VectorField, hidden=[16, 16])
-tiny_mean = partial(MeanMLP, hidden=[16, 16], squash=True)
-tiny_value = partial(StateValue, hidden=[16, 16])
+# Of one layer each: torch.compile takes its time for every operation, and a second layer has none that the first lacks.
+shallow_dit = partial(DiT, width=16, depth=1, mlp_ratio=2.0)
+shallow_mlp = partial(MLP, hidden=[16], time_width=8)
+shallow_critic = partial(QEnsemble, hidden=[16], ensemble=2)
+shallow_field = partial(VectorField, hidden=[16])
+shallow_mean = partial(MeanMLP, hidden=[16], squash=True)
+shallow_value = partial(StateValue, hidden=[16])
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    "meanflowql": partial(MeanFlowQL, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
+    "meanflowql": partial(MeanFlowQL, actor=shallow_dit, critic=shallow_critic, reformulation=RESIDUAL),
     "meanflowql, quickstart": partial(
         MeanFlowQL,
-        actor=tiny_dit,
-        critic=tiny_critic,
+        actor=shallow_dit,
+        critic=shallow_critic,
         reformulation=RESIDUAL,
         normalize_q="gradient",
         alpha_schedule="fixed",
@@ -62,30 +68,31 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     ),
     "meanflowql, two times, value, cosine": partial(
         MeanFlowQL,
-        actor=tiny_mlp,
-        critic=tiny_critic,
+        actor=shallow_mlp,
+        critic=shallow_critic,
         reformulation=Reformulation(1.0, -1.0, instant_share=0.5),
         normalize_q="value",
         alpha_schedule="cosine",
         time_steps=None,
     ),
-    "fql": partial(FQL, actor=tiny_field, critic=tiny_critic, actor_average=0.1),
-    "meanflow_bc": partial(MeanFlowBC, actor=tiny_dit, reformulation=Reformulation(1.0, [0.0, -1.0])),
-    "flow_bc": partial(FlowBC, actor=tiny_field, flow_steps=3),
-    "flow_distilled": partial(FlowDistilled, actor=tiny_field, flow_steps=3),
-    "bc": partial(BC, actor=tiny_mean),
-    "iql": partial(IQL, actor=tiny_mean, critic=tiny_critic, value=tiny_value),
-    "iql, ddpgbc": partial(IQL, actor=tiny_mean, critic=tiny_critic, value=tiny_value, extraction="ddpgbc"),
-    "ifql": partial(IFQL, actor=tiny_field, critic=tiny_critic, value=tiny_value, flow_steps=3),
-    "rebrac": partial(ReBRAC, actor=tiny_mean, critic=tiny_critic, alpha_critic=0.1),
-    "fbrac": partial(FBRAC, actor=tiny_field, critic=tiny_critic, flow_steps=3),
-    "meanflow_distill": partial(MeanFlowDistill, actor=tiny_mlp, critic=tiny_critic, reformulation=RESIDUAL),
+    "fql": partial(FQL, actor=shallow_field, critic=shallow_critic, actor_average=0.1),
+    "meanflow_bc": partial(MeanFlowBC, actor=shallow_dit, reformulation=Reformulation(1.0, [0.0, -1.0])),
+    "flow_bc": partial(FlowBC, actor=shallow_field, flow_steps=2),
+    "flow_distilled": partial(FlowDistilled, actor=shallow_field, flow_steps=2),
+    "bc": partial(BC, actor=shallow_mean),
+    "iql": partial(IQL, actor=shallow_mean, critic=shallow_critic, value=shallow_value),
+    "iql, ddpgbc": partial(IQL, actor=shallow_mean, critic=shallow_critic, value=shallow_value, extraction="ddpgbc"),
+    "ifql": partial(IFQL, actor=shallow_field, critic=shallow_critic, value=shallow_value, flow_steps=2),
+    "rebrac": partial(ReBRAC, actor=shallow_mean, critic=shallow_critic, alpha_critic=0.1),
+    "fbrac": partial(FBRAC, actor=shallow_field, critic=shallow_critic, flow_steps=2),
+    "meanflow_distill": partial(MeanFlowDistill, actor=shallow_mlp, critic=shallow_critic, reformulation=RESIDUAL),
     "gaussian_bc": partial(GaussianBC, actor=partial(GaussianMLP, hidden=[16])),
-    "sac": partial(SAC, actor=partial(SquashedGaussianMLP, hidden=[16]), critic=tiny_critic, backup_entropy=True),
+    "sac": partial(SAC, actor=partial(SquashedGaussianMLP, hidden=[16]), critic=shallow_critic, backup_entropy=True),
     "rlpd": partial(
         SAC,
         actor=partial(SquashedGaussianMLP, hidden=[16]),
-        critic=partial(tiny_critic, ensemble=4, layer_norm=False),
+        critic=partial(shallow_critic, ensemble=4, layer_norm=False),
+        backup_entropy=True,
         target_aggregation="mean_minus_std",
         policy_aggregation="min",
     ),
@@ -130,8 +137,10 @@ def stacked(members: list[Batch]) -> Batch:
 
 @pytest.mark.parametrize(
     ("name", "members"),
-    [(name, 1) for name in ALGORITHMS]
+    # Tracing takes seconds. "rlpd" has all that "sac" has, and one example of two members is enough.
+    [(name, 1) for name in ALGORITHMS if name not in ("meanflowql, quickstart", "sac")]
     + [("meanflowql, quickstart", 2)]
+    + [pytest.param(name, 1, marks=pytest.mark.slow) for name in ("meanflowql, quickstart", "sac")]
     + [pytest.param(name, 2, marks=pytest.mark.slow) for name in ALGORITHMS if name != "meanflowql, quickstart"],
 )
 def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int):
@@ -163,15 +172,15 @@ def test_an_update_asks_no_tensor_for_its_value_and_makes_none_elsewhere(name: s
 @pytest.mark.parametrize(
     ("name", "members"),
     [
-        pytest.param(name, members, marks=[] if name == "flow_distilled" else pytest.mark.slow)
-        for name in ALGORITHMS
+        pytest.param(name, members, marks=[] if name is None else pytest.mark.slow)
+        for name in (None, *ALGORITHMS)
         for members in (1, 2)
     ],
 )
-def test_what_a_captured_update_changes_stays_where_it_is(name: str, members: int):
+def test_what_a_captured_update_changes_stays_where_it_is(name: str | None, members: int):
     # What a CUDA graph needs, seen without one: all that it changes is marked to stay, arguments alone are copied in.
     torch._dynamo.reset()
-    learner = Learner([make(name, seed) for seed in range(members)], SIZE, "captured")
+    learner = Learner([make(name, k) if name else of_every_kind() for k in range(members)], SIZE, "captured")
     changed, copied = [], []
 
     def look(graph: fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
@@ -187,7 +196,7 @@ def test_what_a_captured_update_changes_stays_where_it_is(name: str, members: in
     data = [one if members == 1 else stacked([one] * members) for one in batches(5)]
     train(learner, data)
     assert changed == [set()] * len(changed)
-    assert changed
+    assert len(changed) >= (1 if name else 2)
     fields = sum(field is not None for field in data[0])
     assert max(copied) <= fields + len(learner._numbers())
 
@@ -214,14 +223,14 @@ def test_two_learners_of_one_process_do_not_take_each_other_s_graph():
     torch._dynamo.reset()
     results = []
     for tau in (0.5, 0.001):
-        learner = Learner([make("fql", tau=tau)], SIZE)
+        averages = (Average("target", "one", tau),)
+        learner, alone = (Learner([Quadratic(Group("one", 0.1, 10), averages=averages)], SIZE) for _ in range(2))
         learner._step = learner._compiled("eager")
         train(learner, batches(2))
-        alone = Learner([make("fql", tau=tau)], SIZE)
         train(alone, batches(2))
         for key, value in parameters(learner.algorithms[0]).items():
             torch.testing.assert_close(value, parameters(alone.algorithms[0])[key], msg=key)
-        results.append(parameters(learner.algorithms[0])["target_critic.network.head_weight"])
+        results.append(parameters(learner.algorithms[0])["target.network.weight"])
     assert not torch.equal(*results)
 
 
@@ -233,9 +242,9 @@ def test_members_are_their_solo_runs_to_rounding(name: str):
     seeds, alphas = (3, 4, 5), (1.0, 10.0, 300.0)
     with_alpha = hasattr(make(name).settings, "alpha")
     settings = [{"alpha": alpha} if with_alpha else {} for alpha in alphas]
-    together = Learner([make(name, s, 20, **own) for s, own in zip(seeds, settings, strict=True)], SIZE)
-    solo = [Learner([make(name, s, 20, **own)], SIZE) for s, own in zip(seeds, settings, strict=True)]
-    for k in range(20):
+    together = Learner([make(name, s, **own) for s, own in zip(seeds, settings, strict=True)], SIZE)
+    solo = [Learner([make(name, s, **own)], SIZE) for s, own in zip(seeds, settings, strict=True)]
+    for k in range(8):
         own = [batches(1, 1000 * member + k)[0] for member in range(3)]
         names, values = together.update(stacked(own))
         for member, learner in enumerate(solo):
@@ -289,6 +298,23 @@ class Quadratic(Algorithm):
         parts = {name: sum(p.square().sum() for p in getattr(self, name).parameters()) for name in trained}
         total = sum(parts.values(), torch.zeros(()))
         return total, {"loss": total}
+
+
+class Remembering(Quadratic):
+    """With a buffer that changes from update to update."""
+
+    def __init__(self, *groups: Group, averages: tuple[Average, ...] = ()) -> None:
+        super().__init__(*groups, averages=averages)
+        self.register_buffer("last_loss", torch.zeros(()))
+
+    def after(self, k: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"last_loss": metrics["loss"]}
+
+
+def of_every_kind() -> Algorithm:
+    """An algorithm with all that an update can change: networks, of which one joins in later, a target, a buffer."""
+    groups = Group("one", lr=0.1, end=10, clip=1.0), Group("two", lr=0.1, begin=3, end=10)
+    return Remembering(*groups, averages=(Average("target", "one", 0.125, from_start=True),))
 
 
 def test_adam_is_that_of_pytorch():
