@@ -147,7 +147,7 @@ def test_sampled_velocities_give_the_exact_output_in_the_mean(name: str, b: floa
     t, x = t[keep], x[keep]
     # e given (a_t, t) is Gaussian; antithetic pairs have its mean exactly.
     spread = (1 - t) * SD / deviation(t)
-    d = spread * randn(50, *x.shape, seed=6)
+    d = spread * randn(4, *x.shape, seed=6)
     e = expected_noise(x, t) + torch.cat([d, -d])
     v = e - (x - t * e) / (1 - t)
     output = exact_output(variant, torch.zeros_like(x), b)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import io
 import json
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from strange import MEDIUM, Explosive, Fragile, Short
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from envs.test_ogbench import FragileEnv, backend_or_skip
+from envs.test_ogbench import backend_or_skip
 from mfrl.envs import evaluation, ogbench
 from mfrl.envs.evaluation import Evaluation, Evaluator
-from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import WorkerError
 from mfrl.envs.video import tensorboard_gif, write_video
 from mfrl.errors import DivergedError, EnvError
 
-TASK = EnvSpec("pointmaze-medium-singletask-v0")
 GOAL = (20.0, 20.0)
 
 
@@ -61,7 +59,7 @@ class Oracle(Scripted):
 
     def __init__(self) -> None:
         super().__init__()
-        self._maze = ogbench.make(TASK.env_id).unwrapped
+        self._maze = ogbench.make(MEDIUM.env_id).unwrapped
 
     def actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         places = observations.double().numpy()
@@ -87,13 +85,13 @@ class Fatal(Scripted):
 
 @pytest.fixture(scope="module")
 def oracle() -> Evaluation:
-    with Evaluator(TASK, num_envs=4, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=4, workers=0) as evaluator:
         return evaluator.run(Oracle(), 6, record_paths=3)
 
 
 def test_results_do_not_depend_on_how_many_environments_or_processes_run(oracle):
     for num_envs, workers in ((1, 0), (8, 2)):
-        with Evaluator(TASK, num_envs, workers) as evaluator:
+        with Evaluator(MEDIUM, num_envs, workers) as evaluator:
             other = evaluator.run(Oracle(), 6, record_paths=3)
         for name in ("seeds", "returns", "successes", "lengths"):
             np.testing.assert_array_equal(getattr(oracle, name), getattr(other, name))
@@ -103,11 +101,11 @@ def test_results_do_not_depend_on_how_many_environments_or_processes_run(oracle)
 
 def test_runs_are_paired_episode_by_episode():
     # Neither the number of episodes, nor an earlier evaluation, nor another policy changes how one starts.
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=0) as evaluator:
         few = evaluator.run(Wander(), 2, record_paths=2)
         more = evaluator.run(Wander(), 3, record_paths=3)
         still = evaluator.run(Still(), 3, record_paths=3)
-    with Evaluator(TASK, num_envs=2, workers=0, seed=1) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=0, seed=1) as evaluator:
         elsewhere = evaluator.run(Still(), 2, record_paths=2)
     np.testing.assert_array_equal(few.seeds, more.seeds[:2])
     for path, same in zip(few.paths, more.paths[:2], strict=True):
@@ -126,7 +124,7 @@ def test_noise_differs_between_steps_candidates_and_episodes():
             noises.append(noise)
             return super().actions(observations, noise)
 
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=0) as evaluator:
         evaluator.run(Listener(), 2)
     drawn = torch.stack(noises)
     assert drawn.shape == (1000, 3, 2, 2)
@@ -147,7 +145,7 @@ def test_reaching_the_goal_is_success_with_the_return_and_length_of_the_way(orac
 
 
 def test_standing_still_is_failure_at_the_time_limit():
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=0) as evaluator:
         result = evaluator.run(Still(), 3)
     assert result.summary() == {"eval/success": 0.0, "eval/return": -1000.0, "eval/length": 1000.0}
     assert result.paths == []
@@ -155,28 +153,28 @@ def test_standing_still_is_failure_at_the_time_limit():
 
 def test_every_action_call_has_the_same_shape():
     policy = Wander()
-    with Evaluator(TASK, num_envs=4, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=4, workers=0) as evaluator:
         evaluator.run(policy, 6)
     assert policy.batches == {(4, 2, 3, 4, 2)}
 
 
 def test_progress_counts_finished_episodes():
     seen = []
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=0) as evaluator:
         evaluator.run(Oracle(), 3, progress=lambda *report: seen.append(report))
     assert seen[-1] == (3, 3, 1.0)
     assert [done for done, *_ in seen] == sorted({done for done, *_ in seen})
 
 
 def test_actions_that_are_not_finite_are_refused_and_evaluation_can_go_on():
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=0) as evaluator:
         with pytest.raises(DivergedError, match="episode 0, step 0"):
             evaluator.run(Broken(), 2)
         assert evaluator.run(Still(), 1).lengths.tolist() == [1000]
 
 
 def test_actions_of_the_wrong_shape_are_refused():
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator, pytest.raises(ValueError, match=r"\(2, 1\)"):
+    with Evaluator(MEDIUM, num_envs=2, workers=0) as evaluator, pytest.raises(ValueError, match=r"\(2, 1\)"):
         evaluator.run(WrongShape(), 1)
 
 
@@ -187,22 +185,17 @@ def test_an_interrupted_evaluation_does_not_spoil_the_next():
             evaluator.env._crew._send(0, ("step", ()))
             raise KeyboardInterrupt
 
-    with Evaluator(TASK, num_envs=1, workers=1) as evaluator:
+    with Evaluator(MEDIUM, num_envs=1, workers=1) as evaluator:
         with pytest.raises(KeyboardInterrupt):
             evaluator.run(Interrupt(), 1)
         assert evaluator.run(Still(), 1).lengths.tolist() == [1000]
 
 
 def test_an_evaluator_starts_afresh_after_its_workers_die():
-    with Evaluator(FragileTask(), num_envs=2, workers=1) as evaluator:
+    with Evaluator(Fragile(), num_envs=2, workers=1) as evaluator:
         with pytest.raises(WorkerError, match="killed"):
             evaluator.run(Fatal(), 2)
         assert evaluator.run(Still(), 1).lengths.tolist() == [1000]
-
-
-class FragileTask(FragileEnv):
-    observes_pixels = False
-    reference_returns = None
 
 
 # ---- several policies side by side
@@ -231,10 +224,10 @@ def assert_same(one: Evaluation, other: Evaluation) -> None:
 def test_policies_side_by_side_are_evaluated_as_each_is_alone(most: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluation, "MOST_SIDE_BY_SIDE", most)
     policies, seen = [Network(0), Oracle(), Network(1)], []
-    with Evaluator(TASK, num_envs=2, workers=2, policies=3) as evaluator:
+    with Evaluator(Short(400), num_envs=2, workers=2, policies=3) as evaluator:
         together = evaluator.run_each(policies, 3, progress=lambda *report: seen.append(report), record_paths=3)
         assert evaluator.env.num_envs == min(most, 6)
-    with Evaluator(TASK, num_envs=2, workers=0) as evaluator:
+    with Evaluator(Short(400), num_envs=2, workers=0) as evaluator:
         for policy, result in zip(policies, together, strict=True):
             assert policy.batches == {(2, 2, 3, 2, 2)}
             assert_same(evaluator.run(policy, 3, record_paths=3), result)
@@ -250,7 +243,7 @@ def test_a_policy_that_is_no_number_leaves_the_others_to_their_evaluation(oracle
             self.calls += 1
             return super().actions(observations, noise) / (self.calls <= 20)
 
-    with Evaluator(TASK, num_envs=4, workers=0, policies=3) as evaluator:
+    with Evaluator(MEDIUM, num_envs=4, workers=0, policies=3) as evaluator:
         late, result, broken = evaluator.run_each([LateBroken(), Oracle(), Broken()], 6, record_paths=3)
         assert_same(result, oracle)
         assert isinstance(late, DivergedError)
@@ -261,35 +254,16 @@ def test_a_policy_that_is_no_number_leaves_the_others_to_their_evaluation(oracle
 
 
 def test_an_environment_that_blows_up_ends_the_evaluation_of_its_own_policy_alone():
-    with Evaluator(ExplosiveTask(), num_envs=2, workers=1, policies=2) as evaluator:
+    with Evaluator(Explosive(), num_envs=2, workers=1, policies=2) as evaluator:
         exploded, still = evaluator.run_each([Fatal(), Still()], 2)
     assert isinstance(exploded, EnvError)
     assert "episode 0 after 1 steps" in str(exploded)
     assert still.lengths.tolist() == [1000, 1000]
 
 
-class ExplosiveTask:
-    """The point maze, which on the action (0.5, ...) shows what is no number."""
-
-    env_id = "Explosive-v0"
-    observes_pixels = False
-    reference_returns = None
-
-    def make(self, *, render: bool = False) -> gymnasium.Env:
-        env = TASK.make(render=render)
-        step = env.unwrapped.step
-
-        def explode(action: np.ndarray) -> tuple:
-            observation, *rest = step(action)
-            return observation * np.nan if action[0] == np.float32(0.5) else observation, *rest
-
-        env.unwrapped.step = explode
-        return env
-
-
 def test_policies_side_by_side_are_filmed_each_in_its_own_environment():
     backend_or_skip()
-    with Evaluator(TASK, num_envs=1, workers=1, policies=2) as evaluator:
+    with Evaluator(MEDIUM, num_envs=1, workers=1, policies=2) as evaluator:
         films = [r.frames for r in evaluator.run_each([Oracle(), Still()], 1, video_episodes=1, max_frames=4)]
         alone = [evaluator.run(policy, 1, video_episodes=1, max_frames=4).frames for policy in (Oracle(), Still())]
     for (film,), (same,) in zip(films, alone, strict=True):
@@ -313,7 +287,7 @@ def test_results_survive_json_with_every_episode(oracle):
 
 def test_filmed_episodes_are_the_evaluated_ones():
     backend_or_skip()
-    with Evaluator(TASK, num_envs=2, workers=2) as evaluator:
+    with Evaluator(MEDIUM, num_envs=2, workers=2) as evaluator:
         plain = evaluator.run(Oracle(), 2, record_paths=2)
         filmed = evaluator.run(Oracle(), 2, record_paths=2, video_episodes=1, max_frames=20)
     np.testing.assert_array_equal(plain.lengths, filmed.lengths)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass
 from multiprocessing import active_children
 
 import gymnasium
 import numpy as np
 import pytest
+from strange import MEDIUM, Fragile
 
 from mfrl.catalogue import singletask_id
 from mfrl.envs import ogbench
@@ -19,29 +19,7 @@ from mfrl.envs.spec import EnvSpec
 from mfrl.envs.vector import VectorEnv, WorkerError
 from mfrl.errors import EnvError
 
-MEDIUM = EnvSpec("pointmaze-medium-singletask-v0")
 TELEPORT = EnvSpec("pointmaze-teleport-singletask-v0")
-
-
-@dataclass(frozen=True)
-class FragileEnv:
-    """Makes a point maze that, on the action (0.5, ...), raises the error or kills its process."""
-
-    error: str | None = None
-
-    def make(self, *, render: bool = False) -> gymnasium.Env:
-        env = MEDIUM.make(render=render)
-        step = env.unwrapped.step
-
-        def fragile(action: np.ndarray) -> tuple:
-            if action[0] == np.float32(0.5):
-                if self.error is None:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise ArithmeticError(self.error)
-            return step(action)
-
-        env.unwrapped.step = fragile
-        return env
 
 
 @dataclass(frozen=True)
@@ -207,7 +185,7 @@ def test_workers_give_what_stepping_here_gives():
 
 
 def test_an_error_in_a_worker_reaches_the_caller_with_its_traceback():
-    with VectorEnv(FragileEnv("point fell over"), num_envs=2, workers=2) as env:
+    with VectorEnv(Fragile("point fell over"), num_envs=2, workers=2) as env:
         env.reset([0, 1], [0, 1])
         with pytest.raises(WorkerError, match=r"(?s)in fragile.*ArithmeticError: point fell over"):
             env.step(np.array([[0.0, 0.0], [0.5, 0.0]]))
@@ -217,7 +195,7 @@ def test_an_error_in_a_worker_reaches_the_caller_with_its_traceback():
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang():
-    with VectorEnv(FragileEnv(), num_envs=2, workers=2) as env:
+    with VectorEnv(Fragile(), num_envs=2, workers=2) as env:
         env.reset([0, 1], [0, 1])
         with pytest.raises(WorkerError, match="worker 1 ended unexpectedly: killed by signal 9"):
             env.step(np.array([[0.0, 0.0], [0.5, 0.0]]))
