@@ -26,7 +26,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-from tiny import COMMAND, ENVIRONMENT, MAZE, TOY, mfrl
+from tiny import COMMAND, ENVIRONMENT, MAZE, TOY, WITH_FIGURES, WITHOUT_FIGURES, mfrl
 
 from mfrl.app.report import main as report
 from mfrl.app.sweep import attempt
@@ -59,7 +59,7 @@ def run(folder: Path, *overrides: str) -> dict:
 
 
 def resume(folder: Path, *overrides: str) -> dict:
-    changes = [f"resume={folder}", *overrides]
+    changes = [f"resume={folder}", WITHOUT_FIGURES, *overrides]
     return train(compose(*changes), changes)
 
 
@@ -81,7 +81,7 @@ def written(folder: Path) -> dict[Path, int]:
 def simulated(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Two of the sweep's variants with two of its seeds, in the simulator: the folder, and what was said."""
     cwd = tmp_path_factory.mktemp("sweep")
-    settings = [f"data_dir={data_dir}", "variant=residual,velocity", "seed=0,1", "runs=all my runs"]
+    settings = [f"data_dir={data_dir}", "variant=residual,velocity", "seed=0,1", "runs=all my runs", WITH_FIGURES]
     done = sweep(cwd, *SIMULATED, *settings)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in cwd.iterdir()} == {"all my runs"}
@@ -274,7 +274,7 @@ def wait_until_free(folder: Path, seconds: float = 10.0) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A finished run that kept the checkpoint halfway."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    return path, run(path, "checkpoint.keep_all=true")
+    return path, run(path, "checkpoint.keep_all=true", WITH_FIGURES)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_without_a_checkpoint_a_run_begins_anew(whole: tuple[Path, dict], copy: 
     (copy / "result.json").unlink()
     shutil.rmtree(copy / "checkpoints")
     (copy / ERROR_FILE).write_text("as it was left")
-    assert scores(run(copy)) == scores(whole[1])
+    assert scores(run(copy, WITH_FIGURES)) == scores(whole[1])
     assert evaluated(copy) == [0, 12, 24]
     steps = [event.step for event in multiplexer(copy).Tensors(".", "eval/w2")]
     assert steps == [0, 12, 24]  # the earlier attempt's curves are gone
@@ -542,7 +542,7 @@ def test_the_hparams_tab_compares_the_runs_of_a_sweep(simulated: tuple[Path, str
 
 
 def test_a_run_that_goes_on_has_one_line_in_the_hparams_tab(copy: Path) -> None:
-    result = resume(copy, "updates=36")
+    result = resume(copy, "updates=36", WITH_FIGURES)
     ((settings, metrics),) = hparams_table(copy).values()
     assert settings["updates"] == 36
     assert metrics["score"] == metrics["eval/w2"] == pytest.approx(result["final"]["eval/w2"], rel=1e-6)

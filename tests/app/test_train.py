@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from processes import Command
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import MAZE, SPEC, compose, mfrl
+from tiny import MAZE, SPEC, WITH_FIGURES, WITHOUT_FIGURES, compose, mfrl
 
 from mfrl.app.checks import refuse_settings_of_another_algorithm
 from mfrl.app.evaluate import evaluate_checkpoint
@@ -52,9 +52,7 @@ TINY = [
     "eval.episodes=3",
     "eval.num_envs=3",
     "eval.workers=0",
-    "logger=csv",  # TensorBoard's figures take longer than everything else
 ]
-WITH_FIGURES = "logger=[tensorboard,csv]"
 
 
 def run(data_dir: Path, run_dir: Path, *overrides: str) -> dict:
@@ -63,7 +61,7 @@ def run(data_dir: Path, run_dir: Path, *overrides: str) -> dict:
 
 
 def resume(run_dir: Path, *overrides: str) -> dict:
-    changes = [f"resume={run_dir}", *overrides]
+    changes = [f"resume={run_dir}", WITHOUT_FIGURES, *overrides]
     return train(compose("train", *changes), changes)
 
 
@@ -372,7 +370,7 @@ def test_resuming_keeps_tensorboard_and_survives_a_line_cut_off_by_a_crash(
     shutil.copytree(reference[0], path)
     with (path / "eval.jsonl").open("a") as file:
         file.write('{"updates": 36, "retu')
-    resume(path, "updates=36")
+    resume(path, "updates=36", WITH_FIGURES)
     assert [line["updates"] for line in without_seconds(path)] == [12, 24, 36]
     events = EventAccumulator(str(path))
     events.Reload()

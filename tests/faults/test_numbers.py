@@ -25,7 +25,7 @@ from minari.data_collector import EpisodeBuffer
 from omegaconf import OmegaConf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import MINARI, SPEC, algorithm, batch, tiny_critic, tiny_mlp
+from tiny import MINARI, SPEC, WITH_FIGURES, algorithm, batch, compose, tiny_critic, tiny_mlp
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
@@ -180,9 +180,7 @@ def run(root: Path, run_dir: Path, *overrides: str, console: Console | None = No
     changes = [*SMALL, f"data_dir={root}", f"run_dir={run_dir}", *overrides]
     if any(override.startswith("resume=") for override in overrides):
         changes = list(overrides)
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose("train", changes)
-    return train(cfg, changes, console or Console(quiet=True))
+    return train(compose("train", *changes), changes, console or Console(quiet=True))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -266,7 +264,7 @@ def test_a_run_whose_environment_tells_nothing_shows_no_column_of_it_anywhere(
 ) -> None:
     root = make_dataset(tmp_path / "data", monkeypatch)
     console = Console(record=True, width=200, force_terminal=False, file=io.StringIO())
-    result = run(root, tmp_path / "run", console=console)
+    result = run(root, tmp_path / "run", WITH_FIGURES, console=console)
     assert result["final"].keys() == result["mean_of_last_three"].keys() == {"eval/return", "eval/length"}
     assert result["warnings"] == []
     for line in lines(tmp_path / "run" / "eval.jsonl"):
@@ -614,8 +612,7 @@ def test_precisions_that_spoil_clipping_are_refused(tmp_path: Path, monkeypatch:
 def test_data_that_cannot_be_put_where_they_are_missing_are_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     data = OGBenchData(DATASET, data_dir=str(tmp_path / "file" / "below"))
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose("train", ["download=true"])
+    cfg = compose("train", "download=true")
     with pytest.raises(DataError, match=r"is not in .*below, and cannot be put there \(Not a directory\).*data_dir="):
         fetch_missing(cfg, data, Console(quiet=True))
 

@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from tiny import ENVIRONMENT, TOY, compose, mfrl, program
+from tiny import ENVIRONMENT, TOY, WITH_FIGURES, WITHOUT_FIGURES, compose, mfrl, program
 
 from mfrl.app.cli import run
 from mfrl.app.overrides import check_overrides
@@ -284,8 +284,11 @@ def test_a_sweep_over_many_values_is_checked_in_a_moment_and_all_the_same() -> N
         check_overrides("train", ["seed=0,1,2,3", "variant=residual,velocity,velocty"])
 
 
-def test_the_package_is_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "mfrl", "--version"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "mfrl"], [Path(sys.executable).with_name("mfrl")]], ids=["module", "script"]
+)
+def test_the_package_is_a_program(command: list[str | Path]) -> None:
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, metadata.version("mfrl"))
 
 
@@ -352,7 +355,7 @@ ROOMS = [pytest.param(k, marks=() if k in SOME else pytest.mark.slow) for k in (
 def test_a_run_that_filled_the_disk_says_so_and_goes_on_to_the_same_weights(
     room: int, disk: Disk, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["train", *TOY, f"run_dir={disk.path}/run", "existing=continue"]
+    command = ["train", *TOY, f"run_dir={disk.path}/run", "existing=continue", WITH_FIGURES]
     disk.leave(room)
     status, text = told(capsys, *command)
     assert status == 1
@@ -372,7 +375,7 @@ def test_a_run_that_filled_the_disk_says_so_and_goes_on_to_the_same_weights(
 
 def test_a_program_on_a_full_disk_ends_with_a_sentence(disk: Disk) -> None:
     disk.leave(24)
-    done = mfrl("train", *TOY, f"run_dir={disk.path}/run")
+    done = mfrl("train", *TOY, f"run_dir={disk.path}/run", WITH_FIGURES)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr
@@ -441,7 +444,7 @@ def test_a_damaged_file_of_a_run_is_named(
     folder = tmp_path / "run"
     for command in (
         ["report", str(folder), "--out", str(tmp_path / "report")],
-        ["train", f"resume={folder}", "updates=26"],
+        ["train", f"resume={folder}", "updates=26", WITHOUT_FIGURES],
         ["train", *TOY, "checkpoint.keep_all=true", f"run_dir={folder}", "existing=continue"],
     ):
         shutil.rmtree(folder, ignore_errors=True)

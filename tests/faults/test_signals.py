@@ -27,7 +27,7 @@ import torch
 from conftest import DATASET
 from processes import Command, processes_of_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import COMMAND, ENVIRONMENT, MAZE
+from tiny import COMMAND, ENVIRONMENT, MAZE, WITH_FIGURES
 
 from mfrl.app.checks import check_settings
 from mfrl.app.train import train
@@ -85,7 +85,7 @@ def run(folder: Path, *overrides: str) -> dict:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     path = tmp_path_factory.mktemp("runs") / "reference"
-    run(path)
+    run(path, WITH_FIGURES)
     return path
 
 
@@ -117,15 +117,18 @@ def steps(path: Path, tag: str) -> set[int]:
     return {event.step for event in events.Scalars(tag)}
 
 
-def assert_same_run(a: Path, b: Path, tags: Sequence[str] = ("eval/w2", "val/flow_loss", "train/flow_loss")) -> None:
-    """Weights byte for byte, every evaluation, every logged number, and nothing half-written."""
+CURVES = ("eval/w2", "val/flow_loss", "train/flow_loss")
+
+
+def assert_same_run(a: Path, b: Path, curves: Sequence[str] = ()) -> None:
+    """Weights byte for byte, every evaluation, every number and TensorBoard's curves, and nothing half-written."""
     ours, theirs = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (a, b))
     assert {name: t.numpy().tobytes() for name, t in ours.items()} == {
         name: t.numpy().tobytes() for name, t in theirs.items()
     }
     assert evaluations(a) == evaluations(b)
     assert rows(a) == rows(b)
-    for tag in tags:
+    for tag in curves:
         assert steps(a, tag) == steps(b, tag)
     assert not list(b.rglob(".*.tmp*"))
 
@@ -178,8 +181,8 @@ def kill_until_finished(path: Path, kills: int, overrides: list[str], seed: int 
 
 
 def test_a_run_that_is_killed_four_times_ends_as_if_it_had_not_been(reference: Path, tmp_path: Path) -> None:
-    assert kill_until_finished(tmp_path / "run", 4, TOY) > 0
-    assert_same_run(reference, tmp_path / "run")
+    assert kill_until_finished(tmp_path / "run", 4, [*TOY, WITH_FIGURES]) > 0
+    assert_same_run(reference, tmp_path / "run", CURVES)
 
 
 def kill_runs(folder: Path, kills: int, overrides: list[str], check: Callable[[Path], None]) -> None:
@@ -196,7 +199,8 @@ def kill_runs(folder: Path, kills: int, overrides: list[str], check: Callable[[P
 
 @pytest.mark.slow
 def test_a_hundred_kills_lose_nothing(reference: Path, tmp_path: Path) -> None:
-    kill_runs(tmp_path, int(os.environ.get("MFRL_KILLS", "100")), TOY, partial(assert_same_run, reference))
+    kills, same = int(os.environ.get("MFRL_KILLS", "100")), partial(assert_same_run, reference, curves=CURVES)
+    kill_runs(tmp_path, kills, [*TOY, WITH_FIGURES], same)
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +261,10 @@ def test_an_evaluation_is_in_the_file_and_in_every_logger(
     fault: Callable[[], None], reference: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
-    command = Command(["train", *TOY, f"run_dir={path}"], tmp_path, fault)
+    command = Command(["train", *TOY, WITH_FIGURES, f"run_dir={path}"], tmp_path, fault)
     assert command.end() == -signal.SIGKILL
-    run(path)
-    assert_same_run(reference, path)
+    run(path, WITH_FIGURES)
+    assert_same_run(reference, path, CURVES)
 
 
 def test_a_checkpoint_is_written_by_time_too(tmp_path: Path) -> None:
@@ -286,7 +290,7 @@ def test_minutes_must_be_positive(value: str) -> None:
 
 def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     path, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    rare = ["updates=200", "eval.every=100", "checkpoint.every=1000"]
+    rare = ["updates=200", "eval.every=200", "checkpoint.every=1000", WITH_FIGURES]
     arguments = ["train", *TOY, *rare, f"run_dir={path}", "existing=continue"]
     saved = 0
     for number in signals.SIGNALS:
@@ -304,7 +308,7 @@ def test_every_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path: Path) 
     assert saved < 200
     run(path, *rare)
     run(undisturbed, *rare)
-    assert_same_run(undisturbed, path)
+    assert_same_run(undisturbed, path, CURVES)
 
 
 def wait_in_an_update() -> None:

@@ -16,6 +16,7 @@ import torch
 from app.test_train import assert_equal, compose, resume, weights, without_seconds
 from matplotlib.colors import to_rgb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import WITH_FIGURES, WITHOUT_FIGURES
 
 from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.app.evaluate import evaluate_checkpoint
@@ -25,7 +26,7 @@ from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, DataError
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm
-from mfrl.runs.loggers import layout
+from mfrl.runs.loggers import layout, tag
 from mfrl.study.distances import mode_coverage, nearest_mode, off_mode
 from mfrl.study.evaluate import SampleEvaluator, displaced_lines, noise_lines
 from mfrl.study.gallery import map_gallery, sample_gallery
@@ -46,9 +47,8 @@ TINY = [
     "eval.every=12",
     "eval.samples=128",
     "accelerator=cpu",
-    "logger=csv",  # TensorBoard's figures take longer than everything else
+    WITHOUT_FIGURES,
 ]
-WITH_FIGURES = "logger=[tensorboard,csv]"
 
 
 def run(run_dir: Path, *overrides: str) -> dict:
@@ -381,20 +381,19 @@ def test_resuming_builds_no_foreign_evaluation(reference: tuple[Path, dict], tmp
 
 @pytest.mark.parametrize("algo", sorted(path.stem for path in CONFIG_DIR.glob("algo/*.yaml")))
 def test_every_algorithm_learns_a_toy_with_its_losses_and_gradients_in_a_chart(algo: str, tmp_path: Path) -> None:
-    result = run(tmp_path / "run", f"algo={algo}", "network.critic.hidden=[16]", "eval.every=24", WITH_FIGURES)
+    result = run(tmp_path / "run", f"algo={algo}", "network.critic.hidden=[16]", "eval.every=24")
     assert result["algo"] == algo
     assert np.isfinite(list(result["final"].values())).all()
     assert ("alpha" in result) == ("alpha" in compose("train", f"algo={algo}").algo)
-    events = EventAccumulator(str(tmp_path / "run"))
-    events.Reload()
-    found = events.Tags()["scalars"]
-    charts = [tags for group in layout(found).values() for _, tags in group.values()]
-    shown = re.compile("|".join(tag for tags in charts for tag in tags))
-    tags = [tag for tag in found if tag.endswith(("loss", "grad_norm")) and not tag.endswith("/q_loss")]  # which is -Q
-    kinds = {re.sub(r"/.*(?=loss|grad)", "_", tag) for tag in tags}
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        found = [tag(column) for column in next(csv.reader(file))]
+    charts = [patterns for group in layout(found).values() for _, patterns in group.values()]
+    shown = re.compile("|".join(pattern for patterns in charts for pattern in patterns))
+    curves = [name for name in found if name.endswith(("loss", "grad_norm")) and not name.endswith("/q_loss")]  # -Q
+    kinds = {re.sub(r"/.*(?=loss|grad)", "_", name) for name in curves}
     assert {"val_loss", "actor_grad_norm"} <= kinds
-    assert [tag for tag in tags if not shown.fullmatch(tag)] == []
-    assert all(any(re.fullmatch(pattern, tag) for tag in found) for tags in charts for pattern in tags)
+    assert [name for name in curves if not shown.fullmatch(name)] == []
+    assert all(any(re.fullmatch(pattern, name) for name in found) for patterns in charts for pattern in patterns)
 
 
 def test_the_policy_of_a_checkpoint_knows_its_toy(reference: tuple[Path, dict]) -> None:
