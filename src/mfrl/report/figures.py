@@ -50,24 +50,26 @@ def learning_curves(groups: Sequence[Group], bootstrap: Bootstrap) -> Figure:
         panels = [[one] for one in named]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(0.6 + 2.9 * columns, 0.9 + 2.55 * rows, _DPI)
+    titles = [textwrap.fill(panel[0][0] if len(panel) == 1 else _name(panel[0][1].method), 34) for panel in panels]
+    lines = max(title.count("\n") for title in titles)
+    figure = new_figure(0.6 + 2.9 * columns, 0.9 + (2.55 + 0.16 * lines) * rows, _DPI)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    for axes, panel, title in zip(grid.flat, panels, titles, strict=False):
         for group in groups:
             updates, values = curve(group)
             axes.plot(updates, values.mean(axis=1), **_BEHIND)
         _scale(axes, groups[0].metric)
-        _mark_phases(axes, groups)
         shown = [group for _, group in panel]
-        if len(panel) == 1:
-            ((label, group),) = panel
+        _mark_phases(axes, shown)
+        if len(shown) == 1:
+            (group,) = shown
             _draw(axes, group, DASHES[0], None)
             _shade(axes, group, bootstrap)
-            axes.set_title(f"{label}\n{_mean_and_deviation(group)}", fontsize=9)
+            axes.set_title(f"{title}\n{_mean_and_deviation(group)}", fontsize=9)
             continue
         for number, (group, setting) in enumerate(zip(shown, labels(shown), strict=True)):
             _draw(axes, group, DASHES[number % len(DASHES)], f"{setting}: {_mean_and_deviation(group)}")
-        axes.set_title(_name(shown[0].method), fontsize=9)
+        axes.set_title(title, fontsize=9)
         axes.legend(**_LEGEND | {"fontsize": 7})
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
