@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from mfrl.app.cluster import ClusterLauncher
 from mfrl.app.overrides import Composer, apply_override, as_written, explain, parse, sweep_values
 from mfrl.app.sweep import packed
 from mfrl.app.tally import progress_reported
@@ -108,7 +109,7 @@ class MfrlSweeper(Sweeper):
         # they can save.
         threading.Thread(target=_stop_jobs, args=(over,), daemon=True).start()
         try:
-            with signals.handled_by(_note), signals.withheld():
+            with signals.handled_by(self._note), signals.withheld():
                 batches = self._sweep(arguments, console)
         except KeyboardInterrupt:
             self._exit_stopped(console)
@@ -141,6 +142,15 @@ class MfrlSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         return self.config, self.hydra_context
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: note the signal for whoever stops the jobs, :func:`_stop_jobs` or a cluster's launcher.
+
+        If jobs run in this process, end the sweep at once.
+        """
+        signals.note_once(number, frame)
+        if not _jobs() and not isinstance(self.launcher, ClusterLauncher):
+            raise KeyboardInterrupt
 
     def _exit_stopped(self, console: Console) -> NoReturn:
         console.print(f"stopped; {self._how_to_resume()}")
@@ -221,13 +231,6 @@ def _dismiss_jobs() -> None:
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor().shutdown(wait=True)
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    """Signal handler: note the signal for :func:`_stop_jobs`. If jobs run in this process, end the sweep at once."""
-    signals.note_once(number, frame)
-    if not _jobs():
-        raise KeyboardInterrupt
 
 
 def _stop_jobs(over: threading.Event) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
 import sys
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, expand_seeds, parse
-from mfrl.app.sweep import attempt
+from mfrl.app.sweep import attempt, this_process
 from mfrl.errors import InterruptedRun, MfrlError, did_you_mean, refused_by_system
 from mfrl.system import signals
 from mfrl.system.importing import without_collection
@@ -168,13 +167,13 @@ def run(arguments: list[str]) -> None:
         first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
         sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
 
-    sweep_process = os.getpid()
+    sweep_process = this_process()
 
     def task(cfg: DictConfig) -> Any:
         if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
             quiet_lightning()
             quiet_threads()
-            return attempt(cfg, list(HydraConfig.get().overrides.task), own_process=os.getpid() != sweep_process)
+            return attempt(cfg, list(HydraConfig.get().overrides.task), own_process=this_process() != sweep_process)
         try:
             return function(cfg)
         except (Exception, KeyboardInterrupt, signals.Interrupted) as error:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +36,15 @@ from mfrl.system.paths import run_folder
 _PARENT_SECONDS = 0.5  # a job checks at this interval whether the sweep's process still exists
 _SAVING_SECONDS = 60.0  # if it does not, a job has this time to save
 _watching, _at_work = threading.Event(), threading.Event()
+_process = uuid.uuid4()
 
 #: The settings in which members of a population may differ.
 MEMBER_SETTINGS = ("seed", "algo.alpha")
+
+
+def this_process() -> uuid.UUID:
+    """What tells this process from those of the sweep's other jobs, on whatever machine. Numbers of processes recur."""
+    return _process
 
 
 def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome | list[Outcome]:

@@ -118,6 +118,17 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
 
 @contextmanager
+def kept() -> Iterator[None]:
+    """Put back the handlers of ``SIGNALS`` that a library replaces in the block."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
 def withheld() -> Iterator[None]:
     """Keep ``SIGNALS`` from this thread, and for good from every process that is started in the block.
 

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Slurm on this machine alone: its controller, two nodes of one core each, and munge. To try hydra/launcher=slurm out.
+#
+#   scripts/slurm_on_one_machine.sh start    as root; installs Debian's packages where they are missing
+#   scripts/slurm_on_one_machine.sh stop     ends every process that it started
+#
+# It writes to a folder of its own, $SLURM_TRIAL (/tmp/mfrl-slurm), and prints the line that tells commands of Slurm's
+# about it. A Slurm that this machine has already is left alone.
+set -euo pipefail
+folder=${SLURM_TRIAL:-/tmp/mfrl-slurm}
+export SLURM_CONF=$folder/slurm.conf
+nodes=2
+
+stop() {
+    local name pid
+    for name in slurmctld node1 node2 munged; do
+        [ -f "$folder/$name.pid" ] || continue
+        pid=$(<"$folder/$name.pid")
+        kill "$pid" 2>/dev/null || continue
+        for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+        ! kill -0 "$pid" 2>/dev/null || kill -KILL "$pid"
+    done
+}
+
+install() {
+    command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null \
+        && command -v munged >/dev/null && return
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge \
+        >/dev/null
+}
+
+configure() {
+    mkdir -p "$folder"/{state,munge,node1,node2}
+    chmod 755 "$folder" && chmod 711 "$folder/munge"
+    [ -f "$folder/munge/key" ] || (umask 077 && head -c 1024 /dev/urandom >"$folder/munge/key")
+    # Names of processes and of addresses are one machine's; each node has its own port. A job that is sent again starts
+    # once its credential has expired: 5 seconds here, 120 otherwise. Slurm looks at time limits twice a minute.
+    cat >"$SLURM_CONF" <<CONF
+ClusterName=trial
+SlurmctldHost=localhost
+SlurmctldPort=${SLURM_TRIAL_PORT:-26817}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge/socket,cred_expire=5
+StateSaveLocation=$folder/state
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdPidFile=$folder/%n.pid
+SlurmdLogFile=$folder/%n.log
+SlurmdSpoolDir=$folder/%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=2,batch_sched_delay=1
+ReturnToService=2
+KillWait=20
+MinJobAge=300
+NodeName=node[1-$nodes] NodeHostname=localhost Port=[26818-$((26817 + nodes))] CPUs=1 State=UNKNOWN
+PartitionName=trial Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
+CONF
+}
+
+start() {
+    install
+    stop
+    configure
+    munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munged.pid" \
+        --log-file="$folder/munged.log" --seed-file="$folder/munge/seed"
+    slurmctld -i
+    for ((node = 1; node <= nodes; node++)); do slurmd -N "node$node"; done
+    for _ in $(seq 60); do
+        [ "$(sinfo --noheader --format=%T 2>/dev/null | sort -u)" = idle ] && break
+        sleep 0.5
+    done
+    sinfo
+    echo "export SLURM_CONF=$SLURM_CONF"
+}
+
+case ${1:-} in
+start) start ;;
+stop) stop ;;
+*) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
