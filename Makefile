@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test test-all lint format benchmarks clean
+.PHONY: setup train test test-all test-cluster lint format benchmarks clean
 
 setup: $(READY)
 
@@ -38,7 +38,12 @@ test: $(READY)
 	$(PYTEST) $(ARGS)
 
 test-all: $(READY)
-	$(PYTEST) -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "not cluster" $(ARGS)
+
+# One after another: each starts a cluster. Slurm's want root, and install Debian's packages; without root they are skipped.
+test-cluster: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,slurm]'
+	$(BIN)/python -m pytest -n0 -m cluster tests/app/test_clusters.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

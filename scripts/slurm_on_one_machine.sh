@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Slurm on this machine alone: its controller, two nodes of one core each, and munge. To try hydra/launcher=slurm out.
+# Slurm on this machine alone, to try hydra/launcher=slurm out: its controller, munge, and two nodes, which claim to have
+# two cores and a GPU each, whatever there is.
 #
 #   scripts/slurm_on_one_machine.sh start    as root; installs Debian's packages where they are missing
 #   scripts/slurm_on_one_machine.sh stop     ends every process that it started
@@ -34,8 +35,7 @@ configure() {
     mkdir -p "$folder"/{state,munge,node1,node2}
     chmod 755 "$folder" && chmod 711 "$folder/munge"
     [ -f "$folder/munge/key" ] || (umask 077 && head -c 1024 /dev/urandom >"$folder/munge/key")
-    # Names of processes and of addresses are one machine's; each node has its own port. A job that is sent again starts
-    # once its credential has expired: 5 seconds here, 120 otherwise. Slurm looks at time limits twice a minute.
+    # A job that is sent again starts once its credential has expired: after 5 seconds here, 120 otherwise.
     cat >"$SLURM_CONF" <<CONF
 ClusterName=trial
 SlurmctldHost=localhost
@@ -51,6 +51,8 @@ SlurmdLogFile=$folder/%n.log
 SlurmdSpoolDir=$folder/%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
+GresTypes=gpu
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -58,9 +60,10 @@ SchedulerParameters=sched_interval=2,batch_sched_delay=1
 ReturnToService=2
 KillWait=20
 MinJobAge=300
-NodeName=node[1-$nodes] NodeHostname=localhost Port=[26818-$((26817 + nodes))] CPUs=1 State=UNKNOWN
+NodeName=node[1-$nodes] NodeHostname=localhost Port=[26818-$((26817 + nodes))] CPUs=2 Gres=gpu:1 State=UNKNOWN
 PartitionName=trial Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
 CONF
+    echo "NodeName=node[1-$nodes] Name=gpu File=/dev/zero" >"$folder/gres.conf"
 }
 
 start() {
@@ -82,5 +85,5 @@ start() {
 case ${1:-} in
 start) start ;;
 stop) stop ;;
-*) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

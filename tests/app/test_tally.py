@@ -48,6 +48,12 @@ def test_the_line_comes_when_a_job_is_over_and_counts_what_a_pack_stands_for(tmp
     assert VARIABLE not in os.environ
 
 
+def test_a_job_that_is_sent_again_has_not_ended_and_a_mangled_line_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "tally"
+    path.write_text("0 1.00 0 0\n1 1.00 0 0\n0 9.00 2 0\n1 9.501.00 0 0\n\0\0\0\n1 9.00 1 0\n0 11.00 0 0\n")
+    assert Tally.read(path) == Tally({0: 11.0, 1: 1.0}, {1: (9.0, 1, 0)})
+
+
 def test_a_job_of_no_sweep_notes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note_start(0)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone" / "tally"))

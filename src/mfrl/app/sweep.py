@@ -74,7 +74,9 @@ def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome
         job = HydraConfig.get().job.num
         note_start(job)
         outcome = work(cfg, overrides, own_process)
-        note_end(job, outcome if isinstance(outcome, list) else [outcome])
+        outcomes = outcome if isinstance(outcome, list) else [outcome]
+        if not any(one.status == STOPPED for one in outcomes):  # else it is to go on, or the whole sweep stops
+            note_end(job, outcomes)
         return outcome
     except KeyboardInterrupt:  # a second Ctrl-C, or one after training
         return Outcome(STOPPED, Path(cfg.resume or cfg.run_dir), "outside training")

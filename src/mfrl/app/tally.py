@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from mfrl.runs.jobs import SKIPPED, Outcome
 #: The environment variable that tells the jobs' processes the path of the file.
 VARIABLE = "MFRL_SWEEP_TALLY"
 _SECONDS = 0.5  # the file is read at this interval
+# Lines that two machines write at the same time into a shared file may overwrite one another: others are left out.
+_LINE = re.compile(r"^(\d+) (\d+\.\d+) (\d+) (\d+)\n", re.MULTILINE)
 
 
 def note_start(job: int) -> None:
@@ -53,15 +56,15 @@ class Tally:
 
     @classmethod
     def read(cls, path: Path) -> Tally:
-        """Read the lines that are complete."""
+        """Read the lines that are complete. A job that starts again has not ended."""
         tally = cls({}, {})
-        text = path.read_text(encoding="utf-8")
-        for line in text[: text.rfind("\n") + 1].splitlines():
-            job, when, ended, skipped = line.split()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for job, when, ended, skipped in _LINE.findall(text):
             if int(ended):
                 tally.ended[int(job)] = (float(when), int(ended), int(skipped))
             else:
                 tally.started[int(job)] = float(when)
+                tally.ended.pop(int(job), None)
         return tally
 
     @property
