@@ -96,18 +96,28 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     assert importlib.util.find_spec("ray"), "pip install ray, as make test-cluster does"
     folder = Path("/tmp") / f"mfrl-ray-{os.getpid()}"  # paths of sockets below it must be short
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src"), "RAY_USAGE_STATS_ENABLED": "0"}
-    ray = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1", "--object-store-memory=80000000"]
+    program = [
+        Path(sys.executable).parent / "ray",
+        "start",
+        "--block",
+        "--num-cpus=1",
+        "--object-store-memory=80000000",
+    ]
     head = ["--head", f"--port={PORT}", f"--temp-dir={folder}", "--include-dashboard=false"]
-    nodes = []
+    nodes: list[subprocess.Popen] = []
+
+    def start(*options: str) -> None:
+        log = tmp_path_factory.mktemp("ray") / "log"
+        with log.open("w") as file:
+            settings = {"env": environment, "cwd": ROOT, "stdout": file, "stderr": file, "start_new_session": True}
+            nodes.append(subprocess.Popen([*program, *options], **settings))
+        until(lambda: "runtime started" in log.read_text() or nodes[-1].poll() is not None, "Ray")
+
     try:
-        for number, more in enumerate((head, [f"--address=127.0.0.1:{PORT}", "--num-gpus=2"])):
-            log = (tmp_path_factory.mktemp("ray") / "log").open("w")
-            nodes.append(
-                subprocess.Popen(
-                    [*ray, *more], env=environment, stdout=log, stderr=log, start_new_session=True, cwd=ROOT
-                )
-            )
-            until(lambda log=log: "runtime started" in Path(log.name).read_text(), f"node {number}")
+        for options in (head, [f"--address=127.0.0.1:{PORT}", "--num-gpus=2"]):
+            start(*options)
+            while nodes[-1].poll() is not None and len(nodes) < 6:  # Ray gives a node no more than 30 seconds to start
+                start(*options)
         yield environment | {"RAY_ADDRESS": f"127.0.0.1:{PORT}"}
     finally:
         for node in reversed(nodes):
@@ -120,7 +130,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def until(happened: Callable[[], object], what: str, seconds: float = 180.0) -> None:
+def until(happened: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, f"{what}: nothing happened"

@@ -353,6 +353,13 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signals.forget()
 
 
+def test_a_handler_that_a_library_replaces_is_put_back() -> None:
+    with signals.handled_by(signals.note):
+        with signals.kept():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signals.note
+
+
 def import_that_swallows() -> None:
     """As modules in C do: what a handler raises while they are imported becomes an ImportError."""
     import mfrl.app.collect
