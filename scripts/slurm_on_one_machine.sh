@@ -10,6 +10,7 @@
 set -euo pipefail
 folder=${SLURM_TRIAL:-/tmp/mfrl-slurm}
 export SLURM_CONF=$folder/slurm.conf
+port=${SLURM_TRIAL_PORT:-26817}    # the controller's; the nodes have those after it
 nodes=2
 
 stop() {
@@ -39,7 +40,7 @@ configure() {
     cat >"$SLURM_CONF" <<CONF
 ClusterName=trial
 SlurmctldHost=localhost
-SlurmctldPort=${SLURM_TRIAL_PORT:-26817}
+SlurmctldPort=$port
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge/socket,cred_expire=5
@@ -60,7 +61,7 @@ SchedulerParameters=sched_interval=2,batch_sched_delay=1
 ReturnToService=2
 KillWait=20
 MinJobAge=300
-NodeName=node[1-$nodes] NodeHostname=localhost Port=[26818-$((26817 + nodes))] CPUs=2 Gres=gpu:1 State=UNKNOWN
+NodeName=node[1-$nodes] NodeHostname=localhost Port=[$((port + 1))-$((port + nodes))] CPUs=2 Gres=gpu:1 State=UNKNOWN
 PartitionName=trial Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
 CONF
     echo "NodeName=node[1-$nodes] Name=gpu File=/dev/zero" >"$folder/gres.conf"
@@ -74,12 +75,16 @@ start() {
         --log-file="$folder/munged.log" --seed-file="$folder/munge/seed"
     slurmctld -i
     for ((node = 1; node <= nodes; node++)); do slurmd -N "node$node"; done
-    for _ in $(seq 60); do
-        [ "$(sinfo --noheader --format=%T 2>/dev/null | sort -u)" = idle ] && break
+    for _ in $(seq 120); do
+        if [ "$(sinfo --noheader --format=%T 2>/dev/null | sort -u)" = idle ]; then
+            sinfo
+            echo "export SLURM_CONF=$SLURM_CONF"
+            return
+        fi
         sleep 0.5
     done
-    sinfo
-    echo "export SLURM_CONF=$SLURM_CONF"
+    echo "Slurm's nodes did not start within a minute: see $folder/*.log" >&2
+    exit 1
 }
 
 case ${1:-} in
