@@ -15,6 +15,10 @@ nodes=2
 
 stop() {
     local name pid
+    if [ -f "$folder/slurmctld.pid" ]; then # what runs may save, and would outlive the daemons
+        scancel --partition=trial 2>/dev/null || true
+        for _ in $(seq 60); do [ -n "$(squeue --noheader 2>/dev/null)" ] || break; sleep 0.5; done
+    fi
     for name in slurmctld node1 node2 munged; do
         [ -f "$folder/$name.pid" ] || continue
         pid=$(<"$folder/$name.pid")
