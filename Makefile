@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 		grep -v '^labmaze==' constraints.txt >$(VENV)/without-labmaze.txt && \
 		$(BIN)/python -m pip install --quiet --no-deps --requirement $(VENV)/without-labmaze.txt --editable .; \
 	else \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export]' --group dev; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,wandb,mlflow,search]' --group dev; \
 	fi
 	touch $(READY)
 
