@@ -112,7 +112,7 @@ def attempt_id(attempt: list[wandb_internal_pb2.Record]) -> str:
 
 
 def stop_halfway(folder: Path) -> None:
-    """Leave a finished run as one is left that was killed after update 12 of 24, with numbers of later updates logged."""
+    """Leave a finished run as a kill after update 12 of 24 leaves one, with numbers of later updates logged."""
     (folder / "result.json").unlink()
     (folder / "checkpoints" / "update=12.ckpt").replace(folder / "checkpoints" / "last.ckpt")
 
