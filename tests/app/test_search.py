@@ -177,18 +177,16 @@ def test_two_processes_share_a_search(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trial_worse_than_the_median_is_pruned(tmp_path: Path) -> None:
-    rates = "algo.actor_lr=choice(1e-2,1e-7)"
-    done = mfrl("train", *SEARCH, *LONG, rates, "search.trials=8", "search.startup=3", cwd=tmp_path, timeout=500)
+    given = [*SEARCH, *LONG, "updates=500", "eval.every=50", "search.trials=2", "search.startup=1"]
+    done = mfrl("train", *given, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stderr
-    found = trials(tmp_path)
-    pruned = [trial for trial in found if trial.state == TrialState.PRUNED]
-    assert pruned
-    assert {trial.params["algo.actor_lr"] for trial in pruned} == {"1e-07"}
-    for trial in pruned:
-        run = tmp_path / FOLDER / f"trial{trial.number}" / "seed0"
-        assert max(trial.intermediate_values) < 1000
-        assert not (run / "result.json").exists()
-        assert (run / "checkpoints" / "last.ckpt").exists()
+    good, bad = trials(tmp_path)
+    assert (good.state, bad.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert bad.params["algo.actor_lr"] < good.params["algo.actor_lr"]  # so short a run has hardly begun with it
+    assert max(bad.intermediate_values) < 500
+    run = tmp_path / FOLDER / "trial1" / "seed0"
+    assert not (run / "result.json").exists()
+    assert (run / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.slow
