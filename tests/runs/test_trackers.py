@@ -238,8 +238,8 @@ def test_each_member_of_a_pack_has_a_record_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, "KILLED"), (signal.SIGINT, "KILLED"), (9, "RUNNING")])
 def test_a_run_that_is_stopped_goes_on_in_the_same_record(how: int, status: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    given = [*TOY, *BOTH, "runs=runs", "run_dir=runs/run", "existing=continue", "updates=6000", "checkpoint.every=60"]
-    command = Command(["train", *given, "log.every=60", "eval.every=3000"], tmp_path)
+    given = [*TOY, *BOTH, "runs=runs", "run_dir=runs/run", "existing=continue", "updates=900", "checkpoint.every=60"]
+    command = Command(["train", *given, "log.every=60", "eval.every=450"], tmp_path)
     try:
         command.wait_until((runs / "run/checkpoints/last.ckpt").exists)
         command.signal(how, group=how != 9)  # a terminal and a cluster reach W&B's own process too
@@ -248,7 +248,7 @@ def test_a_run_that_is_stopped_goes_on_in_the_same_record(how: int, status: str,
         command.close()
     client, (record,) = mlflow(runs)
     assert record.info.status == status
-    done = mfrl("train", *given, "log.every=60", "eval.every=3000", cwd=tmp_path)
+    done = mfrl("train", *given, "log.every=60", "eval.every=450", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     client, (record,) = mlflow(runs)
     assert record.info.status == "FINISHED"
@@ -256,15 +256,19 @@ def test_a_run_that_is_stopped_goes_on_in_the_same_record(how: int, status: str,
     assert_same(numbers_in(client, record), expected)
     first, second = offline(runs / "run")
     assert attempt_id(first) == attempt_id(second)
+    kept = numbers_of(first) | numbers_of(second)
     if status == "KILLED":
         assert [r.exit.exit_code for r in first if r.WhichOneof("record_type") == "exit"] == [1]
-    assert_same(numbers_of(first) | numbers_of(second), expected)
+        assert_same(kept, expected)
+    else:  # what W&B had not written when it was killed is lost
+        assert_same(kept, {key: value for key, value in expected.items() if key in kept})
+        assert max(step for _, step in kept) == 900
 
 
 @pytest.mark.slow
 def test_jobs_side_by_side_share_a_store_that_none_has_made(tmp_path: Path) -> None:
-    given = ["-m", *TOY, "logger=mlflow", "runs=runs", "run_dir=runs/seed${seed}", "seed=0,1,2,3"]
-    done = tiny.program("train", *given, "hydra/launcher=parallel", "+jobs=4", cwd=tmp_path)
+    given = ["-m", *TOY, "logger=mlflow", "runs=runs", "run_dir=runs/seed${seed}", "seed=0,1"]
+    done = tiny.program("train", *given, "hydra/launcher=parallel", "+jobs=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     _, found = mlflow(tmp_path / "runs")
-    assert [record.info.status for record in found] == ["FINISHED"] * 4
+    assert [record.info.status for record in found] == ["FINISHED"] * 2
