@@ -13,13 +13,14 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "mfrl needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	@# Of OGBench's requirements, labmaze has no wheel for Python 3.13, and nothing here imports it: left out there.
+	@# Of OGBench's requirements, labmaze has no wheel for Python 3.13, and nothing here imports it: left out there. So are
+	@# the packages of clusters, which only `make test-cluster` needs.
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch && \
-		grep -v '^labmaze==' constraints.txt >$(VENV)/without-labmaze.txt && \
-		$(BIN)/python -m pip install --quiet --no-deps --requirement $(VENV)/without-labmaze.txt --editable .; \
+		grep -vE '^(labmaze|ray|msgpack|submitit)==' constraints.txt >$(VENV)/packages.txt && \
+		$(BIN)/python -m pip install --quiet --no-deps --requirement $(VENV)/packages.txt --editable .; \
 	else \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export]' --group dev; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,wandb,mlflow,search]' --group dev; \
 	fi
 	touch $(READY)
 

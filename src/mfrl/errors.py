@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ def require(name: str, holds: bool, value: Any, what: str) -> None:
     """
     if not holds:
         raise ConfigError(f"{name}={as_typed(value)} must be {what}")
+
+
+def require_packages(name: str, packages: Mapping[str, str]) -> None:
+    """Refuse a choice that needs packages which are not installed.
+
+    Args:
+        name: the choice, as it stands on the command line.
+        packages: modules, each with the name that pip knows.
+
+    Raises:
+        ConfigError: some are missing. The message has the command that installs them.
+    """
+    if missing := [known for module, known in packages.items() if importlib.util.find_spec(module) is None]:
+        raise ConfigError(f"{name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def as_typed(value: Any) -> Any:

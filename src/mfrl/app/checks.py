@@ -10,9 +10,10 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mfrl.errors import ConfigError, did_you_mean, require
+from mfrl.errors import ConfigError, did_you_mean, require, require_packages
 from mfrl.learning.compiling import check_compile
 from mfrl.runs.targets import check_targets, find_target, plain_settings, settings_of
+from mfrl.runs.trackers import Tracker
 from mfrl.settings import OF_A_RUN, OnlineSettings
 
 EXISTING = ("new", "continue")
@@ -171,6 +172,10 @@ def check_watching(cfg: DictConfig) -> None:
                 raise ConfigError(f"{group}.{name} must name its class, {group}.{name}._target_=package.module.Class")
         _refuse_references(written, values, group)
         check_targets(values, group)
+        for name, node in values.items():
+            target = find_target(node["_target_"], f"{group}.{name}._target_")
+            if isinstance(target, type) and issubclass(target, Tracker):
+                require_packages(f"{group}={name}", target.packages)
     if missing := [name for name in OWN_CALLBACKS if name not in ("evaluate", *cfg.callbacks)]:
         raise ConfigError(f"callbacks lack {', '.join(missing)}, which no run goes without: callbacks=[default,...]")
     if "evaluate" in cfg.callbacks:

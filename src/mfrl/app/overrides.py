@@ -13,7 +13,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -161,7 +161,9 @@ def check_overrides(
         raise ConfigError(f"--config-dir {config_dir} is no folder")
     parsed = [parse(text) for text in overrides]
     composer = Composer.of(config_name, parsed, config_dir)
-    choices = [sweep_values(override) for override in parsed if override.key_or_group != SEARCH_PATH]
+    searching = any(override.key_or_group == "sweep" and override.value() == "search" for override in parsed)
+    values_of = searched_values if searching else sweep_values
+    choices = [values_of(override) for override in parsed if override.key_or_group != SEARCH_PATH]
     given: list[Override] = []
     composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
     try:
@@ -197,7 +199,9 @@ def sweep_values(override: Override) -> list[Override]:
     if not override.is_sweep_override():
         return [override]
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line} has no values that could be counted; give some, e.g. 1,3,10")
+        raise ConfigError(
+            f"{override.input_line} has no values that could be counted; give some, e.g. 1,3,10, or say sweep=search"
+        )
     return [parse(f"{override.get_key_element()}={value}") for value in override.sweep_string_iterator()]
 
 
@@ -217,6 +221,24 @@ def changed_values(cfg: DictConfig, overrides: Iterable[Override]) -> bool:
     for override in overrides:
         OmegaConf.update(cfg, override.key_or_group, override.value())
     return True
+
+
+def searched_values(override: Override) -> list[Override]:
+    """The same for a search, in which an interval stands for its two ends.
+
+    Raises:
+        ConfigError: the interval has no log scale, as it reaches down to zero.
+    """
+    if not override.is_sweep_override() or override.is_discrete_sweep():
+        return sweep_values(override)
+    interval = override.value()
+    assert isinstance(interval, IntervalSweep)
+    assert interval.start is not None
+    assert interval.end is not None
+    low = "above 0 and " * ("log" in interval.tags)
+    holds = interval.start < interval.end and (interval.start > 0 or not low)
+    require(override.key_or_group, holds, as_written(override), f"an interval from a number {low}below its end")
+    return [parse(f"{override.get_key_element()}={end}") for end in (interval.start, interval.end)]
 
 
 def apply_override(cfg: DictConfig, override: Override) -> None:

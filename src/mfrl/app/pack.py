@@ -31,7 +31,7 @@ from mfrl.app.parts import (
 )
 from mfrl.app.results import announce, finish
 from mfrl.app.resume import Start, finished_result, how_to_resume, refuse_other_data, unfinished_checkpoint
-from mfrl.app.watch import begin_run, build_progress
+from mfrl.app.watch import StartedRun, begin_run, build_progress
 from mfrl.callbacks.evaluation import Evaluate
 from mfrl.callbacks.interruption import Interruption
 from mfrl.callbacks.population import Each, EvaluateEach, Spread, Watched
@@ -55,6 +55,7 @@ class Job:
         overrides: its overrides, as if it were a job of its own.
         folder: its run folder.
         saved: the content of the checkpoint that it resumes from; None for a run that starts at update 0.
+        started: the run, once it has begun; else None.
         outcome: how it ended; None while this is unknown.
     """
 
@@ -62,6 +63,7 @@ class Job:
     overrides: list[str]
     folder: Path
     saved: dict[str, Any] | None = None
+    started: StartedRun | None = None
     outcome: Outcome | None = None
 
     @property
@@ -129,6 +131,9 @@ def train_pack(jobs: Sequence[Job], console: Console) -> list[Outcome]:
             except Exception as error:  # data, trainer or update, which all members share
                 for job in members:
                     job.outcome = job.outcome or record_failure(error, job.folder)
+            for job in members:
+                if job.started:
+                    job.started.close(job.outcome.status if job.outcome else STOPPED)
     return [job.outcome or Outcome(STOPPED, job.folder, "before training began") for job in jobs]
 
 
@@ -167,8 +172,9 @@ def _shared_settings(job: Job) -> str:
     counts where ``data.fraction`` < 1, because it then chooses a part of the dataset.
     """
     cfg = copy.deepcopy(job.cfg)
-    cfg.run_dir = ""  # differs between members, and so do settings that refer to it (loggers)
+    cfg.run_dir = ""  # differs between members, and so do settings that refer to it
     plain = plain_settings(cfg)
+    del plain["logger"]  # each member has its own
     seed = plain.pop("seed")
     for part in ("algo", "data"):
         plain[part].pop("seed", None)
@@ -196,7 +202,7 @@ def _fit(jobs: list[Job], console: Console) -> None:
     for index, job in enumerate(jobs):
         member = Member(training, index)
         start = Start(job.cfg, composed_parts(job.cfg, console), job.run, job.saved)
-        run = begin_run(start, job.overrides, data, provenance, member, spread, console)
+        run = job.started = begin_run(start, job.overrides, data, provenance, member, spread, console)
         callbacks = run.monitor, run.checkpoints, run.evaluate
         if job.saved:
             training.load(job.saved, index)

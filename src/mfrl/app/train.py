@@ -105,6 +105,7 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
             start.run = RunFolder.create(cfg.run_dir)
             lock.enter_context(start.run.locked())
         started, run = begin_run(start, overrides, data, provenance, module, progress, console), start.run
+        lock.enter_context(started.closed_in_the_end())
         trainer = build_trainer(cfg, run.checkpoints, started.in_order(), started.loggers.values())
         module.online = build_online(cfg, data, [algorithm], [run.path], console)
         if module.online is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -23,11 +24,13 @@ from mfrl.callbacks.monitor import Monitor
 from mfrl.callbacks.population import Spread
 from mfrl.callbacks.progress import Progress
 from mfrl.data.module import OfflineData
-from mfrl.errors import ConfigError
+from mfrl.errors import ConfigError, InterruptedRun
 from mfrl.learning.training import Trained
 from mfrl.runs.folder import RunFolder, versions
+from mfrl.runs.jobs import FAILED, FINISHED, STOPPED
 from mfrl.runs.read import flatten
 from mfrl.runs.targets import build, plain_settings
+from mfrl.runs.trackers import Tracker
 from mfrl.system.paths import literal
 
 
@@ -64,6 +67,26 @@ class StartedRun:
     @property
     def evaluate(self) -> L.Callback:
         return self.callbacks["evaluate"]
+
+    def close(self, status: str) -> None:
+        """End the run's records in trackers.
+
+        Args:
+            status: how the run has ended, see :class:`mfrl.runs.jobs.Outcome`.
+        """
+        for logger in self.loggers.values():
+            if isinstance(logger, Tracker):
+                logger.close(status)
+
+    @contextmanager
+    def closed_in_the_end(self) -> Iterator[None]:
+        """Train a run, and end its records with the status that it ends with."""
+        try:
+            yield
+        except BaseException as error:
+            self.close(STOPPED if isinstance(error, InterruptedRun | KeyboardInterrupt) else FAILED)
+            raise
+        self.close(FINISHED)
 
     def in_order(self) -> list[L.Callback]:
         """The callbacks in the order in which Lightning calls them: the run's own, then the user's."""
@@ -127,8 +150,9 @@ def begin_run(
     rank_zero_only.rank = 0  # type: ignore[attr-defined]  # missing from Lightning's types
     with telling_how_to_resume(run, module, callbacks["checkpoint"]):
         loggers = build_watchers(cfg, "logger", Logger, for_loggers)
+        settings = flatten({**config, "provenance": provenance, "versions": record["versions"]})
         for name in loggers.keys() - for_loggers.keys():
-            loggers[name].log_hyperparams(flatten(config))
+            loggers[name].log_hyperparams(settings)
     return StartedRun(cfg, overrides, run, data, callbacks, loggers, provenance["source"], time.perf_counter())
 
 

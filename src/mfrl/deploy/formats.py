@@ -6,7 +6,6 @@ loads without mfrl, and ``aoti`` is that program compiled ahead of time into a l
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mfrl.deploy.acting import Graph
-from mfrl.errors import ConfigError, did_you_mean
+from mfrl.errors import ConfigError, did_you_mean, require_packages
 from mfrl.learning.compiling import missing_compiler
 
 #: A graph in some runtime: from inputs by their names to actions.
@@ -129,8 +128,7 @@ def find_format(name: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"format={name} is unknown{did_you_mean(str(name), FORMATS)}; known: {', '.join(FORMATS)}")
     found = FORMATS[name]
-    if missing := [package for package in found.packages if importlib.util.find_spec(package) is None]:
-        raise ConfigError(f"format={name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    require_packages(f"format={name}", {package: package for package in found.packages})
     if name == "aoti" and (reason := missing_compiler()):
         raise ConfigError(
             f"format=aoti needs a C++ compiler, and {reason}: install one (Debian's package g++), or name it in the "

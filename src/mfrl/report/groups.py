@@ -29,7 +29,7 @@ from mfrl.runs.scores import PREFERRED, protocol_evaluations
 _NOT_COMPARED = {"seed", "runs", "run_dir", "data_dir", "resume", "accelerator", "devices", "compile", "chunk", "marks"}
 _NOT_COMPARED |= {"collect", "download", "trust", "cache", "memory_gib", "log", "logger", "callbacks"}
 _NOT_COMPARED |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing", "pack", "tf32"}
-_NOT_COMPARED_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.")
+_NOT_COMPARED_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.", "search.")
 _IDENTITY = {"algo_name", "variant.name", "env.name", "env.dataset", "env.task"}  # a report has columns for these
 _TRAINER_SETTINGS = {"trainer.precision"}  # no other setting of Lightning's trainer changes results
 _UNSPECIFIC = {"_target_", "every", "episodes", "seed", "name"}

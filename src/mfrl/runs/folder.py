@@ -22,7 +22,7 @@ from mfrl.system.paths import run_folder
 PACKAGES = ("mfrl", "torch", "lightning", "hydra-core", *records.SIMULATION)
 
 # Stems of the files that only training writes. An evaluation or a report may be writing other files at the same time.
-_TRAINING_FILES = "config|overrides|provenance|metrics|eval|result|error"
+_TRAINING_FILES = "config|overrides|provenance|metrics|eval|result|error|trackers"
 
 
 @dataclass(frozen=True)

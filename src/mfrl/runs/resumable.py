@@ -40,7 +40,7 @@ JUDGED_BY = (
 )
 
 #: Settings of where a run lies and how it is started. They do not belong to the experiment.
-BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack", "collect", "download")
+BOOKKEEPING = ("runs", "run_dir", "existing", "jobs", "pack", "collect", "download", "search")
 
 
 def matches_any(key: str, names: Iterable[str]) -> bool:
