@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from mfrl.errors import ConfigError, require
+from mfrl.errors import require, require_packages
 from mfrl.runs.jobs import STOPPED, Outcome
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
@@ -170,12 +170,8 @@ class ClusterLauncher(Launcher):
         Raises:
             ConfigError: it is not installed. The message has the command that installs it.
         """
-        try:
-            return importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-            raise ConfigError(f"hydra/launcher={self.name} needs {package}: pip install {package}") from error
+        require_packages(f"hydra/launcher={self.name}", {package: package})
+        return importlib.import_module(package)
 
 
 def was_stopped(returned: Returned) -> bool:

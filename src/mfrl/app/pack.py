@@ -127,7 +127,8 @@ def train_pack(jobs: Sequence[Job], console: Console) -> list[Outcome]:
             if signals.received():
                 break
             try:
-                _fit(members, console)
+                with ExitStack() as phase:
+                    _fit(members, console, phase)
             except Exception as error:  # data, trainer or update, which all members share
                 for job in members:
                     job.outcome = job.outcome or record_failure(error, job.folder)
@@ -184,8 +185,8 @@ def _shared_settings(job: Job) -> str:
     return json.dumps([job.updates, plain], sort_keys=True, default=str)
 
 
-def _fit(jobs: list[Job], console: Console) -> None:
-    """Train jobs as one population, and set the outcome of each."""
+def _fit(jobs: list[Job], console: Console, phase: ExitStack) -> None:
+    """Train jobs as one population, and set the outcome of each. ``phase`` closes what an online phase has open."""
     first = jobs[0].cfg
     if first.threads is not None:
         torch.set_num_threads(first.threads)
@@ -196,6 +197,8 @@ def _fit(jobs: list[Job], console: Console) -> None:
         return
     training = Training(algorithms[0], first.batch_size, jobs[0].cfg.compile, beside=algorithms[1:])
     training.online = build_online(jobs[0].cfg, data, algorithms, [job.folder for job in jobs], console)
+    if training.online is not None:
+        phase.callback(training.online.close)
     progress = build_progress(first, console)
     spread = Spread(progress)
     population, runs = [], []
@@ -251,8 +254,6 @@ def _fit(jobs: list[Job], console: Console) -> None:
             job.outcome = record_failure(error, job.folder)
         for logger in watched.loggers:
             logger.finalize("finished")
-    if training.online is not None:
-        training.online.close()
 
 
 def _build(
