@@ -105,7 +105,11 @@ class Simulator:
 
     def __init__(self, cfg: DictConfig, num_envs: int, steps: int) -> None:
         data = build_data(cfg, composed_parts(cfg, CONSOLE), CONSOLE)
-        self.env, self.steps, self.rng = VectorEnv(data.env, num_envs, 0), steps, np.random.default_rng(0)
+        self.env, self.steps, self.rng = (
+            VectorEnv(data.env, num_envs, 0),
+            max(steps, num_envs),
+            np.random.default_rng(0),
+        )
         self.shape = (num_envs, data.spec.action_dim)
         self.env.reset(range(num_envs), range(num_envs))
         self.seconds: list[float] = []
@@ -174,7 +178,7 @@ def main() -> None:
             "versions": versions(),
             "device": str(device()),
             "rows": rows,
-            "arguments": vars(args) | {"out": None},
+            "arguments": vars(args) | {"out": None, "data_dir": None},
         }
         args.out.write_text(json.dumps(record, indent=2) + "\n")
 

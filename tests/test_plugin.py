@@ -12,7 +12,7 @@ from tiny import ENVIRONMENT, program
 
 PIP = f"{sys.executable} -m pip install --quiet --no-index --no-deps --no-build-isolation --target site"
 SMALLER = {
-    "pip install ./reach": f"{PIP} ./reach",
+    "pip install --no-deps ./reach      # mfrl is there already": f"{PIP} ./reach",
     "online.steps=4000": "online.steps=40",
     "updates=2000": "updates=40",
     "eval.every=1000": "eval.every=20",

@@ -59,8 +59,13 @@ class MfrlSearch(MfrlSweeper):
         from mfrl.app.search import Search
 
         first = {key: searched_values(override)[0].value() for key, override in task.space.items()}
-        cfg = self._composed(task.jobs(0, first)[0])
+        cfg, other = (self._composed(task.jobs(trial, first)[0]) for trial in (0, 1))
         folder, settings = cfg.search.folder, cfg.search
+        require(
+            "existing", cfg.existing == "continue", cfg.existing, "continue in a search, which goes on after a stop"
+        )
+        own = cfg.run_dir != other.run_dir
+        require("run_dir", own, cfg.run_dir, "a folder for each trial: with ${search.trial} in it, or left out")
         require("search.folder", isinstance(folder, str) and folder.strip() != "", folder, "a folder for the search")
         config, _ = self._set_up()
         if "basic" not in (chosen := config.hydra.runtime.choices["hydra/launcher"]):
@@ -110,14 +115,15 @@ class MfrlSearch(MfrlSweeper):
             try:
                 returned = self.launcher.launch(packed(jobs, len(jobs)), initial_job_idx=trial.number)
             except KeyboardInterrupt:
-                if not pruned.is_set():
+                if not signals.ended_early():
                     raise
-                signals.forget()
             else:
                 for job in returned:
                     outcomes = job.return_value if isinstance(job.return_value, list) else [job.return_value]
                     for outcome in outcomes:
                         if outcome.status == FAILED:
                             console.print(f"[red]failed[/]  {escape(f'{outcome.folder}  {outcome.note}')}")
+        if signals.ended_early():
+            signals.forget()
         search.end(trial, folders, pruned.is_set())
         console.print(escape(f"trial {trial.number}  {search.outcome(trial)}"))

@@ -89,21 +89,22 @@ class SlurmLauncher(ClusterLauncher):
         within = submitit.helpers.clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext()
         try:
             executor = submitit.SlurmExecutor(folder)
-            executor.update_parameters(**self._parameters())
+            executor.update_parameters(
+                **self._parameters(), array_parallelism=self.at_once if self.at_once > 0 else len(groups)
+            )
             with within:
                 sent = executor.map_array(_work, groups, [self.retries] * len(groups))
         except RuntimeError as error:
             raise ConfigError(f"Slurm takes no job: {' '.join(str(error).split())}") from error
         master = sent[0].job_id.partition("_")[0]
-        self.console.print(f"jobs for Slurm: {len(parcels)}, as {master}; what they say is in {folder}")
+        self.console.print(f"jobs for Slurm: {len(parcels)}, as {master}; their logs are in {folder}")
         pairs = [zip(group, _tasks(job), strict=False) for group, job in zip(groups, sent, strict=True)]
         tasks = [pair for group in pairs for pair in group]
-        try:
-            return self._wait(master, tasks)
-        finally:
-            for _, task in tasks:  # the lines of the jobs stay
-                task.paths.submitted_pickle.unlink(missing_ok=True)
-                task.paths.result_pickle.unlink(missing_ok=True)
+        returned = self._wait(master, tasks)
+        for _, task in tasks:  # the lines of the jobs stay, and these too where a job may still need them
+            task.paths.submitted_pickle.unlink(missing_ok=True)
+            task.paths.result_pickle.unlink(missing_ok=True)
+        return returned
 
     def _parameters(self) -> dict[str, Any]:
         gpus = {"gpus_per_node": max(1, int(self.gpus_per_job))} if self.gpus_per_job else {}
@@ -122,7 +123,6 @@ class SlurmLauncher(ClusterLauncher):
                 "exit $status",
             ],
             "additional_parameters": {"signal": f"USR1@{self.warning}", "requeue": True, **self.sbatch},
-            **({"array_parallelism": self.at_once} if self.at_once > 0 else {}),
             **gpus,
         }
 
@@ -138,9 +138,8 @@ class SlurmLauncher(ClusterLauncher):
         asked, stopped = time.monotonic(), False
         while len(returned) < len(tasks):
             time.sleep(_SECONDS)
-            if signals.received() and not stopped:
-                stopped = True
-                subprocess.run(["scancel", master], check=False)  # what runs gets SIGTERM, and time to save
+            if signals.received() and not stopped:  # what runs gets SIGTERM, and time to save
+                stopped = subprocess.run(["scancel", master], check=False).returncode == 0
             left = [(parcel, task) for parcel, task in tasks if parcel.number not in returned]
             for parcel, task in left:
                 result = self._result(parcel, task)

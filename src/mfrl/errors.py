@@ -6,10 +6,14 @@ import difflib
 import errno
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+#: The part of an address that names a user and a password.
+CREDENTIALS = re.compile(r"(?<=://)[^/@:\s]*:[^/@\s]+(?=@)")
 
 
 class MfrlError(Exception):

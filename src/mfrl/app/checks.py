@@ -10,8 +10,9 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mfrl.errors import ConfigError, did_you_mean, require, require_packages
+from mfrl.errors import CREDENTIALS, ConfigError, did_you_mean, require, require_packages
 from mfrl.learning.compiling import check_compile
+from mfrl.runs.read import flatten
 from mfrl.runs.targets import check_targets, find_target, plain_settings, settings_of
 from mfrl.runs.trackers import Tracker
 from mfrl.settings import OF_A_RUN, OnlineSettings
@@ -172,6 +173,12 @@ def check_watching(cfg: DictConfig) -> None:
                 raise ConfigError(f"{group}.{name} must name its class, {group}.{name}._target_=package.module.Class")
         _refuse_references(written, values, group)
         check_targets(values, group)
+        for key, value in flatten(values, f"{group}.").items():
+            if isinstance(value, str) and CREDENTIALS.search(value):
+                raise ConfigError(
+                    f"{key} holds a password, and so would every checkpoint: leave it to the environment, e.g. to "
+                    "MLFLOW_TRACKING_URI"
+                )
         for name, node in values.items():
             target = find_target(node["_target_"], f"{group}.{name}._target_")
             if isinstance(target, type) and issubclass(target, Tracker):

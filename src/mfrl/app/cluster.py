@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from mfrl.errors import require, require_packages
+from mfrl.errors import CREDENTIALS, require, require_packages
 from mfrl.runs.jobs import STOPPED, Outcome
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
 #: Beginnings of the environment variables that a job on another machine gets from the sweep's process.
 CARRIED = ("MFRL_", "MINARI_", "MUJOCO_", "PYOPENGL_", "OMP_", "MLFLOW_", "WANDB_")
+#: Those that are not: a job is written to a disk that many can read.
+_SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 
 #: What a job returns: its outcome, or those of a pack's members.
@@ -124,6 +127,7 @@ class ClusterLauncher(Launcher):
         setup_globals()
         self.check()
         variables = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+        variables = {k: v for k, v in variables.items() if not (_SECRET.search(k) or CREDENTIALS.search(v))}
         shared = (self.config, self.context, self.task, Singleton.get_state(), os.getcwd())
         variables |= {} if self.gpus_per_job else _NO_GPU
         parcels = [

@@ -132,9 +132,10 @@ def train_pack(jobs: Sequence[Job], console: Console) -> list[Outcome]:
             except Exception as error:  # data, trainer or update, which all members share
                 for job in members:
                     job.outcome = job.outcome or record_failure(error, job.folder)
-            for job in members:
-                if job.started:
-                    job.started.close(job.outcome.status if job.outcome else STOPPED)
+            finally:  # also after Ctrl-C, before training or in the middle of it
+                for job in members:
+                    if job.started:
+                        job.started.close(job.outcome.status if job.outcome else STOPPED)
     return [job.outcome or Outcome(STOPPED, job.folder, "before training began") for job in jobs]
 
 

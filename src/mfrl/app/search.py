@@ -6,7 +6,6 @@ A process holds a lock on the trial that it runs, so that another one takes up t
 
 from __future__ import annotations
 
-import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from hydra.core.override_parser.types import IntervalSweep, Override
 from rich.console import Console
 from rich.markup import escape
@@ -185,7 +185,7 @@ class Search:
             n_startup_trials=self.startup,
             multivariate=len(self.task.space) > 1,
             constant_liar=True,
-            seed=self.seed + len(known),
+            seed=int(np.random.SeedSequence([self.seed, len(known)]).generate_state(1)[0]),
         )
         trial = self.study.ask()
         held.enter_context(one_at_a_time(self._lock(trial.number)))
@@ -219,9 +219,9 @@ class Search:
                         continue
                     reported.add(k)
                     trial.report(value, k)
-                    if trial.should_prune() and not over.is_set():
+                    if trial.should_prune() and not over.is_set() and signals.received() is None:
                         pruned.set()
-                        signals.note(signal.SIGTERM)
+                        signals.end_early()
                         return
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -269,7 +269,7 @@ class Search:
 
     def print(self, console: Console) -> None:
         """Print the trials, the best one first, the importance of the settings, and how to run the best one again."""
-        from optuna.importance import get_param_importances
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
         from optuna.trial import TrialState
 
         trials = self.study.get_trials(deepcopy=False)
@@ -292,7 +292,7 @@ class Search:
         if not done:
             return
         if len({one.value for one in done}) > 1:
-            shares = get_param_importances(self.study).items()
+            shares = get_param_importances(self.study, evaluator=PedAnovaImportanceEvaluator()).items()
             console.print(f"importance  {', '.join(f'{name} {share:.2f}' for name, share in shares)}")
         console.print(escape(f"best        {self.rerun(done[0].params)}"))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
-from mfrl.errors import MfrlError
+from mfrl.errors import CREDENTIALS, MfrlError
 from mfrl.runs.jobs import FAILED, FINISHED, STOPPED
 from mfrl.runs.loggers import tag
 from mfrl.system.files import write_json
@@ -166,6 +166,9 @@ class MLflowRun(Tracker, MLFlowLogger):
         tags: Mapping[str, str] | None = None,
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent to anyone who was not named
+        # Training waits for the server. By default one that is away holds it up for minutes, at every attempt.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         uri = tracking_uri or os.environ.get(_URI)
         if uri is None:
             path = Path(database).expanduser().resolve()
@@ -203,8 +206,7 @@ class MLflowRun(Tracker, MLFlowLogger):
         except MlflowException as error:
             place = f"{self._tracking_uri} (logger.mlflow.tracking_uri)"
             known = f", which {self.run_dir / RECORDS} names" if self._run_id else ""
-            reason = " ".join(str(error).split())
-            raise MfrlError(f"logger=mlflow: {place} gives no record{known}: {reason}") from error
+            raise MfrlError(_told(f"{place} gives no record{known}: {error}")) from error
         finally:  # Lightning sets the variable, where the next run of this process would find it
             os.environ.pop(_URI, None)
             os.environ.update({} if named is None else {_URI: named})
@@ -244,7 +246,7 @@ class MLflowRun(Tracker, MLFlowLogger):
                 self.experiment.log_batch(self.run_id, metrics=self._waiting[:_LARGEST_BATCH])
                 del self._waiting[:_LARGEST_BATCH]
         except MlflowException as error:
-            warnings.warn(f"logger=mlflow: {' '.join(str(error).split())}; trying again later", stacklevel=2)
+            warnings.warn(_told(f"{error}; {len(self._waiting)} numbers wait for the next attempt"), stacklevel=2)
 
     def close(self, status: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -256,7 +258,12 @@ class MLflowRun(Tracker, MLFlowLogger):
             ends = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}
             self.experiment.set_terminated(self.run_id, ends[status])
         except MlflowException as error:  # the run is what it is: its folder has everything
-            warnings.warn(f"logger=mlflow: {' '.join(str(error).split())}", stacklevel=2)
+            warnings.warn(_told(f"{error}; the record lacks {len(self._waiting)} numbers"), stacklevel=2)
+
+
+def _told(what: str) -> str:
+    """One line about MLflow, without the password that an address may hold."""
+    return "logger=mlflow: " + CREDENTIALS.sub("***", " ".join(what.split()))
 
 
 def _name(run_dir: str | Path) -> str:

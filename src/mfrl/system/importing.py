@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,11 +15,12 @@ def without_collection() -> Iterator[None]:
     Importing makes hundreds of thousands of objects that stay until the process ends. To look through them again and
     again takes a third of the time of `mfrl train` until it trains, and to do so once more at exit as much again.
     """
-    enabled = gc.isenabled()
+    enabled, known = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > known:  # else what is frozen is no import, and would never be freed
+            gc.freeze()
         if enabled:
             gc.enable()

@@ -24,6 +24,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 _received: signal.Signals | None = None
 _received_at = 0.0
+_early = False
 
 
 class Interrupted(BaseException):
@@ -37,8 +38,20 @@ def received() -> signal.Signals | None:
 
 def forget() -> None:
     """A new run begins: what stopped an earlier one in this process is over."""
-    global _received
-    _received = None
+    global _received, _early
+    _received, _early = None, False
+
+
+def end_early() -> None:
+    """Ask this process to stop as a signal does. A signal that comes meanwhile takes the place of this."""
+    global _received, _received_at, _early
+    if _received is None:
+        _received, _received_at, _early = signal.SIGTERM, time.monotonic(), True
+
+
+def ended_early() -> bool:
+    """Whether :func:`end_early` is what :func:`received` speaks of, and no signal has come."""
+    return _early
 
 
 def leave_if_asked() -> None:
@@ -60,14 +73,15 @@ def obey() -> None:
 
 def note(number: int, frame: FrameType | None = None) -> None:
     """Handler: remember the signal."""
-    global _received, _received_at
-    if _received is None:
-        _received, _received_at = signal.Signals(number), time.monotonic()
+    global _received, _received_at, _early
+    if _received is None or _early:
+        _received, _received_at, _early = signal.Signals(number), time.monotonic(), False
 
 
 def note_once(number: int, frame: FrameType | None = None) -> None:
     """Handler: remember the signal; a Ctrl-C after it raises KeyboardInterrupt, whatever is lost."""
-    if number == signal.SIGINT and _received is not None and time.monotonic() - _received_at > _SAME_KEY_SECONDS:
+    first = _received is None or _early
+    if number == signal.SIGINT and not first and time.monotonic() - _received_at > _SAME_KEY_SECONDS:
         raise KeyboardInterrupt
     note(number, frame)
 
@@ -77,7 +91,7 @@ def stop(number: int, frame: FrameType | None = None) -> None:
 
     A further signal lets the cleaning up go on, unless it is Ctrl-C.
     """
-    first = _received is None
+    first = _received is None or _early
     note_once(number, frame)
     if first:
         raise KeyboardInterrupt
