@@ -255,7 +255,8 @@ def test_a_run_that_is_stopped_goes_on_in_the_same_record(how: int, status: str,
     expected = own_numbers(runs / "run")
     assert_same(numbers_in(client, record), expected)
     first, second = offline(runs / "run")
-    assert attempt_id(first) == attempt_id(second)
+    (record_id,) = {path.name.rpartition("-")[2] for path in (runs / "run").glob("wandb/offline-run-*")}
+    assert attempt_id(second) == record_id  # the first attempt's file may be empty: W&B writes after a while
     kept = numbers_of(first) | numbers_of(second)
     if status == "KILLED":
         assert [r.exit.exit_code for r in first if r.WhichOneof("record_type") == "exit"] == [1]

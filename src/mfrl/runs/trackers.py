@@ -14,6 +14,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from mfrl.errors import CREDENTIALS, MfrlError
 from mfrl.runs.jobs import FAILED, FINISHED, STOPPED
 from mfrl.runs.loggers import tag
-from mfrl.system.files import write_json
+from mfrl.system.files import one_at_a_time, write_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -170,18 +171,18 @@ class MLflowRun(Tracker, MLFlowLogger):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         uri = tracking_uri or os.environ.get(_URI)
-        if uri is None:
-            path = Path(database).expanduser().resolve()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{path}"
+        path = Path(database).expanduser().resolve()
         self.run_dir = Path(run_dir)
-        super().__init__(
-            experiment_name=experiment_name,
-            run_name=run_name or _name(run_dir),
-            tracking_uri=uri,
-            tags=dict(tags or {}),
-            run_id=recorded(run_dir, "mlflow"),
-        )
+        with ExitStack() as alone:
+            if uri is None:  # MLflow makes the tables here, and two processes that do so at once fail
+                alone.enter_context(one_at_a_time(path.with_name(f".{path.name}.lock")))
+            super().__init__(
+                experiment_name=experiment_name,
+                run_name=run_name or _name(run_dir),
+                tracking_uri=uri or f"sqlite:///{path}",
+                tags=dict(tags or {}),
+                run_id=recorded(run_dir, "mlflow"),
+            )
         self._last: dict[str, int] = {}  # by tag, the last update that an earlier attempt has logged
         self._waiting: list[Metric] = []
 
