@@ -25,6 +25,7 @@ from tiny import ENVIRONMENT, TOY, mfrl
 
 from hydra_plugins.mfrl_ray_launcher import RayLauncher
 from hydra_plugins.mfrl_slurm_launcher import SlurmLauncher
+from mfrl.app.cluster import carried
 from mfrl.errors import ConfigError
 from mfrl.runs.read import find_runs
 
@@ -78,6 +79,16 @@ def test_a_package_that_is_missing_is_named_with_its_command(launcher: str, pack
 def test_settings_that_no_cluster_can_grant_are_refused(launcher: type, settings: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"hydra.launcher.{named}")):
         launcher(**settings).check()
+
+
+def test_a_job_carries_the_surroundings_of_the_sweep_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "local-0123")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert carried().items() >= {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": "http://tracking:5000"}.items()
+    assert "WANDB_API_KEY" not in carried()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:word@tracking/runs")
+    assert "MLFLOW_TRACKING_URI" not in carried()
 
 
 @pytest.mark.parametrize(("gpus", "jobs"), [(0, 1), (1, 1), (2, 1), (0.5, 2), (0.33, 3), (0.25, 4), (0.125, 8)])

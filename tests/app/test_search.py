@@ -84,6 +84,30 @@ def test_a_trial_is_one_process_s_alone_and_is_taken_up_when_that_one_is_gone(tm
         assert again.choose(one) == proposed
 
 
+def test_searches_of_other_seeds_try_other_settings(tmp_path: Path) -> None:
+    tried = {}
+    for seed in (0, 1):
+        task = Task.of([parse(text) for text in ["seed=0,1", "x=interval(0,1)"]])
+        settings = {"lower_is_better": True, "trials": 4, "startup": 4, "prune": False, "seed": seed}
+        tried[seed] = []
+        for _ in range(3):
+            one = Search(task, tmp_path / str(seed), **settings)
+            with one.next_trial() as trial:
+                tried[seed].append(one.choose(trial)["x"])
+                one.study.tell(trial, 0.0)
+    assert not {*tried[0]} & {*tried[1]}
+
+
+@pytest.mark.parametrize(("given", "told"), [("existing=new", "existing=new"), ("run_dir=runs/${seed}", "run_dir=")])
+def test_a_search_that_could_not_go_on_is_refused(given: str, told: str, tmp_path: Path) -> None:
+    searched = "algo.actor_lr=interval(0.001,0.01)"
+    done = mfrl("train", "sweep=search", *TOY, searched, f"runs={tmp_path}/runs", given, cwd=tmp_path)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [*tmp_path.rglob("config.yaml")]
+
+
 def test_a_folder_holds_one_search_whose_number_of_trials_may_grow(tmp_path: Path) -> None:
     search(tmp_path)
     search(tmp_path, "search.trials=9", "log.every=3", trials=9)

@@ -190,6 +190,12 @@ def test_a_missing_package_is_told_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_address_with_a_password_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"logger\.mlflow\.tracking_uri holds a password.*MLFLOW_TRACKING_URI"):
+        run(tmp_path, "logger=mlflow", "logger.mlflow.tracking_uri='postgresql://me:word@tracking/runs'")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("content", ["{", '{"wandb": "../../elsewhere"}', "[]"])
 def test_a_damaged_record_of_ids_is_told(content: str, halfway: Path) -> None:
     (halfway / "trackers.json").write_text(content)

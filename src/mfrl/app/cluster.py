@@ -40,6 +40,12 @@ _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 Returned = Outcome | list[Outcome]
 
 
+def carried() -> dict[str, str]:
+    """The environment variables of this process that a job gets. What may be a secret is not among them."""
+    known = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+    return {name: value for name, value in known.items() if not (_SECRET.search(name) or CREDENTIALS.search(value))}
+
+
 @dataclass(frozen=True)
 class Parcel:
     """A job as it is sent to another process, with everything that Hydra knows in the sweep's.
@@ -126,8 +132,7 @@ class ClusterLauncher(Launcher):
         """
         setup_globals()
         self.check()
-        variables = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        variables = {k: v for k, v in variables.items() if not (_SECRET.search(k) or CREDENTIALS.search(v))}
+        variables = carried()
         shared = (self.config, self.context, self.task, Singleton.get_state(), os.getcwd())
         variables |= {} if self.gpus_per_job else _NO_GPU
         parcels = [
