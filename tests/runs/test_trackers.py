@@ -122,11 +122,17 @@ def resume(folder: Path, *overrides: str) -> None:
     train(compose(*given), given)
 
 
+def in_a_process(folder: Path, *overrides: str) -> None:
+    """Train in a process of its own, which W&B's service ends with."""
+    done = mfrl("train", *overrides, cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     runs = tmp_path_factory.mktemp("tracked")
-    run(runs, *WANDB, "checkpoint.keep_all=true")
+    in_a_process(runs, *TOY, *WANDB, f"runs={runs}", f"run_dir={runs}/run", "checkpoint.keep_all=true")
     return runs / "run"
 
 
@@ -150,7 +156,7 @@ def test_wandb_has_the_settings_and_the_numbers_of_the_run(finished: Path) -> No
 
 
 def test_a_resumed_run_goes_on_in_the_same_record_of_wandb(halfway: Path) -> None:
-    resume(halfway, *WANDB)
+    in_a_process(halfway.parent, f"resume={halfway}", *WANDB)
     expected = own_numbers(halfway)
     first, second = offline(halfway)
     assert attempt_id(first) == attempt_id(second)
