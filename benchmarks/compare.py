@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Training:
         self.seconds.append(self.run(self.updates) / self.updates)
 
     def run(self, updates: int) -> float:
-        return seconds_of_updates(self.learner, self.batches, updates)
+        return seconds_of_updates(self.learner, cycle(self.batches), updates)
 
 
 class Acting:

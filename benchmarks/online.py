@@ -22,17 +22,18 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
-from train_step import device, synchronise
+from train_step import device, seconds_of_updates
 
+from mfrl.app.overrides import Composer
 from mfrl.app.parts import build_data, build_online, composed_parts, seeded_algorithm
 from mfrl.data.batch import Batch
 from mfrl.data.sampling import ChunkLoader
@@ -40,7 +41,6 @@ from mfrl.envs.vector import VectorEnv
 from mfrl.learning.learner import Learner
 from mfrl.report.tables import markdown_table
 from mfrl.runs.folder import versions
-from mfrl.system.paths import CONFIG_DIR
 
 CONSOLE = Console(quiet=True)
 MANY = 1_000_000  # updates that no measurement reaches
@@ -50,8 +50,7 @@ SIZES = {"small": ["network=small"], "published": []}
 def compose(env: str, size: str, num_envs: int, data_dir: Path, overlap: bool) -> DictConfig:
     settings = [f"env=ogbench/{env}", f"data_dir={data_dir}", *SIZES[size], f"updates={MANY}", "algo.discount=0.99"]
     settings += [f"online.steps={MANY}", f"online.num_envs={num_envs}", f"online.overlap={overlap}"]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("train", settings)
+    return Composer("train")(settings)
 
 
 class Training:
@@ -63,37 +62,26 @@ class Training:
     """
 
     def __init__(self, cfg: DictConfig, phase: str, folder: Path, updates: int) -> None:
-        data = build_data(cfg, composed_parts(cfg, CONSOLE), CONSOLE)
-        algorithm = seeded_algorithm(cfg, data, composed_parts(cfg, CONSOLE)).to(device())
+        parts = composed_parts(cfg, CONSOLE)
+        data = build_data(cfg, parts, CONSOLE)
+        algorithm = seeded_algorithm(cfg, data, parts).to(device())
         self.learner, self.updates = Learner([algorithm], cfg.batch_size, compiled=True), updates
         self.online = build_online(cfg, data, [algorithm], [folder], CONSOLE)
         assert self.online is not None
         assert data.train is not None
-        self.chunks: Iterator[Any]
+        chunks: Iterable[Iterable[Batch]]
         if phase == "offline":
             arguments = {"discount": algorithm.discount, "next_actions": algorithm.next_actions}
             on_device = data.on_device(device())
-            self.chunks = iter(ChunkLoader(on_device, cfg.batch_size, cfg.seed, 0, MANY, 100, (), **arguments))
+            chunks = ChunkLoader(on_device, cfg.batch_size, cfg.seed, 0, MANY, 100, (), **arguments)
         else:
-            self.chunks = iter(self.online.chunks(MANY, 2 * MANY, 100, ()))
-        self.batches = self._batches()
+            chunks = self.online.chunks(MANY, 2 * MANY, 100, ())
+        self.batches = chain.from_iterable(chunks)
         self.seconds: list[float] = []
-        self.run(20)
-
-    def _batches(self) -> Iterator[Batch]:
-        for chunk in self.chunks:
-            yield from chunk
-
-    def run(self, updates: int) -> float:
-        synchronise()
-        start = time.perf_counter()
-        for _ in range(updates):
-            self.learner.update(next(self.batches))
-        synchronise()
-        return time.perf_counter() - start
+        seconds_of_updates(self.learner, self.batches, 20)
 
     def turn(self) -> None:
-        self.seconds.append(self.run(self.updates) / self.updates)
+        self.seconds.append(seconds_of_updates(self.learner, self.batches, self.updates) / self.updates)
 
     def close(self) -> None:
         assert self.online is not None
@@ -105,23 +93,20 @@ class Simulator:
 
     def __init__(self, cfg: DictConfig, num_envs: int, steps: int) -> None:
         data = build_data(cfg, composed_parts(cfg, CONSOLE), CONSOLE)
-        self.env, self.steps, self.rng = (
-            VectorEnv(data.env, num_envs, 0),
-            max(steps, num_envs),
-            np.random.default_rng(0),
-        )
+        self.env, self.rng = VectorEnv(data.env, num_envs, 0), np.random.default_rng(0)
+        self.ticks = max(steps // num_envs, 1)
         self.shape = (num_envs, data.spec.action_dim)
         self.env.reset(range(num_envs), range(num_envs))
         self.seconds: list[float] = []
 
     def turn(self) -> None:
         start = time.perf_counter()
-        for _ in range(self.steps // self.shape[0]):
+        for _ in range(self.ticks):
             step = self.env.step(self.rng.uniform(-1.0, 1.0, self.shape).astype(np.float32))
             ended = np.flatnonzero(step.terminated | step.truncated)
             if ended.size:
                 self.env.reset(ended.tolist(), ended.tolist())
-        self.seconds.append((time.perf_counter() - start) / (self.steps // self.shape[0] * self.shape[0]))
+        self.seconds.append((time.perf_counter() - start) / (self.ticks * self.shape[0]))
 
     def close(self) -> None:
         self.env.close()

@@ -29,7 +29,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Measured:
         self.seconds.append(self.run(self.updates) / self.updates)
 
     def run(self, updates: int) -> float:
-        return seconds_of_updates(self.learner, self.batches, updates)
+        return seconds_of_updates(self.learner, cycle(self.batches), updates)
 
     def row(self, alone: float | None, matmul: float) -> dict[str, Any]:
         rate = self.members / statistics.median(self.seconds)
@@ -111,12 +112,12 @@ class Measured:
         }
 
 
-def seconds_of_updates(learner: Learner, batches: Sequence[Batch], updates: int) -> float:
-    """The seconds that so many updates take, on batches that come round."""
+def seconds_of_updates(learner: Learner, batches: Iterable[Batch], updates: int) -> float:
+    """The seconds that so many updates take, with what it takes to come by their batches."""
     synchronise()
     start = time.perf_counter()
-    for k in range(updates):
-        learner.update(batches[k % len(batches)])
+    for batch in islice(batches, updates):
+        learner.update(batch)
     synchronise()
     return time.perf_counter() - start
 

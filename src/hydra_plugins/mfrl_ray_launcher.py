@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mfrl.app.cluster import ClusterLauncher, Parcel, Returned, was_stopped
-from mfrl.errors import ConfigError
-from mfrl.runs.jobs import FAILED, STOPPED
+from mfrl.app.cluster import ClusterLauncher, Parcel, was_stopped
+from mfrl.errors import ConfigError, first_line
+from mfrl.runs.jobs import FAILED, STOPPED, Returned
 from mfrl.runs.targets import plain_settings
 from mfrl.system import signals
 
@@ -48,7 +48,7 @@ class RayLauncher(ClusterLauncher):
             try:
                 ray.init(self.address, logging_level="WARNING", configure_logging=True)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(f"Ray's cluster cannot be reached: {_first_line(error)}") from error
+                raise ConfigError(f"Ray's cluster cannot be reached: {first_line(error)}") from error
         try:
             self._describe(ray, len(parcels))
             return self._run(ray, parcels)
@@ -96,9 +96,9 @@ class RayLauncher(ClusterLauncher):
         except ray.exceptions.TaskCancelledError:
             return parcel.unreported(STOPPED, "before training began")
         except ray.exceptions.RayTaskError as error:  # raised in the job's process, outside of what outcomes are for
-            return parcel.unreported(FAILED, f"{type(error.cause).__name__}: {_first_line(error.cause)}")
+            return parcel.unreported(FAILED, f"{type(error.cause).__name__}: {first_line(error.cause)}")
         except ray.exceptions.RayError as error:
-            return parcel.unreported(FAILED, f"Ray has lost it, after {self.retries} retries: {_first_line(error)}")
+            return parcel.unreported(FAILED, f"Ray has lost it, after {self.retries} retries: {first_line(error)}")
 
 
 def _work(parcel: Parcel) -> Returned:
@@ -110,7 +110,3 @@ def _work(parcel: Parcel) -> Returned:
     if was_stopped(returned) and signals.received() not in (None, signal.SIGINT):  # SIGINT: the sweep's own
         os._exit(128 + signal.SIGTERM)
     return returned
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,7 @@ from hydra_plugins.mfrl_sweeper import MfrlSweeper
 from mfrl.app.overrides import as_written, parse, searched_values
 from mfrl.app.sweep import packed
 from mfrl.errors import ConfigError, MfrlError, require
-from mfrl.runs.jobs import FAILED
+from mfrl.runs.jobs import FAILED, outcomes_of
 from mfrl.system import signals
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class MfrlSearch(MfrlSweeper):
                     raise
             else:
                 for job in returned:
-                    outcomes = job.return_value if isinstance(job.return_value, list) else [job.return_value]
-                    for outcome in outcomes:
+                    for outcome in outcomes_of(job.return_value):
                         if outcome.status == FAILED:
                             console.print(f"[red]failed[/]  {escape(f'{outcome.folder}  {outcome.note}')}")
         if signals.ended_early():

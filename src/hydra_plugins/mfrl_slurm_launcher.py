@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mfrl.app.cluster import ClusterLauncher, Parcel, Returned, was_stopped
+from mfrl.app.cluster import ClusterLauncher, Parcel, was_stopped
 from mfrl.errors import ConfigError, require
-from mfrl.runs.jobs import FAILED, STOPPED
+from mfrl.runs.jobs import FAILED, STOPPED, Returned
 from mfrl.runs.targets import plain_settings
 from mfrl.system import signals
 

@@ -34,7 +34,7 @@ from mfrl.app.overrides import Composer, apply_override, as_written, explain, pa
 from mfrl.app.sweep import packed
 from mfrl.app.tally import progress_reported
 from mfrl.errors import ConfigError, refused_by_system
-from mfrl.runs.jobs import any_unfinished, print_outcomes, refuse_shared_folders
+from mfrl.runs.jobs import any_unfinished, outcomes_of, print_outcomes, refuse_shared_folders
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
@@ -127,8 +127,7 @@ class MfrlSweeper(Sweeper):
         finally:
             over.set()
         _dismiss_jobs()
-        returned = [job.return_value for batch in batches for job in batch]
-        outcomes = [one for value in returned for one in (value if isinstance(value, list) else [value])]  # of packs
+        outcomes = [one for batch in batches for job in batch for one in outcomes_of(job.return_value)]
         print_outcomes(console, outcomes)
         if any_unfinished(outcomes) and signals.received():
             self._exit_stopped(console)

@@ -133,6 +133,11 @@ def require_packages(name: str, packages: Mapping[str, str]) -> None:
         raise ConfigError(f"{name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that has something in it, or else the error's class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def as_typed(value: Any) -> Any:
     """A value as it stands on the command line: ``null``, ``true`` and ``false`` are YAML's words."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value

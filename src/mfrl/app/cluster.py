@@ -26,7 +26,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from mfrl.errors import CREDENTIALS, require, require_packages
-from mfrl.runs.jobs import STOPPED, Outcome
+from mfrl.runs.jobs import STOPPED, Outcome, Returned, outcomes_of
 from mfrl.system import signals
 from mfrl.system.paths import run_folder
 
@@ -35,9 +35,6 @@ CARRIED = ("MFRL_", "MINARI_", "MUJOCO_", "PYOPENGL_", "OMP_", "MLFLOW_", "WANDB
 #: Those that are not: a job is written to a disk that many can read.
 _SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-
-#: What a job returns: its outcome, or those of a pack's members.
-Returned = Outcome | list[Outcome]
 
 
 def carried() -> dict[str, str]:
@@ -185,5 +182,4 @@ class ClusterLauncher(Launcher):
 
 def was_stopped(returned: Returned) -> bool:
     """Whether a job, or a member of a pack, has left something to be done because a signal stopped it."""
-    outcomes = returned if isinstance(returned, list) else [returned]
-    return any(outcome.status == STOPPED for outcome in outcomes)
+    return any(outcome.status == STOPPED for outcome in outcomes_of(returned))

@@ -24,8 +24,10 @@ from mfrl.runs.jobs import (
     STOPPED,
     JobConsole,
     Outcome,
+    Returned,
     changed_settings,
     method_name,
+    outcomes_of,
     record_failure,
     reserve_folder,
     score,
@@ -47,7 +49,7 @@ def this_process() -> uuid.UUID:
     return _process
 
 
-def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome | list[Outcome]:
+def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Returned:
     """Run one job of a sweep. Errors become outcomes and are not raised.
 
     Args:
@@ -74,7 +76,7 @@ def attempt(cfg: DictConfig, overrides: list[str], own_process: bool) -> Outcome
         job = HydraConfig.get().job.num
         note_start(job)
         outcome = work(cfg, overrides, own_process)
-        outcomes = outcome if isinstance(outcome, list) else [outcome]
+        outcomes = outcomes_of(outcome)
         if not any(one.status == STOPPED for one in outcomes):  # else it is to go on, or the whole sweep stops
             note_end(job, outcomes)
         return outcome

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mfrl.data.minari_files import OWN_NAMESPACE, checked_id, present, root_of_minari, write_record
 from mfrl.data.minari_source import Source
-from mfrl.errors import DataError
+from mfrl.errors import DataError, first_line
 from mfrl.system.files import move_into_place, temporary_folder
 
 _CONNECT_SECONDS = 10.0
@@ -33,7 +33,7 @@ def download(root: Path, dataset: str) -> None:
         try:
             minari.download_dataset(dataset)
         except (Exception, SystemExit) as error:  # of any of the servers' clients
-            raise DataError(f"{dataset} could not be downloaded: {_first_line(error)}") from error
+            raise DataError(f"{dataset} could not be downloaded: {first_line(error)}") from error
         Source.open(new / dataset, dataset, None)
         parts = present(new)  # a combination brings its parts along
         for part in parts:
@@ -54,9 +54,5 @@ def _refuse_offline(dataset: str, remote: str) -> None:
         get_session().head(server, timeout=_CONNECT_SECONDS)
     except Exception as error:
         raise DataError(
-            f"{dataset} could not be downloaded: {server} cannot be reached from here ({_first_line(error)})"
+            f"{dataset} could not be downloaded: {server} cannot be reached from here ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

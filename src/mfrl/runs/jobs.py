@@ -46,6 +46,15 @@ class Outcome:
     note: str
 
 
+#: What a job of a sweep returns: its outcome, or those of a pack's members.
+Returned = Outcome | list[Outcome]
+
+
+def outcomes_of(returned: Returned) -> list[Outcome]:
+    """The outcomes of a job, one for each run in it."""
+    return returned if isinstance(returned, list) else [returned]
+
+
 def method_name(cfg: DictConfig) -> str:
     """The name of a job's method: the variant, or the algorithm if it has no variant."""
     return str(cfg.algo_name if cfg.variant.name == "none" else cfg.variant.name)

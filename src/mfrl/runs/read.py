@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from mfrl.errors import ConfigError, MfrlError
+from mfrl.errors import ConfigError, MfrlError, first_line
 from mfrl.runs.former import with_current_names, with_later_settings
 from mfrl.settings import OnlineSettings
 
@@ -131,11 +131,11 @@ def read_run(path: Path) -> Run:
         try:
             known["overrides"] = overrides_in(path / "overrides.yaml")
         except (ValueError, OSError) as error:
-            raise _Damaged(f"overrides.yaml cannot be read: {_first_line(error)}") from error
+            raise _Damaged(f"overrides.yaml cannot be read: {first_line(error)}") from error
         try:
             evaluations, cut_off = evaluations_in(path / "eval.jsonl")
         except (ValueError, OSError) as error:
-            raise _Damaged(f"eval.jsonl cannot be read: {_first_line(error)}") from error
+            raise _Damaged(f"eval.jsonl cannot be read: {first_line(error)}") from error
         known["evaluations"] = evaluations
         result_path = path / "result.json"
         if (path / ERROR_FILE).exists():
@@ -162,7 +162,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # yaml, omegaconf and the file system raise errors of their own
-        raise _Damaged(f"config.yaml cannot be read: {_first_line(error)}") from error
+        raise _Damaged(f"config.yaml cannot be read: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise _Damaged("config.yaml is no mapping of settings")
     leaves = with_later_settings(flatten(with_current_names(loaded)))
@@ -202,7 +202,7 @@ def _failure(path: Path) -> str:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError as error:
-        return f"{path.name} cannot be read: {_first_line(error)}"
+        return f"{path.name} cannot be read: {first_line(error)}"
     return lines[-1] if lines else f"{path.name} is empty"
 
 
@@ -212,7 +212,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _Damaged(f"{path.name} is missing") from None
     except (ValueError, OSError) as error:
-        raise _Damaged(f"{path.name} cannot be read: {_first_line(error)}") from error
+        raise _Damaged(f"{path.name} cannot be read: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise _Damaged(f"{path.name} is no JSON object")
     return value
@@ -256,8 +256,8 @@ def evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
                 raise ValueError("no evaluation with its 'updates'")
         except ValueError as error:
             if line.startswith(b"{") and not line.endswith(b"\n"):  # the last line; a complete one ends with \n
-                return evaluations, f"line {number}: {_first_line(error)}"
-            raise ValueError(f"line {number}: {_first_line(error)}") from error
+                return evaluations, f"line {number}: {first_line(error)}"
+            raise ValueError(f"line {number}: {first_line(error)}") from error
         evaluations.append(evaluation)
     return evaluations, ""
 
@@ -311,7 +311,3 @@ def _progress(config: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
     success = last.get("eval/success")
     score = f", success {success:.2f}" if _is_number(success) else ""
     return f"last evaluation at update {last['updates']:,} of {total_updates(config):,}{score}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -54,6 +54,11 @@ def ended_early() -> bool:
     return _early
 
 
+def _none_yet() -> bool:
+    """Whether no signal has come; the program's own wish, :func:`end_early`, is none."""
+    return _received is None or _early
+
+
 def leave_if_asked() -> None:
     """Raise :class:`Interrupted` if a signal has come."""
     if _received is not None:
@@ -74,14 +79,13 @@ def obey() -> None:
 def note(number: int, frame: FrameType | None = None) -> None:
     """Handler: remember the signal."""
     global _received, _received_at, _early
-    if _received is None or _early:
+    if _none_yet():
         _received, _received_at, _early = signal.Signals(number), time.monotonic(), False
 
 
 def note_once(number: int, frame: FrameType | None = None) -> None:
     """Handler: remember the signal; a Ctrl-C after it raises KeyboardInterrupt, whatever is lost."""
-    first = _received is None or _early
-    if number == signal.SIGINT and not first and time.monotonic() - _received_at > _SAME_KEY_SECONDS:
+    if number == signal.SIGINT and not _none_yet() and time.monotonic() - _received_at > _SAME_KEY_SECONDS:
         raise KeyboardInterrupt
     note(number, frame)
 
@@ -91,7 +95,7 @@ def stop(number: int, frame: FrameType | None = None) -> None:
 
     A further signal lets the cleaning up go on, unless it is Ctrl-C.
     """
-    first = _received is None or _early
+    first = _none_yet()
     note_once(number, frame)
     if first:
         raise KeyboardInterrupt
@@ -127,8 +131,7 @@ def handled_by(handler: Handler) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+        _put_back(before)
 
 
 @contextmanager
@@ -138,8 +141,12 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _put_back(before)
+
+
+def _put_back(handlers: dict[signal.Signals, Handler | int | None]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
