@@ -314,7 +314,7 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
         left.plot(list(rates.values()), [place] * len(rates), color=look.color, linewidth=1)
         for mode, value in rates.items():
             fill = look.color if mode == "compiled" else "white"
-            left.plot(value, place, look.marker, color=look.color, markerfacecolor=fill)
+            left.plot(value, place, marker=look.marker, color=look.color, markerfacecolor=fill)
         times = [row["action_ms"][batch]["fastest"] for batch in BATCHES]
         right.plot(times, [place] * len(times), color=look.color, linewidth=1, zorder=1)
         for batch, value, size in zip(BATCHES, times, (3, 6, 9), strict=True):
@@ -322,7 +322,7 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
             right.plot(value, place, "o", color=look.color, markersize=size, label=label)
     left.set_yticks(range(len(rows)), [row["algorithm"] for row in rows])
     left.invert_yaxis()
-    left.set(xlabel="updates per second: eager (hollow), compiled", xlim=(0, None))
+    left.set(xlabel="updates per second: eager (hollow), compiled", xscale="log")
     right.set(xlabel="milliseconds for an action", xscale="log")
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):

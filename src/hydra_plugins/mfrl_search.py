@@ -28,7 +28,7 @@ class MfrlSearch(MfrlSweeper):
     """
 
     def sweep(self, arguments: list[str]) -> Any:
-        from mfrl.app.search import Task
+        from mfrl.app.search import Task, telling_of_storage
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.folders: list[Path] = []
@@ -37,15 +37,16 @@ class MfrlSearch(MfrlSweeper):
             given = [parse(text) for text in arguments]
             cfg = self._composed([as_written(one) for one in given if not one.is_sweep_override()])
             usual = [f"{key}={value}" for key, value in self.params.items() if OmegaConf.select(cfg, key) is not None]
-            search = self._search(Task.of([*map(parse, usual), *given]))
-            with signals.handled_by(signals.stop):
+            task = Task.of([*map(parse, usual), *given])
+            with telling_of_storage(cfg.search.folder), signals.handled_by(signals.stop):
+                search = self._search(task)
                 complete = self._trials(search, console)
+                search.print(console)
         except KeyboardInterrupt:
             self._exit_stopped(console)
         except MfrlError as error:
             console.print(f"[bold red]error[/] {escape(str(error))}")
             sys.exit(1)
-        search.print(console)
         if not complete:
             console.print(self._how_to_resume())
             sys.exit(1)

@@ -22,6 +22,7 @@ from mfrl.system import signals
 
 _SECONDS = 0.5  # results and signals are looked at in this interval
 _QUEUE_SECONDS = 10.0  # and Slurm is asked in this one
+_ANSWER_SECONDS = 60.0  # and may take so long to answer
 _SEND_AGAIN = 128 + signal.SIGUSR1  #: exit status of a task that has saved because the time is nearly up
 
 #: What ``squeue`` calls jobs that do not run any more and will not run again.
@@ -139,7 +140,8 @@ class SlurmLauncher(ClusterLauncher):
         while len(returned) < len(tasks):
             time.sleep(_SECONDS)
             if signals.received() and not stopped:  # what runs gets SIGTERM, and time to save
-                stopped = subprocess.run(["scancel", master], check=False).returncode == 0
+                answer = _asked("scancel", master)
+                stopped = answer is not None and answer.returncode == 0
             left = [(parcel, task) for parcel, task in tasks if parcel.number not in returned]
             for parcel, task in left:
                 result = self._result(parcel, task)
@@ -186,11 +188,20 @@ def _tasks(job: Any) -> list[Any]:
 
 def _states(master: str) -> dict[str, str] | None:
     """What Slurm says of each job of an array; None if it does not answer."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={master}", "--format=%i %T"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.returncode and "Invalid job id" not in asked.stderr:  # which it forgets some minutes after their end
+    command = ("squeue", "--noheader", "--array", "--states=all", f"--jobs={master}", "--format=%i %T")
+    asked = _asked(*command)
+    # It forgets jobs some minutes after their end.
+    if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
         return None
     return dict(line.split(maxsplit=1) for line in asked.stdout.splitlines())
+
+
+def _asked(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """What a command of Slurm's answers; None if it does not: the controller is away, or this machine is full."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def _work(parcels: Sequence[Parcel], retries: int) -> Returned | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
 import optuna
@@ -15,9 +16,10 @@ from processes import Command
 from tiny import TOY, mfrl
 
 from mfrl.app.overrides import check_overrides, parse
-from mfrl.app.search import Search, Task, suggest
-from mfrl.errors import ConfigError
+from mfrl.app.search import Search, Task, suggest, telling_of_storage
+from mfrl.errors import ConfigError, MfrlError
 from mfrl.runs.read import FINISHED, read_run
+from mfrl.system import signals
 
 SEARCH = ["sweep=search", *TOY, "seed=0,1", "algo.actor_lr=tag(log,interval(1e-4,1e-2))"]
 LONG = ["updates=1000", "eval.every=100", "checkpoint.every=50", "log.every=100"]
@@ -120,8 +122,54 @@ def test_a_folder_holds_one_search_whose_number_of_trials_may_grow(tmp_path: Pat
 
 def test_without_optuna_the_command_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match="pip install optuna"):
+    with pytest.raises(ConfigError, match="pip install optuna"), telling_of_storage(tmp_path):
         search(tmp_path)
+
+
+def test_a_file_that_is_no_search_is_told_of_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_text("no database at all" * 100)
+    with pytest.raises(MfrlError, match=r"search\.db: .*not a database.*search\.folder="), telling_of_storage(tmp_path):
+        search(tmp_path)
+    assert (tmp_path / "search.db").read_text() == "no database at all" * 100
+
+
+def test_a_full_disk_ends_a_search_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    full = search(tmp_path)
+    with full.next_trial() as trial:
+        full.choose(trial)
+    with full.study._storage._backend.engine.connect() as connection:  # SQLite's own limit takes the disk's place
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    told = pytest.raises(MfrlError, match=r"full.*the same command goes on")
+    with told, telling_of_storage(tmp_path):
+        for k in range(100_000):
+            trial.report(0.0, k)
+    again = search(tmp_path)
+    with again.next_trial() as taken:
+        assert taken.number == 0
+
+
+def test_what_fails_while_a_trial_is_watched_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = search(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/eval.jsonl").write_text('{"updates": 1, "eval/w2": 0.1}\n')
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("the disk")
+
+    def train(trial: optuna.Trial) -> None:
+        with watching.watched(trial, [tmp_path / "run"], 9):
+            begun = time.monotonic()
+            while signals.received() is None and time.monotonic() < begun + 60:
+                time.sleep(0.05)
+
+    try:
+        with watching.next_trial() as trial:
+            monkeypatch.setattr(trial, "report", refuse)
+            with pytest.raises(RuntimeError, match="the disk"):
+                train(trial)
+        assert signals.ended_early()
+    finally:
+        signals.forget()
 
 
 def test_a_search_trains_its_trials_and_tells_the_best(tmp_path: Path) -> None:
@@ -202,6 +250,7 @@ def test_two_processes_share_a_search(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_trial_worse_than_the_median_is_pruned(tmp_path: Path) -> None:
     given = [*SEARCH, *LONG, "updates=500", "eval.every=50", "search.trials=2", "search.startup=1"]
+    given += ["search.seed=1"]  # which proposes the worse one second
     done = mfrl("train", *given, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stderr
     good, bad = trials(tmp_path)

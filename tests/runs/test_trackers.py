@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,15 @@ import pytest
 import tiny
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 from processes import Command
 from tiny import TOY, mfrl
 from wandb.proto import wandb_internal_pb2
 
 from mfrl.app.train import train
+from mfrl.app.watch import StartedRun
 from mfrl.errors import ConfigError, MfrlError
+from mfrl.runs.folder import RunFolder
 from mfrl.runs.jobs import FINISHED
 from mfrl.runs.loggers import tag
 from mfrl.runs.trackers import MLflowRun
@@ -216,15 +220,32 @@ def test_numbers_wait_while_the_store_is_not_to_be_had(tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "mlflow.db")
     other.execute("ALTER TABLE metrics RENAME TO elsewhere")
     other.commit()
-    with pytest.warns(UserWarning, match="trying again later"):
+    with pytest.warns(UserWarning, match="wait for the next attempt"):
         logger.log_metrics({"train/q": 1.0}, 6)
+    with warnings.catch_warnings(action="error"):
+        logger.log_metrics({"train/q": 1.5}, 9)  # not asked again at once: each attempt holds up training
     other.execute("ALTER TABLE elsewhere RENAME TO metrics")
     other.commit()
     logger.log_metrics({"train/q": 2.0}, 12)
     logger.close(FINISHED)
     client, (record,) = mlflow(tmp_path)
-    assert numbers_in(client, record) == {("train/q", 6): 1.0, ("train/q", 12): 2.0}
+    assert numbers_in(client, record) == {("train/q", 6): 1.0, ("train/q", 9): 1.5, ("train/q", 12): 2.0}
     assert record.data.params == {"a_b": "1"}
+
+
+def test_a_record_that_cannot_be_closed_is_a_warning_and_the_next_one_is_closed(tmp_path: Path) -> None:
+    closed = []
+
+    class Failing(MLflowRun):
+        def close(self, status: str) -> None:
+            closed.append(status)
+            raise OSError("no space")
+
+    loggers = {name: Failing(tmp_path, "mfrl", tmp_path / "mlflow.db") for name in ("one", "other")}
+    started = StartedRun(OmegaConf.create(), [], RunFolder(tmp_path), None, {}, loggers, "collected", 0.0)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="no space"):
+        started.close(FINISHED)
+    assert closed == [FINISHED] * 2
 
 
 @pytest.mark.slow

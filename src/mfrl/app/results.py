@@ -21,7 +21,7 @@ from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.runs.folder import RunFolder, read_evaluations, versions
 from mfrl.runs.jobs import method_name
 from mfrl.runs.loggers import compared_settings, log_outcome
-from mfrl.runs.scores import format_score, format_seconds, protocol_evaluations, score_name
+from mfrl.runs.scores import format_score, format_seconds, main_score, protocol_evaluations, score_name
 from mfrl.system.paths import pasted
 
 
@@ -105,9 +105,10 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
     # Not every evaluation has every score: some environments report successes but no failures.
     means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
     sizes: dict[str, Any] = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}
-    choose = min if known_metric(keys[0]).lower_is_better else max
-    best = choose((e for e in evaluations if keys[0] in e), key=lambda e: e[keys[0]])
-    best = {name: best[name] for name in (keys[0], "updates", "episodes") if name in best}
+    key = main_score(keys)
+    choose = min if known_metric(key).lower_is_better else max
+    best = choose((e for e in evaluations if key in e), key=lambda e: e[key])
+    best = {name: best[name] for name in (key, "updates", "episodes") if name in best}
     return {"final": last, "mean_of_last_three": means, "best": best, **sizes}
 
 
@@ -127,7 +128,7 @@ def summarise(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     table = Table(title=result["env"], show_header=False)
     for key, value in result["final"].items():
         table.add_row(score_name(key), f"[bold]{format_score(key, value)}[/]")
-    key = next(iter(result["final"]))
+    key = main_score(result["final"])
     if key in result["mean_of_last_three"]:
         table.add_row(f"{score_name(key)}, mean of last three", format_score(key, result["mean_of_last_three"][key]))
     best = result["best"]

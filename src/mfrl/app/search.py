@@ -21,10 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.app.overrides import as_written, sweep_values
-from mfrl.errors import ConfigError, require, require_packages
+from mfrl.errors import ConfigError, MfrlError, first_line, require, require_packages
 from mfrl.runs.read import FINISHED, evaluations_in, read_run
 from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, matches_any
-from mfrl.runs.scores import format_score, score_name
+from mfrl.runs.scores import format_score, main_score, score_curve, score_name
 from mfrl.settings import COUNT, WHOLE
 from mfrl.system import signals
 from mfrl.system.files import Locked, one_at_a_time
@@ -124,7 +124,6 @@ class Search:
     failed: int = 0  # trials of this process
 
     def __post_init__(self) -> None:
-        require_packages("sweep=search", {"optuna": "optuna"})
         COUNT.require("search.trials", self.trials)
         COUNT.require("search.startup", self.startup)
         WHOLE.require("search.seed", self.seed)
@@ -209,7 +208,7 @@ class Search:
         Yields:
             is set when the trial is stopped.
         """
-        over, pruned = threading.Event(), threading.Event()
+        over, pruned, failures = threading.Event(), threading.Event(), list[Exception]()
         reported = self._intermediate(trial)
 
         def watch() -> None:
@@ -224,13 +223,22 @@ class Search:
                         signals.end_early()
                         return
 
-        thread = threading.Thread(target=watch, daemon=True)
+        def guarded() -> None:
+            try:
+                watch()
+            except Exception as error:  # raised below, where it is seen: in a thread it would only be printed
+                failures.append(error)
+                signals.end_early()
+
+        thread = threading.Thread(target=guarded, daemon=True)
         thread.start()
         try:
             yield pruned
         finally:
             over.set()
             thread.join()
+        if failures:
+            raise failures[0]
 
     def _intermediate(self, trial: optuna.Trial) -> set[int]:
         """The updates of which a trial has reported an evaluation, in an earlier process too."""
@@ -248,7 +256,7 @@ class Search:
             if k > 0 and k not in known:
                 trial.report(value, k)
         if all(run.status == FINISHED for run in runs):
-            key = next(iter(runs[0].result["final"]))
+            key = main_score(runs[0].result["final"])
             self.study.set_user_attr("score", key)
             self.study.tell(trial, sum(run.result["final"][key] for run in runs) / len(runs))
         else:
@@ -305,12 +313,34 @@ class Search:
         return pasted("mfrl", "train", "-m", *kept, *_overrides(chosen), seeds, f"pack={_NEW_SEEDS}")
 
 
+@contextmanager
+def telling_of_storage(folder: str | Path) -> Iterator[None]:
+    """Say in a sentence what is the matter with a search's file, such as a full disk or damage.
+
+    Args:
+        folder: of the search.
+
+    Raises:
+        MfrlError: SQLite or Optuna cannot use the file.
+    """
+    require_packages("sweep=search", {"optuna": "optuna", "sqlalchemy": "sqlalchemy"})
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        reason = first_line(cause.orig if isinstance(cause, DBAPIError) and cause.orig else cause)
+        raise MfrlError(
+            f"{Path(folder) / 'search.db'}: {reason}. Trained runs are as they were; once the file can be used, the "
+            "same command goes on. If it cannot, begin again with another search.folder="
+        ) from error
+
+
 def means(folders: Sequence[Path]) -> dict[int, float]:
     """The mean main score of several runs at each update at which all of them have been evaluated."""
-    curves = []
-    for folder in folders:
-        lines, _ = evaluations_in(folder / "eval.jsonl")
-        keys = [key for key in lines[0] if key.startswith("eval/")] if lines else []
-        curves.append({line["updates"]: float(line[keys[0]]) for line in lines if keys[0] in line})
+    evaluations = [evaluations_in(folder / "eval.jsonl")[0] for folder in folders]
+    curves = [score_curve(lines, count=1) if lines else {} for lines in evaluations]
     shared = set.intersection(*map(set, curves))
     return {k: sum(curve[k] for curve in curves) / len(curves) for k in sorted(shared)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from mfrl.callbacks.monitor import Monitor
 from mfrl.callbacks.population import Spread
 from mfrl.callbacks.progress import Progress
 from mfrl.data.module import OfflineData
-from mfrl.errors import ConfigError, InterruptedRun
+from mfrl.errors import ConfigError, InterruptedRun, first_line
 from mfrl.learning.training import Trained
 from mfrl.runs.folder import RunFolder, versions
 from mfrl.runs.jobs import FAILED, FINISHED, STOPPED
@@ -69,14 +70,18 @@ class StartedRun:
         return self.callbacks["evaluate"]
 
     def close(self, status: str) -> None:
-        """End the run's records in trackers.
+        """End the run's records in trackers. What a tracker has against it is a warning: the run is what it is.
 
         Args:
             status: how the run has ended, see :class:`mfrl.runs.jobs.Outcome`.
         """
-        for logger in self.loggers.values():
+        for name, logger in self.loggers.items():
             if isinstance(logger, Tracker):
-                logger.close(status)
+                try:
+                    logger.close(status)
+                except Exception as error:  # a package of others; the next records are to be closed too
+                    said = f"{type(error).__name__}: {first_line(error)}"
+                    warnings.warn(f"logger={name}: its record of {self.run.path} was not closed: {said}", stacklevel=2)
 
     @contextmanager
     def closed_in_the_end(self) -> Iterator[None]:

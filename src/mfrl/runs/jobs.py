@@ -96,11 +96,11 @@ def record_failure(error: Exception, folder: Path, make: bool = True) -> Outcome
 
 
 def score(result: dict[str, Any]) -> str:
-    """A result's first score, which is the evaluation's main one, in words: "success 0.96"."""
-    from mfrl.runs.scores import format_score, score_name
+    """A result's main score in words: "success 0.96"."""
+    from mfrl.runs.scores import format_score, main_score, score_name
 
-    key, value = next(iter(result["final"].items()))
-    return f"{score_name(key)} {format_score(key, value)}"
+    key = main_score(result["final"])
+    return f"{score_name(key)} {format_score(key, result['final'][key])}"
 
 
 class JobConsole(Console):

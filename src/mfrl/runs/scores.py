@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 #: A run's main score is the first of these that its evaluations have.
@@ -15,6 +15,16 @@ SCORE_FORMATS = {
     "eval/mmd": ".3f",
     "eval/w2_floor": ".3f",
 }
+
+
+def main_score(keys: Iterable[str]) -> str:
+    """The main one of a run's scores: the first of ``PREFERRED`` that is there, else the first score.
+
+    Args:
+        keys: of evaluations, in their order; what does not begin with ``eval/`` is no score.
+    """
+    scores = [key for key in keys if key.startswith("eval/")]
+    return next(key for key in (*PREFERRED, *scores) if key in scores)
 
 
 def score_name(key: str) -> str:
@@ -39,8 +49,8 @@ def score_curve(evaluations: Sequence[Mapping[str, Any]], count: int) -> dict[in
         evaluations: lines of ``eval.jsonl``, at least one.
         count: number of evaluations in a mean; the first means have fewer.
     """
-    keys = [key for key in (*PREFERRED, *evaluations[-1]) if key.startswith("eval/")]
-    key = next(key for key in keys if all(key in evaluation for evaluation in evaluations))
+    shared = [key for key in evaluations[-1] if all(key in evaluation for evaluation in evaluations)]
+    key = main_score(shared)
     values = [evaluation[key] for evaluation in evaluations]
     recent = [values[max(0, k + 1 - count) : k + 1] for k in range(len(values))]
     return {e["updates"]: sum(some) / len(some) for e, some in zip(evaluations, recent, strict=True)}

@@ -7,6 +7,7 @@ folder. It is not in the checkpoint, because a run that is killed before its fir
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 RECORDS = "trackers.json"
 _URI = "MLFLOW_TRACKING_URI"
 _LARGEST_BATCH = 1000  # numbers that MLflow takes at once
+_PAUSE_SECONDS = 300.0  # a store that was away is asked again after so long: asking holds up training
 
 
 class Tracker(Logger):
@@ -145,7 +147,7 @@ class MLflowRun(Tracker, MLFlowLogger):
     A number is logged once: of the updates after its checkpoint, which a resumed run makes again, the record keeps what
     the first attempt has logged. MLflow's parameters cannot change; a setting that a resumed run changes is a tag.
 
-    If the store cannot be reached while the run trains, the numbers wait for the next attempt.
+    If the store cannot be reached while the run trains, the numbers wait for the next attempt, five minutes later.
 
     Args:
         run_dir: the run folder.
@@ -185,6 +187,7 @@ class MLflowRun(Tracker, MLFlowLogger):
             )
         self._last: dict[str, int] = {}  # by tag, the last update that an earlier attempt has logged
         self._waiting: list[Metric] = []
+        self._not_before = -math.inf  # :func:`time.monotonic` of the next attempt
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
         """Begin the record, or open it again, with the run's settings.
@@ -236,7 +239,8 @@ class MLflowRun(Tracker, MLFlowLogger):
         now = int(1000 * time.time())
         tagged = {tag(name): value for name, value in metrics.items()}
         self._waiting += [Metric(key, x, now, step) for key, x in tagged.items() if step > self._last.get(key, -1)]
-        self._send()
+        if time.monotonic() >= self._not_before:
+            self._send()
 
     def _send(self) -> None:
         """Log what waits. What the store does not take now goes on waiting."""
@@ -247,6 +251,7 @@ class MLflowRun(Tracker, MLFlowLogger):
                 self.experiment.log_batch(self.run_id, metrics=self._waiting[:_LARGEST_BATCH])
                 del self._waiting[:_LARGEST_BATCH]
         except MlflowException as error:
+            self._not_before = time.monotonic() + _PAUSE_SECONDS
             warnings.warn(_told(f"{error}; {len(self._waiting)} numbers wait for the next attempt"), stacklevel=2)
 
     def close(self, status: str) -> None:
