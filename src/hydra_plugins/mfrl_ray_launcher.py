@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -48,7 +49,7 @@ class RayLauncher(ClusterLauncher):
             try:
                 ray.init(self.address, logging_level="WARNING", configure_logging=True)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(f"Ray's cluster cannot be reached: {first_line(error)}") from error
+                raise ConfigError(f"Ray's cluster cannot be reached: {first_line(error)}{_about_tokens()}") from error
         try:
             self._describe(ray, len(parcels))
             return self._run(ray, parcels)
@@ -99,6 +100,13 @@ class RayLauncher(ClusterLauncher):
             return parcel.unreported(FAILED, f"{type(error.cause).__name__}: {first_line(error.cause)}")
         except ray.exceptions.RayError as error:
             return parcel.unreported(FAILED, f"Ray has lost it, after {self.retries} retries: {first_line(error)}")
+
+
+def _about_tokens() -> str:
+    """Ray connects without its token to an address that it was given, whatever its file says, and is not let in."""
+    known = "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists()
+    without = known and "RAY_AUTH_MODE" not in os.environ
+    return "; if it wants a token: export RAY_AUTH_MODE=token" if without else ""
 
 
 def _work(parcel: Parcel) -> Returned:

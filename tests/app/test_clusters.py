@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     assert importlib.util.find_spec("ray"), "pip install ray, as make test-cluster does"
     folder = Path("/tmp") / f"mfrl-ray-{os.getpid()}"  # paths of sockets below it must be short
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src"), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     program = [
         Path(sys.executable).parent / "ray",
         "start",
