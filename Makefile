@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# pip compiles on one core alone, which takes longer than all else it does: compileall does it afterwards, on all of them.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: setup train test test-all test-cluster lint format benchmarks clean
 
@@ -16,12 +18,13 @@ $(READY): pyproject.toml constraints.txt
 	@# Of OGBench's requirements, labmaze has no wheel for Python 3.13, and nothing here imports it: left out there. So are
 	@# the packages of clusters, which only `make test-cluster` needs.
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch && \
+		$(INSTALL) --constraint constraints.txt torch && \
 		grep -vE '^(labmaze|ray|msgpack|submitit)==' constraints.txt >$(VENV)/packages.txt && \
-		$(BIN)/python -m pip install --quiet --no-deps --requirement $(VENV)/packages.txt --editable .; \
+		$(INSTALL) --no-deps --requirement $(VENV)/packages.txt --editable .; \
 	else \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,wandb,mlflow,search]' --group dev; \
+		$(INSTALL) --constraint constraints.txt --editable '.[export,wandb,mlflow,search]' --group dev; \
 	fi
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true  # some packages have files for other Pythons
 	touch $(READY)
 
 train:

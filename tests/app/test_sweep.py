@@ -211,33 +211,6 @@ def test_jobs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("config.yaml"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_stopped_sweep_leaves_no_process_behind(how: signal.Signals, tmp_path: Path) -> None:
-    command = [
-        *TRAIN,
-        "sweep=reformulation",
-        "jobs=2",
-        *TOY,
-        "variant=residual",
-        "updates=100000",
-        "compile=false",
-        "eval.every=100000",
-    ]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True
-    )
-    while process.poll() is None and len(list(tmp_path.rglob("last.ckpt"))) < 2:
-        time.sleep(0.1)
-    # A terminal sends Ctrl-C to all processes of a job, `kill` its signal to one.
-    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + how
-    assert "stopped; the same command again does only what is missing" in said
-    assert "Traceback" not in said
-    for folder in [path.parents[1] for path in tmp_path.rglob("last.ckpt")]:
-        wait_until_free(folder)
-
-
 @pytest.mark.slow
 def test_a_process_that_is_killed_loses_no_job(tmp_path: Path) -> None:
     changes = [*TOY, "variant=residual", "seed=0,1", "run_dir=runs/s${seed}", "updates=240", "eval.every=240"]
@@ -252,19 +225,6 @@ def test_a_process_that_is_killed_loses_no_job(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     assert "a process was killed from outside" in said
     assert {folder.name for folder in written(tmp_path)} == {"s0", "s1"}
-
-
-def wait_until_free(folder: Path, seconds: float = 10.0) -> None:
-    """Until nobody trains there any more."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with RunFolder(folder).locked():
-                return
-        except ConfigError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
 
 
 # ---- only what is missing

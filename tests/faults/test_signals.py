@@ -527,8 +527,8 @@ def start_sweep(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("number", "group"),
     [
-        (signal.SIGTERM, False),
-        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        (signal.SIGINT, True),  # a terminal sends Ctrl-C to all processes of a job
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),  # `kill`, to one
         pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
     ],
 )
