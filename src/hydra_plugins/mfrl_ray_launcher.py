@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mfrl.runs.targets import plain_settings
 from mfrl.system import signals
 
 _SECONDS = 0.5  # signals are looked at in this interval
+_ANSWER_SECONDS = 10.0  # and a cluster may take so long to answer
 
 
 class RayLauncher(ClusterLauncher):
@@ -44,7 +46,9 @@ class RayLauncher(ClusterLauncher):
 
     def run(self, parcels: Sequence[Parcel]) -> list[Returned]:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two jobs are two lines
+        os.environ.setdefault("RAY_task_oom_retries", str(self.retries))  # which Ray counts apart, by default for ever
         ray = self.package("ray")
+        self._knock()
         with signals.kept():  # Ray installs a handler of its own
             try:
                 ray.init(self.address, logging_level="WARNING", configure_logging=True)
@@ -55,6 +59,21 @@ class RayLauncher(ClusterLauncher):
             return self._run(ray, parcels)
         finally:
             ray.shutdown()
+
+    def _knock(self) -> None:
+        """See whether somebody listens at the cluster's address. Ray itself tries for minutes, and cannot be stopped.
+
+        Raises:
+            ConfigError: nobody does.
+        """
+        address = self.address or os.environ.get("RAY_ADDRESS", "")
+        host, _, port = address.rpartition(":")
+        if not host or "/" in host or not port.isdecimal():  # Ray's own names, such as auto and ray://HOST
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"Ray's cluster cannot be reached: {address}: {first_line(error)}") from error
 
     def _describe(self, ray: Any, jobs: int) -> None:
         there = ray.cluster_resources()

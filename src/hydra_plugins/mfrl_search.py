@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,8 @@ class MfrlSearch(MfrlSweeper):
         try:
             given = [parse(text) for text in arguments]
             cfg = self._composed([as_written(one) for one in given if not one.is_sweep_override()])
-            usual = [f"{key}={value}" for key, value in self.params.items() if OmegaConf.select(cfg, key) is not None]
-            task = Task.of([*map(parse, usual), *given])
+            unsaid = [text for key, value in self.params.items() if (text := usual(cfg, key, str(value)))]
+            task = Task.of([*map(parse, unsaid), *given])
             with telling_of_storage(cfg.search.folder), signals.handled_by(signals.stop):
                 search = self._search(task)
                 complete = self._trials(search, console)
@@ -127,3 +128,17 @@ class MfrlSearch(MfrlSweeper):
             signals.forget()
         search.end(trial, folders, pruned.is_set())
         console.print(escape(f"trial {trial.number}  {search.outcome(trial)}"))
+
+
+def usual(cfg: DictConfig, key: str, value: str) -> str | None:
+    """An override of the file sweep/search.yaml; None if there is nothing to search.
+
+    ``around(30)`` is from a thirtieth to thirty times what the setting is without a search, on a log scale.
+    """
+    now = OmegaConf.select(cfg, key)
+    if now is None:
+        return None
+    if not (around := re.fullmatch(r"around\((\d+)\)", value)):
+        return f"{key}={value}"
+    factor = int(around[1])
+    return f"{key}=tag(log,interval({now / factor:.4g},{now * factor:.4g}))" if now > 0 else None

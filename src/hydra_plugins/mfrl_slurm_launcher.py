@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mfrl.app.cluster import ClusterLauncher, Parcel, was_stopped
-from mfrl.errors import ConfigError, require
+from mfrl.errors import ConfigError, first_line, require
 from mfrl.runs.jobs import FAILED, STOPPED, Returned
 from mfrl.runs.targets import plain_settings
 from mfrl.system import signals
@@ -23,7 +24,7 @@ from mfrl.system import signals
 _SECONDS = 0.5  # results and signals are looked at in this interval
 _QUEUE_SECONDS = 10.0  # and Slurm is asked in this one
 _ANSWER_SECONDS = 60.0  # and may take so long to answer
-_SEND_AGAIN = 128 + signal.SIGUSR1  #: exit status of a task that has saved because the time is nearly up
+_AGAIN = "again-"  # a task that has saved because the time is nearly up makes this file, with its job's number
 
 #: What ``squeue`` calls jobs that do not run any more and will not run again.
 _OVER = {
@@ -88,15 +89,20 @@ class SlurmLauncher(ClusterLauncher):
         groups = [parcels[first : first + self.beside] for first in range(0, len(parcels), self.beside)]
         # Within a job of Slurm's, sbatch would take that job's variables for options of the new ones.
         within = submitit.helpers.clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext()
+        before = {*folder.glob("*")}
         try:
             executor = submitit.SlurmExecutor(folder)
             executor.update_parameters(
-                **self._parameters(), array_parallelism=self.at_once if self.at_once > 0 else len(groups)
+                **self._parameters(folder), array_parallelism=self.at_once if self.at_once > 0 else len(groups)
             )
             with within:
-                sent = executor.map_array(_work, groups, [self.retries] * len(groups))
+                sent = executor.map_array(_work, groups, *([same] * len(groups) for same in (self.retries, folder)))
         except RuntimeError as error:
-            raise ConfigError(f"Slurm takes no job: {' '.join(str(error).split())}") from error
+            for written in {*folder.glob("*")} - before:
+                written.unlink()
+            lines = str(error).splitlines()
+            reason = next((line.strip() for line in lines if "error" in line.lower()), first_line(error))
+            raise ConfigError(f"Slurm takes no job: {reason} (`sinfo` shows what this machine knows of it)") from error
         master = sent[0].job_id.partition("_")[0]
         self.console.print(f"jobs for Slurm: {len(parcels)}, as {master}; their logs are in {folder}")
         pairs = [zip(group, _tasks(job), strict=False) for group, job in zip(groups, sent, strict=True)]
@@ -107,7 +113,7 @@ class SlurmLauncher(ClusterLauncher):
             task.paths.result_pickle.unlink(missing_ok=True)
         return returned
 
-    def _parameters(self) -> dict[str, Any]:
+    def _parameters(self, folder: Path) -> dict[str, Any]:
         gpus = {"gpus_per_node": max(1, int(self.gpus_per_job))} if self.gpus_per_job else {}
         return {
             "job_name": "mfrl",
@@ -120,7 +126,8 @@ class SlurmLauncher(ClusterLauncher):
             "srun_args": ["--kill-on-bad-exit=0", "--wait=0", f"--cpus-per-task={self.cpus_per_job}"],
             "teardown": [
                 "status=$?",
-                f'[ $status -ne {_SEND_AGAIN} ] || scontrol requeue "$SLURM_JOB_ID"',
+                f'again={shlex.quote(str(folder))}/{_AGAIN}"$SLURM_JOB_ID"',
+                '[ ! -e "$again" ] || { rm "$again"; scontrol requeue "$SLURM_JOB_ID"; }',
                 "exit $status",
             ],
             "additional_parameters": {"signal": f"USR1@{self.warning}", "requeue": True, **self.sbatch},
@@ -204,7 +211,7 @@ def _asked(*command: str) -> subprocess.CompletedProcess[str] | None:
         return None
 
 
-def _work(parcels: Sequence[Parcel], retries: int) -> Returned | None:
+def _work(parcels: Sequence[Parcel], retries: int, folder: Path) -> Returned | None:
     """Run one job of those that share a job of Slurm's. After Slurm's warning, end so that they are sent again."""
     rank = int(os.environ["SLURM_PROCID"])
     if rank >= len(parcels):
@@ -212,5 +219,6 @@ def _work(parcels: Sequence[Parcel], retries: int) -> Returned | None:
     returned = parcels[rank].run()
     again = int(os.environ.get("SLURM_RESTART_COUNT", 0)) < retries
     if was_stopped(returned) and signals.received() == signal.SIGUSR1 and again:
-        sys.exit(_SEND_AGAIN)
+        (folder / f"{_AGAIN}{os.environ['SLURM_JOB_ID']}").touch()
+        sys.exit(128 + signal.SIGUSR1)  # without a result
     return returned

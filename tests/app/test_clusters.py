@@ -82,6 +82,24 @@ def test_settings_that_no_cluster_can_grant_are_refused(launcher: type, settings
         launcher(**settings).check()
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["-m", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:9"], "127.0.0.1:9: .*refused"),
+        (["hydra/launcher=slurm"], "hydra/launcher=slurm starts the jobs of a sweep: add -m"),
+        (["-m", "hydra/launcher=slurm", "hydra.launcher.minuts=5"], r"did you mean hydra\.launcher\.minutes"),
+    ],
+)
+def test_a_launcher_that_cannot_be_used_so_is_refused_at_once(given: list[str], told: str, tmp_path: Path) -> None:
+    if "127" in told and not importlib.util.find_spec("ray"):
+        pytest.skip("without ray, that is what is told")
+    done = mfrl("train", *given, *TOY, cwd=tmp_path, timeout=60)
+    assert done.returncode in (1, 2)
+    assert re.search(told, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
 def test_a_job_carries_the_surroundings_of_the_sweep_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "local-0123")
@@ -243,6 +261,16 @@ def test_packs_on_slurm_share_a_gpu_and_come_back_into_one_table(slurm: dict[str
     (shared,) = {path.parent.name for path in runs_of(tmp_path).values()}  # two packs, one job of Slurm's, one GPU
     assert re.fullmatch(r"gpu0-\d+", shared)
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.cluster
+def test_what_slurm_refuses_is_told_and_leaves_nothing(slurm: dict[str, str], tmp_path: Path) -> None:
+    settings = ["hydra/launcher=slurm", "hydra.launcher.sbatch={partition:none}", "seed=0"]
+    done = mfrl(*SWEEP, *settings, cwd=tmp_path, env=slurm)
+    assert done.returncode == 1
+    assert re.search("Slurm takes no job: .*partition", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not [path for path in tmp_path.glob("runs/**/slurm/*") if path.is_file()]
 
 
 @pytest.mark.cluster

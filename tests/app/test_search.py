@@ -10,16 +10,20 @@ from pathlib import Path
 
 import optuna
 import pytest
+import tiny
+from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from processes import Command
 from tiny import TOY, mfrl
 
+from hydra_plugins.mfrl_search import usual
 from mfrl.app.overrides import check_overrides, parse
 from mfrl.app.search import Search, Task, suggest, telling_of_storage
 from mfrl.errors import ConfigError, MfrlError
 from mfrl.runs.read import FINISHED, read_run
 from mfrl.system import signals
+from mfrl.system.paths import CONFIG_DIR
 
 SEARCH = ["sweep=search", *TOY, "seed=0,1", "algo.actor_lr=tag(log,interval(1e-4,1e-2))"]
 LONG = ["updates=1000", "eval.every=100", "checkpoint.every=50", "log.every=100"]
@@ -52,6 +56,21 @@ def test_hydras_words_say_what_is_searched(override: str, expected: object) -> N
     key = override.partition("=")[0]
     suggest(trial, key, parse(override))
     assert trial.distributions[key] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "searched"),
+    [
+        (["algo=rebrac"], "algo.alpha=tag(log,interval(0.003333,3))"),
+        (["experiment=fql/cube-single-play-task2"], "algo.alpha=tag(log,interval(10,9000))"),
+        (["experiment=toy"], None),  # imitation has no alpha
+    ],
+)
+def test_without_words_alpha_is_searched_around_what_the_algorithm_has(given: list[str], searched: str | None) -> None:
+    cfg = tiny.compose("train", *given)
+    params = OmegaConf.load(CONFIG_DIR / "sweep" / "search.yaml").hydra.sweeper.params
+    assert usual(cfg, "algo.alpha", params["algo.alpha"]) == searched
+    assert usual(cfg, "seed", params.seed) == "seed=0,1,2"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,9 @@ def test_a_search_trains_its_trials_and_tells_the_best(tmp_path: Path) -> None:
     best = min(found, key=lambda trial: trial.value)
     assert "2 complete; tuned on the seeds 0, 1" in done.stderr
     (command,) = [line for line in done.stderr.splitlines() if line.startswith("best")]
-    assert f"algo.actor_lr={best.params['algo.actor_lr']} seed=2,3,4,5,6,7,8,9 pack=8" in command
+    assert f"algo.actor_lr={best.params['algo.actor_lr']} seed=2,3,4,5,6,7,8,9 pack=8 existing=continue" in command
+    assert f"run_dir={FOLDER}/again/trial{best.number}/seed${{seed}}" in command
+    assert f"mfrl report {FOLDER}/again/trial{best.number}" in done.stderr
     assert "sweep=" not in command
     assert "search." not in command
 

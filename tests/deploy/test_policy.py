@@ -150,6 +150,7 @@ def test_what_cannot_be_observed_is_said_with_the_entry(policy: LoadedPolicy) ->
         "NaN": one | {"goal": np.array([np.nan])},
         r"shape \(4,\); this policy takes one of shape \(5,\)": np.zeros(4),
         "no array of numbers": np.array(["a"]),
+        "the observation is no array": [[0.0, 1.0], [2.0]],
     }
     for message, given in wrong.items():
         with pytest.raises(DataError, match=message):

@@ -25,7 +25,7 @@ from rich.markup import escape
 
 from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, expand_seeds, parse
 from mfrl.app.sweep import attempt, this_process
-from mfrl.errors import InterruptedRun, MfrlError, did_you_mean, refused_by_system
+from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, refused_by_system
 from mfrl.system import signals
 from mfrl.system.importing import without_collection
 from mfrl.system.paths import CONFIG_DIR, take_as_they_are
@@ -139,7 +139,8 @@ def run(arguments: list[str]) -> None:
     except MfrlError as error:
         fail(str(error), 2)
     if name == "export":
-        arguments = ["verify_env=true" if argument == "--verify-env" else argument for argument in arguments]
+        flag = ("--verify-env", "--verify_env")
+        arguments = ["verify_env=true" if argument in flag else argument for argument in arguments]
     if name == "train" and any(argument.startswith("resume=") for argument in arguments):
         # The configuration composed here has the evaluation of the default environment. The run may have another one
         # with other settings, so Hydra must accept them; mfrl.app.resume checks them.
@@ -175,6 +176,8 @@ def run(arguments: list[str]) -> None:
             quiet_threads()
             return attempt(cfg, list(HydraConfig.get().overrides.task), own_process=this_process() != sweep_process)
         try:
+            if (launcher := HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")) != "basic":
+                raise ConfigError(f"hydra/launcher={launcher} starts the jobs of a sweep: add -m, or sweep=...")
             return function(cfg)
         except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
             # A signal during the import of a module in C makes that import fail, or is only noted.

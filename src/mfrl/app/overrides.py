@@ -60,14 +60,18 @@ class Composer:
         listed = ",".join(QuotedString(str(folder), Quote.single).with_quotes() for folder in folders)
         return cls(name, (f"{SEARCH_PATH}=[{listed}]",) if folders else ())
 
-    def __call__(self, overrides: Iterable[str]) -> DictConfig:
+    def __call__(self, overrides: Iterable[str], with_hydra: bool = False) -> DictConfig:
         """The configuration with these overrides.
+
+        Args:
+            overrides: in Hydra's words.
+            with_hydra: whether Hydra's own settings, below ``hydra``, are in it.
 
         Raises:
             HydraException, OmegaConfBaseException: Hydra cannot compose it; see :func:`explain`.
         """
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return hydra.compose(self.name, [*self.search, *overrides])
+            return hydra.compose(self.name, [*self.search, *overrides], return_hydra_config=with_hydra)
 
     def names(self, group: str, kind: ObjectType) -> list[str]:
         """The names of the configurations in a group, or of the groups in it.
@@ -379,7 +383,8 @@ def explain(error: HydraException | OmegaConfBaseException, composer: Composer, 
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
         unknown = str(cause.full_key)
         chosen = [as_written(o) for o in given if composer.is_choice(o) and o.key_or_group != unknown]
-        return f"there is no setting {unknown!r}{did_you_mean(unknown, dotted_settings(composer(chosen)))}"
+        known = dotted_settings(composer(chosen, with_hydra=unknown.startswith("hydra.")))
+        return f"there is no setting {unknown!r}{did_you_mean(unknown, known)}"
     if isinstance(cause, OmegaConfBaseException):
         named = [as_written(o) for o in given if matches_any(str(cause.full_key), [o.key_or_group])]
         return wrong_type_message(named[-1]) if named else str(cause).splitlines()[0]

@@ -62,7 +62,9 @@ class Task:
         seeds = [int(str(one.value())) for one in sweep_values(last.pop("seed"))]
         space = {key: override for key, override in last.items() if override.is_sweep_override()}
         if not space:
-            raise ConfigError("sweep=search: nothing is searched; say e.g. algo.alpha='tag(log,interval(1,300))'")
+            raise ConfigError(
+                "sweep=search: nothing is searched; say e.g. algo.actor_lr='tag(log,interval(1e-4,1e-2))'"
+            )
         fixed = {key: as_written(override) for key, override in last.items() if key not in space}
         return cls(fixed, seeds, space)
 
@@ -302,15 +304,21 @@ class Search:
         if len({one.value for one in done}) > 1:
             shares = get_param_importances(self.study, evaluator=PedAnovaImportanceEvaluator()).items()
             console.print(f"importance  {', '.join(f'{name} {share:.2f}' for name, share in shares)}")
-        console.print(escape(f"best        {self.rerun(done[0].params)}"))
+        console.print(escape(f"best        {self.rerun(done[0].number, done[0].params)}"))
+        console.print(escape(f"compare     {pasted('mfrl', 'report', self._again(done[0].number))}"))
 
-    def rerun(self, chosen: Mapping[str, Any]) -> str:
-        """The command that trains a trial's settings with seeds that were not tuned on."""
-        own = ("sweep", "search", "pack")
+    def rerun(self, number: int, chosen: Mapping[str, Any]) -> str:
+        """The command that trains a trial's settings with seeds that were not tuned on, in a folder of their own."""
+        own = ("sweep", "search", "pack", "run_dir", "existing")
         kept = [text for key, text in self.task.fixed.items() if not matches_any(key, own)]
         first = max(self.task.seeds) + 1
         seeds = f"seed={','.join(str(first + k) for k in range(_NEW_SEEDS))}"
-        return pasted("mfrl", "train", "-m", *kept, *_overrides(chosen), seeds, f"pack={_NEW_SEEDS}")
+        settings = [*kept, *_overrides(chosen), seeds, f"pack={_NEW_SEEDS}", "existing=continue"]
+        return pasted("mfrl", "train", "-m", *settings, f"run_dir={self._again(number)}/seed${{seed}}")
+
+    def _again(self, number: int) -> Path:
+        """The folder for runs of a trial's settings with new seeds."""
+        return self.folder / "again" / f"trial{number}"
 
 
 @contextmanager

@@ -170,7 +170,10 @@ def _are_shapes(shapes: Any, entries: int, size: int) -> bool:
 def _tensor(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach()
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(f"the observation is no array: {error}") from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"the observation is {type(x).__name__} of {array.dtype}, and no array of numbers")
     return torch.tensor(array)  # a copy: arrays may be read-only

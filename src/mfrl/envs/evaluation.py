@@ -33,7 +33,7 @@ from mfrl.errors import DivergedError, EnvError
 from mfrl.randomness import derived_seed
 from mfrl.system import signals
 
-#: So many environments at most are stepped side by side: one with OGBench's arm takes up to 170 MB, and a second to build.
+#: So many environments at most are stepped side by side: one with OGBench's arm takes up to 170 MB and a second.
 MOST_SIDE_BY_SIDE = 40
 
 _NOISE_BLOCK = 64  # steps of noise drawn at a time: long episodes need not hold all of theirs
