@@ -29,7 +29,8 @@ def test_names_of_a_package_are_chosen_and_suggested_like_those_of_mfrl(tmp_path
     done = program("train", "env=reach/online", "network=residual", "algo=sac", "--cfg", "job", env=installed)
     assert "gym_id: reach:Reach-v0" in done.stdout, done.stderr
     assert "_target_: reach.networks.Residual" in done.stdout
-    for wrong, near in (("algo=median", "median_bc"), ("env=reach/onlin", "reach/online"), ("network=residul", "residual")):
+    mistyped = {"algo=median": "median_bc", "env=reach/onlin": "reach/online", "network=residul": "residual"}
+    for wrong, near in mistyped.items():
         done = program("train", wrong, env=installed)
         assert done.returncode != 0
         assert near in done.stderr

@@ -185,10 +185,12 @@ def test_a_job_of_rays_that_is_killed_goes_on_elsewhere_to_the_same_numbers(
 ) -> None:
     changes = ["updates=900", "eval.every=900", "checkpoint.every=50", "seed=0,1"]
     command = Command([*SWEEP, "hydra/launcher=ray", *changes], tmp_path, environment=ray)
-    command.wait_until(saved(tmp_path, 0, 1), 300)
-    for job, number in ((0, signal.SIGKILL), (1, signal.SIGTERM)):  # as a machine that fails, and one that goes away
-        (worker,) = workers(tmp_path, job)
-        os.kill(worker, number)
+    left = {0: signal.SIGKILL, 1: signal.SIGTERM}  # as a machine that fails does, and one that is shut down
+    while left:  # each as soon as it has saved: it takes seconds, and the other may start much later
+        command.wait_until(lambda: any(saved(tmp_path, job)() for job in left), 300)
+        for job in [job for job in left if saved(tmp_path, job)()]:
+            (worker,) = workers(tmp_path, job)
+            os.kill(worker, left.pop(job))
     assert command.end(600) == 0, command.said
     assert "2 finished" in command.said
     assert "its machines: 2" in command.said
