@@ -220,7 +220,7 @@ def test_jobs_on_ray_take_the_gpus_that_they_are_given_and_no_other(ray: dict[st
         "run_dir='runs/gpu${oc.env:CUDA_VISIBLE_DEVICES,all}/seed${seed}'",
         "hydra.launcher.options={num_cpus:0.5}",
     ]
-    for gpus, expected in ((1, {"gpu0", "gpu1"}), (0, {"gpu"})):
+    for gpus, expected in ((1, {"gpu0", "gpu1"}), (0.25, {"gpu0"}), (0, {"gpu"})):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         settings = ["hydra/launcher=ray", f"hydra.launcher.gpus_per_job={gpus}", "seed=0,1", *folder]
         done = mfrl(*SWEEP, *settings, cwd=tmp_path, env=ray, timeout=600)
