@@ -171,12 +171,14 @@ def run(arguments: list[str]) -> None:
     sweep_process = this_process()
 
     def task(cfg: DictConfig) -> Any:
-        if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        if name == "train" and multirun:
             quiet_lightning()
             quiet_threads()
             return attempt(cfg, list(HydraConfig.get().overrides.task), own_process=this_process() != sweep_process)
         try:
-            if (launcher := HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")) != "basic":
+            launcher = HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")
+            if launcher != "basic" and not multirun:
                 raise ConfigError(f"hydra/launcher={launcher} starts the jobs of a sweep: add -m, or sweep=...")
             return function(cfg)
         except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
@@ -188,7 +190,7 @@ def run(arguments: list[str]) -> None:
             if refusal is None:
                 raise
             # In a multirun, Hydra reports this error and runs the other jobs.
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if multirun:
                 raise refusal from (None if refusal is error else error)
             fail(str(refusal), refusal.exit_status)
 

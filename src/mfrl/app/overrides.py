@@ -92,9 +92,7 @@ class Composer:
 
     def choices(self) -> list[str]:
         """The groups from which the command chooses a configuration by default."""
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            cfg = hydra.compose(self.name, list(self.search), return_hydra_config=True)
-        return list(cfg.hydra.runtime.choices)
+        return list(self((), with_hydra=True).hydra.runtime.choices)
 
     def can_compose(self, given: Iterable[Override]) -> bool:
         """Whether Hydra can compose these overrides."""

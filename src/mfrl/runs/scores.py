@@ -49,8 +49,7 @@ def score_curve(evaluations: Sequence[Mapping[str, Any]], count: int) -> dict[in
         evaluations: lines of ``eval.jsonl``, at least one.
         count: number of evaluations in a mean; the first means have fewer.
     """
-    shared = [key for key in evaluations[-1] if all(key in evaluation for evaluation in evaluations)]
-    key = main_score(shared)
+    key = main_score(key for key in evaluations[-1] if all(key in evaluation for evaluation in evaluations))
     values = [evaluation[key] for evaluation in evaluations]
     recent = [values[max(0, k + 1 - count) : k + 1] for k in range(len(values))]
     return {e["updates"]: sum(some) / len(some) for e, some in zip(evaluations, recent, strict=True)}
