@@ -150,6 +150,27 @@ def test_probability_of_improvement_counts_pairs_with_ties_as_half_and_averages_
     assert st.probability_of_improvement(rounded, [np.array([30.0])]) == 0.5
 
 
+def test_a_performance_profile_is_the_share_of_runs_that_reach_a_level_and_tasks_weigh_alike():
+    scores = [np.array([0.0, 50.0, 100 * (0.1 + 0.2), 100.0]), np.array([30.0])]
+    levels = np.array([0.0, 30.0, 50.0, 100.0])
+    # task 1: 4, 3, 2, 1 of 4; task 2: 1, 1, 0, 0
+    np.testing.assert_allclose(st.performance_profile(scores, levels), [1.0, 0.875, 0.25, 0.125])
+    # at most: 1, 2, 3, 4 of 4; 0, 1, 1, 1
+    at_most = st.performance_profile(scores, levels, lower_is_better=True)
+    np.testing.assert_allclose(at_most, [0.125, 0.75, 0.875, 1.0])
+
+
+def test_the_band_of_a_curve_is_the_interval_at_each_of_its_points():
+    scores = [np.array([0.0, 10.0, 40.0]), np.array([20.0, 30.0])]
+    levels = np.array([5.0, 25.0])
+    band = st.bootstrap_band(lambda x: st.performance_profile(x, levels), scores)
+    for k in range(2):
+        point = st.bootstrap_interval(lambda x, k=k: st.performance_profile(x, levels)[..., k], scores)
+        assert tuple(band[:, k]) == point
+    assert band[0, 0] < 5 / 6 < band[1, 0] == 1.0, "two thirds of one task's runs and all of the other's"
+    assert st.bootstrap_band(st.task_mean, [np.array([1.0])]) is None
+
+
 def test_bootstrap_of_two_runs_has_the_binomial_percentiles():
     # The mean of two redrawn from {0, 1} is 0, 1/2, 1 with probability 1/4, 1/2, 1/4.
     scores = [np.array([0.0, 1.0])]
@@ -454,6 +475,23 @@ def test_settings_of_one_method_are_told_by_dashes_that_the_legend_shows(tmp_pat
         assert legend.handlelength >= 4.0, "several dashes long"
 
 
+def test_profiles_show_the_share_of_runs_and_bands_of_a_few_methods(tmp_path: Path):
+    for variant in NAMES:
+        for seed in (0, 1):
+            make_run(tmp_path / variant / str(seed), [0.1 + 0.2 * seed], seed, variant, updates=1000)
+    rows = per_group(group_runs(find_runs([tmp_path]), score="final"), Bootstrap(resamples=50))
+    many = report_figures.performance_profiles(rows, Bootstrap(resamples=50), False).axes[0]
+    assert [line.get_label() for line in many.lines] == [row.method.variant for row in rows]
+    assert not many.collections, "no overlapping bands"
+    first = dict(zip(*many.lines[0].get_data(), strict=True))
+    assert (first[10.0], first[11.0], first[30.0], first[31.0]) == (100.0, 50.0, 50.0, 0.0)
+    few = report_figures.performance_profiles(rows[:2], Bootstrap(resamples=50), False).axes[0]
+    assert len(few.collections) == 2
+    one = report([tmp_path / NAMES[0]], tmp_path / "out", console=QUIET)
+    assert not one.profiled, "a method alone is compared with nothing"
+    assert not (tmp_path / "out" / "profiles.png").exists()
+
+
 def test_axes_of_distances_say_to_what_and_which_way_is_better(tmp_path: Path):
     metrics = {"eval/w2": [0.5, 0.4, 0.3]}
     make_run(tmp_path / "run", metrics=metrics, overrides={"env.suite": "toy"})
@@ -544,7 +582,7 @@ def test_a_report_over_tasks_has_the_numbers_worked_out_by_hand(two_tasks: Path,
         in text
     )
     assert "mfrl train -m experiment=quickstart seed=0,1" in text
-    for name in ("curves-humanoidmaze-medium-navigate-task-1.png", "intervals.png"):
+    for name in ("curves-humanoidmaze-medium-navigate-task-1.png", "intervals.png", "profiles.png"):
         assert f"({name})" in text
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     latex = (tmp_path / "out" / "report.tex").read_text()

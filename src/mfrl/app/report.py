@@ -35,7 +35,8 @@ def report(
 ) -> Report:
     """Compare the runs in and below folders, write a report, and print its tables.
 
-    The report is report.md, report.csv, runs.csv, improvement.csv, report.tex, curves-<task>.png and intervals.png.
+    The report is report.md, report.csv, runs.csv, improvement.csv, report.tex, curves-<task>.png and intervals.png; of
+    several methods with several seeds also profiles.png.
 
     Args:
         folders: run folders, or folders that contain them.
@@ -95,8 +96,12 @@ def write(made: Report, out: Path) -> None:
     intervals = "intervals.png" if made.rows else None
     if intervals:
         drawn[intervals] = figures.score_intervals(made.overall or made.rows, len(made.grouping.tasks), made.bootstrap)
+    profiled = made.profiled
+    profiles = "profiles.png" if profiled else None
+    if profiles:
+        drawn[profiles] = figures.performance_profiles(profiled, made.bootstrap, made.lower_is_better)
     texts = {
-        "report.md": documents.markdown(made, curves, intervals),
+        "report.md": documents.markdown(made, curves, intervals, profiles),
         "report.csv": documents.report_csv(made),
         "runs.csv": documents.runs_csv(made),
         "improvement.csv": documents.improvement_csv(made),

@@ -36,12 +36,13 @@ RULE = {
 }
 
 
-def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> str:
+def markdown(report: Report, curves: dict[Task, str], intervals: str | None, profiles: str | None) -> str:
     """The content of report.md.
 
     Args:
         curves: the file name of each task's learning curves.
         intervals: the file name of the figure with scores and intervals; None if there is none.
+        profiles: that of the performance profiles; None if there is none.
     """
     grouping = report.grouping
     lines = ["# Report", "", f"Made {report.made} by `{report.command}`", "", *_counts(report), ""]
@@ -64,6 +65,14 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None) -> 
         lines += [*markdown_table(*overall_table(report)), "", *_footnotes(report.overall)]
     if intervals:
         lines += [f"![Scores with intervals]({intervals})", ""]
+    if profiles:
+        lines += [
+            "## Performance profiles",
+            "",
+            "The share of runs that reach a score, every task weighing the same.",
+            "",
+        ]
+        lines += [f"![Performance profiles]({profiles})", ""]
     if report.improvements:
         what = "lies below" if report.lower_is_better else "scores above"
         lines += ["## Probability of improvement", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from mfrl.report.groups import ABSENT, W2, Group, Method, Metric, curve, labels, method_labels
-from mfrl.report.statistics import bootstrap_interval, deviation, interquartile_mean, task_mean
+from mfrl.report.statistics import (
+    bootstrap_band,
+    bootstrap_interval,
+    deviation,
+    interquartile_mean,
+    performance_profile,
+    task_mean,
+)
 from mfrl.report.summary import Bootstrap, Row
 from mfrl.system.drawing import Look, look_of, new_figure
 
@@ -162,6 +170,44 @@ def score_intervals(rows: Sequence[Row], tasks: int, bootstrap: Bootstrap) -> Fi
         frameon=False,
         fontsize=8,
     )
+    return figure
+
+
+def performance_profiles(rows: Sequence[Row], bootstrap: Bootstrap, lower_is_better: bool) -> Figure:
+    """Draw which share of each row's runs reaches a score. A higher curve is better, and hides no bad run.
+
+    Up to ``TOGETHER`` rows have the bootstrap's intervals; of more, bands could not be told apart.
+
+    Args:
+        rows: at least one; all over the same task, or over several tasks of one scale.
+        bootstrap: how intervals are made.
+        lower_is_better: of the metric; the share is then that of the runs at or below a score.
+    """
+    scores = [[group.values for group in row.groups] for row in rows]
+    all_scores = np.concatenate([x for strata in scores for x in strata])
+    low, high = (0.0, 100.0) if rows[0].metric.unit == "%" else (all_scores.min(), all_scores.max())
+    levels = np.linspace(low, high, 101)
+    one_task = all(len(row.groups) == 1 for row in rows)
+    names = labels([row.groups[0] for row in rows]) if one_task else method_labels([row.method for row in rows])
+    names = [textwrap.fill(name, 70) for name in names]
+    columns = max(1, min(3, len(rows), 78 // (10 + max(map(len, names)))))
+    shaded = False
+    figure = new_figure(6.4, 3.8 + 0.3 * -(-len(rows) // columns), _DPI)
+    axes = figure.subplots()
+    for row, strata, name in zip(rows, scores, names, strict=True):
+        method = look(row.method)
+        marks: dict[str, Any] = {"marker": method.marker, "markersize": 5, "markevery": 20}
+        profile = partial(performance_profile, levels=levels, lower_is_better=lower_is_better)
+        axes.plot(levels, 100 * profile(strata), color=method.color, linewidth=1.6, label=name, **marks)
+        band = bootstrap_band(profile, strata, **bootstrap.settings()) if len(rows) <= TOGETHER else None
+        if band is not None:
+            axes.fill_between(levels, *(100 * band), color=method.color, alpha=0.16, linewidth=0)
+            shaded = True
+    reaches = "that reach at most" if lower_is_better else "that reach at least"
+    axes.set(ylabel=f"runs {reaches} this score, %", xlabel=axis_label(rows[0].metric), ylim=(-3, 103))
+    _tidy(axes, "both")
+    note = f"shaded: {100 * bootstrap.confidence:g} % bootstrap interval" if shaded else None
+    figure.legend(loc="outside lower center", ncols=columns, title=note, **_LEGEND)
     return figure
 
 

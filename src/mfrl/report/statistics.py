@@ -49,6 +49,25 @@ def interquartile_mean(scores: Strata) -> np.ndarray:
     return x[..., n // 4 : n - n // 4].mean(axis=-1)
 
 
+def performance_profile(scores: Strata, levels: np.ndarray, lower_is_better: bool = False) -> np.ndarray:
+    """The share of runs that reach each level, in which every task has the same weight.
+
+        F(tau) = 1/T sum_t 1/n_t sum_i 1(x_ti >= tau),    <= where lower is better
+
+    Agarwal et al. have x > tau; with >= a run of 100 % is one that reaches 100 %. Roundings make no difference.
+
+    Args:
+        scores: for each task ``(..., runs)``.
+        levels: tau ``(levels,)``.
+
+    Returns:
+        ``(..., levels)``.
+    """
+    sign = -1.0 if lower_is_better else 1.0
+    reached = [(sign * (x[..., None] - levels) >= -1e-9).mean(axis=-2) for x in scores]
+    return np.mean(reached, axis=0)
+
+
 def deviation(scores: np.ndarray) -> float | None:
     """The sample standard deviation of scores ``(runs,)``, with n - 1; None for a single run."""
     return float(np.std(scores, ddof=1)) if len(scores) > 1 else None
@@ -75,9 +94,28 @@ def bootstrap_interval(
     """
     if any(len(x) < 2 for x in scores):
         return None
-    rng = np.random.default_rng(seed)
-    drawn = [x[rng.integers(len(x), size=(resamples, len(x)))] for x in scores]
-    return _percentiles(statistic(drawn), confidence)
+    return _percentiles(statistic(_redrawn(scores, resamples, seed)), confidence)
+
+
+def bootstrap_band(
+    statistic: Callable[[Strata], np.ndarray],
+    scores: Strata,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = SEED,
+) -> np.ndarray | None:
+    """:func:`bootstrap_interval` at every point of a statistic that is a curve.
+
+    Args:
+        statistic: a function from ``(..., runs)`` for each task to ``(..., points)``.
+
+    Returns:
+        ``(2, points)``, the lower and the upper ends; None if a task has a single run.
+    """
+    if any(len(x) < 2 for x in scores):
+        return None
+    curves = statistic(_redrawn(scores, resamples, seed))
+    return np.quantile(curves, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
 
 
 def probability_of_improvement(x: Strata, y: Strata) -> float:
@@ -123,6 +161,12 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     difference = x[:, None] - y[None, :]
     tie = np.isclose(x[:, None], y[None, :], rtol=1e-9, atol=1e-12)
     return np.where(tie, 0.5, difference > 0)
+
+
+def _redrawn(scores: Strata, resamples: int, seed: int) -> list[np.ndarray]:
+    """Bootstrap samples ``(resamples, runs)`` of each task."""
+    rng = np.random.default_rng(seed)
+    return [x[rng.integers(len(x), size=(resamples, len(x)))] for x in scores]
 
 
 def _percentiles(values: np.ndarray, confidence: float) -> Interval:

@@ -56,6 +56,15 @@ class Report:
         return [row for row in self.rows if row.groups[0].task == task]
 
     @property
+    def profiled(self) -> list[Row]:
+        """What performance profiles compare: methods over several tasks, or the groups of the only task.
+
+        Empty if there is one alone, none has several runs, or tasks have no common scale.
+        """
+        rows = self.overall or (self.rows if len(self.grouping.tasks) == 1 else [])
+        return rows if len(rows) > 1 and any(row.runs > len(row.groups) for row in rows) else []
+
+    @property
     def percent(self) -> str:
         return f"{100 * self.bootstrap.confidence:g} %"
 

@@ -1,0 +1,167 @@
+r"""Compares all algorithms that learn from data alone on one task, with as many settings tried for each.
+
+    python benchmarks/baselines.py pointmaze|cube|antmaze [--algorithms fql rebrac] [--runs FOLDER] [SETTING ...]
+
+Networks, batches, learning rates, discount and evaluation are the same for all. So are the settings that several have:
+the normalisation of Q, the bound of the Bellman targets, the average of weights that acts. The rest are an algorithm's
+defaults. Each has one setting to tune. Its three values train two seeds each, which the comparison does not use; the
+value of the highest success (the highest return, where that is equal) then trains eight others. Behaviour cloning has
+nothing to tune.
+
+Each line that begins with `mfrl train -m` is a command that this program gives, with packs where it can. Given again,
+it does what is missing. `mfrl report runs/baselines/TASK/final` reads the
+result. SETTINGs of `mfrl train`, as
+data_dir=data or threads=1, are added to every command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mfrl.app.notebook import compose
+from mfrl.runs.read import FINISHED, Run, find_runs
+
+TUNING_SEEDS, SEEDS = range(100, 102), range(8)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is the same for all algorithms: settings of the run, and those of ``algo`` that an algorithm has."""
+
+    run: str
+    algo: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An algorithm, perhaps with a variant, and the values of the one setting that is tuned."""
+
+    algo: str
+    tuned: str = "alpha"
+    values: Sequence[float] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    variant: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.algo}-{self.variant}" if self.variant else self.algo
+
+
+SHARED = {
+    "discount": "0.99",
+    "normalize_q": "gradient",
+    "clip_targets": "true",
+    "clip_candidates": "true",
+    "actor_average": "0.005",
+    "alpha_schedule": "fixed",
+}
+TASKS = {
+    "pointmaze": Task(
+        "env=ogbench/pointmaze-medium-navigate collect={seed:0} updates=3000 batch_size=128",
+        SHARED | {"q_aggregation": "min", "tau": "0.1", "actor_lr": "1e-3", "critic_lr": "1e-3"},
+    ),
+    "cube": Task(
+        "env=ogbench/cube-single-play collect={seed:0,episodes:400} updates=4000 batch_size=128",
+        SHARED | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4"},
+    ),
+    "antmaze": Task(
+        "env=ogbench/antmaze-medium-navigate collect={} updates=10000 batch_size=128",
+        SHARED | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4"},
+    ),
+}
+BESIDE_A_FLOW = (10, 30, 100)  # the weight of the data beside a Q whose gradient is normalised
+CONTESTANTS = (
+    Contestant("meanflowql", values=BESIDE_A_FLOW, variant="residual"),
+    Contestant("meanflowql", values=BESIDE_A_FLOW, variant="noise_residual"),
+    Contestant("fql", values=BESIDE_A_FLOW),
+    Contestant("meanflow_distill", values=BESIDE_A_FLOW),
+    Contestant("fbrac", values=BESIDE_A_FLOW),
+    Contestant("ifql", "num_candidates", (4, 16, 64)),
+    Contestant("iql", values=(1, 3, 10)),
+    Contestant("rebrac", values=(0.01, 0.1, 1), settings={"normalize_q": "value"}),
+    Contestant("meanflow_bc", variant="residual"),
+    Contestant("flow_bc"),
+    Contestant("flow_distilled"),
+    Contestant("bc"),
+)
+
+
+def train(
+    folder: Path, task: Task, contestant: Contestant, seeds: range, values: Sequence[float], more: list[str]
+) -> None:
+    """Give the command that trains an algorithm for every seed and value, in packs, and wait for it."""
+    chosen = ["network=small", f"algo={contestant.algo}"]
+    chosen += [f"variant={contestant.variant}"] if contestant.variant else []
+    has = compose(*chosen).algo
+    own = {name: value for name, value in (task.algo | contestant.settings).items() if name in has}
+    run_dir = f"{folder}/{contestant.name}/" + (f"${{algo.{contestant.tuned}}}-" if values else "") + "${seed}"
+    command = [
+        *("mfrl", "train", "-m"),
+        *task.run.split(),
+        *chosen,
+        *(f"algo.{name}={value}" for name, value in own.items()),
+    ]
+    command += [f"algo.{contestant.tuned}={','.join(map(str, values))}"] if values else []
+    command += [
+        f"seed={','.join(map(str, seeds))}",
+        "pack=8",
+        "compile=true",
+        "existing=continue",
+        f"run_dir={run_dir}",
+        *more,
+    ]
+    print(shlex.join(command), flush=True)
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def success_and_return(run: Run) -> tuple[float, float]:
+    return run.result["final"]["eval/success"], run.result["final"]["eval/return"]
+
+
+def best_value(folder: Path, contestant: Contestant) -> float:
+    """The tuned setting's value whose runs have the highest mean success, then the highest mean return."""
+    key, scores = f"algo.{contestant.tuned}", {}
+    for run in find_runs([folder / contestant.name]):
+        if run.status == FINISHED:
+            scores.setdefault(run.config[key], []).append(success_and_return(run))
+    means = {value: tuple(statistics.fmean(part) for part in zip(*runs, strict=True)) for value, runs in scores.items()}
+    for value, (success, undiscounted) in sorted(means.items()):
+        print(f"{contestant.name} {key}={value:g}: success {success:.2f}, return {undiscounted:.1f}", flush=True)
+    return max(means, key=lambda value: means[value])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--algorithms", nargs="+", choices=[c.name for c in CONTESTANTS], default=None)
+    parser.add_argument("--runs", type=Path, default=Path("runs/baselines"))
+    parser.add_argument("settings", nargs="*", help="of mfrl train, e.g. threads=1")
+    given = parser.parse_intermixed_args()
+    task, runs = TASKS[given.task], given.runs / given.task
+    for contestant in CONTESTANTS:
+        if given.algorithms and contestant.name not in given.algorithms:
+            continue
+        values: list[float] = []
+        if contestant.values:
+            seldom = ["eval.every=1_000_000", "eval.episodes=20", *given.settings]
+            train(runs / "tuning", task, contestant, TUNING_SEEDS, contestant.values, seldom)
+            values = [best_value(runs / "tuning", contestant)]
+        train(
+            runs / "final",
+            task,
+            contestant,
+            SEEDS,
+            values,
+            ["eval.every=1000", "eval.interim_episodes=10", *given.settings],
+        )
+
+
+if __name__ == "__main__":
+    main()
