@@ -100,9 +100,14 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 def q_loss(
-    critic: Critic, observations: Tensor, a: Tensor, normalize: str = "none", q_aggregation: str = "mean"
+    critic: Critic,
+    observations: Tensor,
+    a: Tensor,
+    normalize: str = "none",
+    q_aggregation: str = "mean",
+    rho: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """L_q = -mean Q(s, clip(a)), with Q the ensemble's mean or minimum. The critic's parameters receive no gradient.
+    """L_q = -mean Q(s, clip(a)), with Q the ensemble aggregated. The critic's parameters receive no gradient.
 
     The function first computes the gradient of L_q with respect to a, minus the critic's *pull* dQ/da on the
     actions, and may scale it. The backward pass of the returned loss hands it to the network that made a.
@@ -112,14 +117,14 @@ def q_loss(
         a: ``(batch, action_dim)`` before clipping; components outside [-1, 1] have a gradient of zero.
         normalize: "value" divides the loss by mean |Q|; "gradient" scales the gradients with :func:`unit_pull`;
             "none" does neither.
-        q_aggregation: "mean" or "min" of the ensemble.
+        q_aggregation, rho: see :func:`aggregate`.
 
     Returns:
         the loss and the mean Q.
     """
 
     def negative_q(a: Tensor) -> tuple[Tensor, Tensor]:
-        q = Q_AGGREGATION[q_aggregation](critic(observations.detach(), a.clamp(-1.0, 1.0)))
+        q = aggregate(critic(observations.detach(), a.clamp(-1.0, 1.0)), q_aggregation, rho)
         return -q.mean(), q
 
     with torch.no_grad():

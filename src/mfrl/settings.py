@@ -53,6 +53,7 @@ RANGES = {
     "target_candidates": COUNT_OR_NULL,
     "time_steps": COUNT_OR_NULL,
     "flow_steps": COUNT,
+    "num_generated": Range("a whole number of at least 2", lambda x: x >= 2, whole=True),
     "expectile": Range("between 0 and 1", lambda x: 0.0 < x < 1.0),
     "alpha_critic": NOT_NEGATIVE,
     "actor_noise": NOT_NEGATIVE,
@@ -90,9 +91,10 @@ CHOICES = {
     "q_aggregation": ("mean", "min"),
     "normalize_q": ("none", "value", "gradient"),
     "extraction": ("awr", "ddpgbc"),
+    "kernel": ("laplace", "gaussian"),
     "alpha_schedule": ("fixed", "cosine", "dynamic"),
     "target_aggregation": ("min", "mean", "mean_minus_std"),
-    "policy_aggregation": ("min", "mean"),
+    "policy_aggregation": ("min", "mean", "mean_minus_std"),
 }
 
 

@@ -33,6 +33,7 @@ from tiny import (
 from torch import Tensor, nn
 
 from algorithms.test_baselines import TINY, moved
+from mfrl.algorithms.flow_matching import student_td_loss
 from mfrl.algorithms.fql import FQL
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.parts import build_algorithm
@@ -76,7 +77,8 @@ def noise(size: int = SIZE, seed: int = 5) -> dict[str, Any]:
 def critic_loss(module: FQL, b: Batch, n: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         next_s = module.encode(b.next_observations, "actor", "target_critic")
-    return module.critic_loss(b, n["target"], module.encode(b.observations, "critic"), next_s)
+    critics, s = (module.critic, module.target_critic), module.encode(b.observations, "critic")
+    return student_td_loss(module.actor, critics, b, n["target"], s, next_s, module.settings, module.value_range)
 
 
 def policy_loss(module: FQL, b: Batch, n: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""IQL, IFQL, ReBRAC, FBRAC, MeanFlow distilled and BC: losses against small cases by hand, and who learns from what."""
+"""Baselines with values, and BC: losses against small cases by hand, and who learns from what."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.bc import BC
+from mfrl.algorithms.driftql import DriftQL, drift_field
 from mfrl.algorithms.fbrac import FBRAC
-from mfrl.algorithms.flow_matching import euler
+from mfrl.algorithms.flow_matching import euler, student_action
 from mfrl.algorithms.ifql import IFQL
 from mfrl.algorithms.iql import IQL, LARGEST_WEIGHT, log_probability
 from mfrl.algorithms.meanflow_distill import MeanFlowDistill
@@ -39,6 +40,7 @@ MAKERS: dict[str, Callable[..., Algorithm]] = {
     "ifql": partial(IFQL, actor=field, critic=tiny_critic, value=value, flow_steps=3, num_candidates=4),
     "rebrac": partial(ReBRAC, actor=partial(mean, squash=True), critic=tiny_critic, alpha_critic=0.3),
     "fbrac": partial(FBRAC, actor=field, critic=tiny_critic, flow_steps=3),
+    "driftql": partial(DriftQL, actor=field, critic=tiny_critic, num_generated=3),
     "meanflow_distill": partial(MeanFlowDistill, actor=tiny_mlp, critic=tiny_critic, reformulation=RESIDUAL),
 }
 
@@ -87,6 +89,7 @@ LEARNS = {
     "ifql": {"value_loss": {"value"}, "critic_loss": {"critic"}, "flow_loss": {"actor"}},
     "rebrac": {"critic_loss": {"critic"}, "q_loss": {"actor"}, "bc_loss": {"actor"}},
     "fbrac": {"critic_loss": {"critic"}, "flow_loss": {"actor"}, "q_loss": {"actor"}},
+    "driftql": {"critic_loss": {"critic"}, "drift_loss": {"actor"}, "q_loss": {"actor"}},
     "meanflow_distill": {
         "critic_loss": {"critic"},
         "flow_loss": {"flow"},
@@ -123,6 +126,7 @@ def test_the_loss_is_the_sum_of_its_terms(name: str) -> None:
         "ifql": lambda: s["value_loss"] + s["critic_loss"] + s["flow_loss"],
         "rebrac": lambda: s["critic_loss"] + s["q_loss"] + c.alpha * s["bc_loss"],
         "fbrac": lambda: s["critic_loss"] + c.alpha * s["flow_loss"] + s["q_loss"],
+        "driftql": lambda: s["critic_loss"] + c.alpha * s["drift_loss"] + s["q_loss"],
         "meanflow_distill": lambda: s["critic_loss"] + s["flow_loss"] + c.alpha * s["distillation_loss"] + s["q_loss"],
     }[name]()
     torch.testing.assert_close(loss, wanted)
@@ -289,3 +293,51 @@ def test_networks_start_as_published() -> None:
             q.gains[k][0, 0], q.shifts[k][0, 0] = norm.weight, norm.bias
         s = torch.randn(SIZE, 3)
         torch.testing.assert_close(v(s), q(s, torch.randn(SIZE, 2))[0])
+
+
+# ---- DriftQL
+
+
+def test_two_candidates_drift_to_the_data_s_action_and_away_from_each_other() -> None:
+    """Of two, the other one has all the weight: V_1 = (a - a_1) - (a_2 - a_1) = a - a_2, whatever the kernel."""
+    a_1, a_2, a = torch.tensor([[0.5, 0.0]]), torch.tensor([[-0.1, 0.3]]), torch.tensor([[0.2, 0.2]])
+    for kernel in ("laplace", "gaussian"):
+        field = drift_field(torch.stack([a_1, a_2]), a, 0.2, kernel)
+        torch.testing.assert_close(field, torch.stack([a - a_2, a - a_1]))
+
+
+def test_three_candidates_repel_each_other_by_their_distance() -> None:
+    T, a = 0.5, [0.0, 0.3, -0.4]  # of one dimension, D = 1
+    candidates = torch.tensor(a).reshape(3, 1, 1)
+    kernels = {"laplace": lambda d: math.exp(-abs(d) / T), "gaussian": lambda d: math.exp(-(d**2) / (2 * T**2))}
+    for name, kernel in kernels.items():
+        near, far = kernel(0.3), kernel(-0.4)
+        mean_shift = (near * 0.3 + far * -0.4) / (near + far)
+        assert drift_field(candidates, torch.ones(1, 1), T, name)[0].item() == pytest.approx(1.0 - mean_shift)
+
+
+def test_the_kernel_s_distances_are_those_of_one_dimension() -> None:
+    """Distances divide by sqrt(D): the same number in each of four dimensions repels as one dimension does."""
+    one = torch.tensor([0.0, 0.3, -0.4]).reshape(3, 1, 1)
+    for kernel in ("laplace", "gaussian"):
+        alone = drift_field(one, torch.ones(1, 1), 0.5, kernel)
+        torch.testing.assert_close(
+            drift_field(one.expand(3, 1, 4), torch.ones(1, 4), 0.5, kernel), alone.expand(3, 1, 4)
+        )
+
+
+def test_driftql_moves_each_candidate_to_where_it_drifts() -> None:
+    for normalize in (False, True):
+        algorithm, b = make("driftql", normalize_drift=normalize), data()
+        e = noise_of(algorithm, 0, SIZE)
+        _, scalars = algorithm.loss(b, e, algorithm.trained)
+        a = student_action(algorithm.actor, b.observations, e["drift"]).clamp(-1.0, 1.0)
+        v = drift_field(a, b.actions, 0.2, "laplace").detach()
+        if normalize:  # to a root mean square of 1 for each state
+            v = v / v.square().mean((0, 2), keepdim=True).sqrt()
+        wanted = (a - (a + v).clamp(-1.0, 1.0).detach()).square().mean()
+        torch.testing.assert_close(scalars["drift_loss"], wanted)
+        parameters = list(algorithm.actor.parameters())
+        found = torch.autograd.grad(scalars["drift_loss"], parameters)
+        for one, other in zip(found, torch.autograd.grad(wanted, parameters), strict=True):
+            torch.testing.assert_close(one, other)

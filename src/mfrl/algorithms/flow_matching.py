@@ -8,15 +8,19 @@ mu(s, e)                                    the student: the same end in one ste
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mfrl.algorithms.groups import ActorAdam
 from mfrl.algorithms.policy import Normalizer, Policy, action_scalars
+from mfrl.data.batch import Batch
 from mfrl.meanflow import Network, Times, end_time, interpolate
 from mfrl.networks.encoder import EncodedNetwork
+from mfrl.q_learning import TD, Critic, bellman_target, td_loss
 
 
 def flow_matching_loss(flow: Network, observations: Tensor, a: Tensor, e: Tensor, times: Times) -> Tensor:
@@ -65,6 +69,32 @@ class FlowPolicy(Policy):
 def student_action(student: Network, observations: Tensor, e: Tensor) -> Tensor:
     """mu(s, e), the student's output at t = 1: ``(..., batch, action_dim)``, shaped like the noise e."""
     return student(observations, e, end_time(e, two_times=False))
+
+
+def student_td_loss(
+    student: Network,
+    critics: tuple[Critic, Critic],
+    batch: Batch,
+    e: Tensor,
+    s: Mapping[str, Tensor],
+    next_s: Mapping[str, Tensor],
+    settings: TD,
+    value_range: tuple[float, float] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_critic: regression of Q onto y = r + discount * mask * Q_target(s', a'), a' = clip(mu(s', e)); scalars to log.
+
+    Args:
+        student: mu.
+        critics: Q and its target.
+        e: noise ``(batch, action_dim)``.
+        s, next_s: what each network takes as observations, by "actor", "critic" and "target_critic".
+        settings, value_range: see :func:`mfrl.q_learning.bellman_target`.
+    """
+    critic, target_critic = critics
+    with torch.no_grad():
+        next_actions = student_action(student, next_s["actor"], e).clamp(-1.0, 1.0)
+    y = bellman_target(target_critic, next_s["target_critic"], next_actions[None], batch, settings, value_range)
+    return td_loss(critic, s["critic"], batch.actions, y)
 
 
 def student_loss(

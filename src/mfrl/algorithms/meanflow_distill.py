@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
-from mfrl.algorithms.flow_matching import StudentPolicy, student_action, student_loss
+from mfrl.algorithms.flow_matching import StudentPolicy, student_action, student_loss, student_td_loss
 from mfrl.algorithms.groups import Average, Group
 from mfrl.algorithms.policy import one_step
 from mfrl.data.batch import Batch, DataSpec
 from mfrl.meanflow import MeanFlowSettings, meanflow_loss, path_draws
-from mfrl.q_learning import TD, bellman_target, q_loss, td_loss
+from mfrl.q_learning import TD, q_loss
 from mfrl.randomness import Draw, Normal
 from mfrl.reformulation import Reformulation
 from mfrl.schedules import FixedAlpha
@@ -102,17 +102,6 @@ class MeanFlowDistill(Algorithm):
             "target": Normal(shape, c.sigma),  # for the Bellman target
         }
 
-    def critic_loss(
-        self, batch: Batch, e: Tensor, s: Mapping[str, Tensor], next_s: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_critic: regression of Q onto y = r + discount * mask * Q_target(s', a'), a' the policy's action."""
-        with torch.no_grad():
-            next_actions = student_action(self.actor, next_s["actor"], e).clamp(-1.0, 1.0)
-        y = bellman_target(
-            self.target_critic, next_s["target_critic"], next_actions[None], batch, self.settings, self.value_range
-        )
-        return td_loss(self.critic, s["critic"], batch.actions, y)
-
     def policy_loss(self, batch: Batch, e: Tensor, s: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha L_distillation + L_q, both with the same noise. They train neither the MeanFlow nor the critic."""
         with torch.no_grad():
@@ -128,7 +117,10 @@ class MeanFlowDistill(Algorithm):
         s = self.encode(batch.observations, "flow", "actor", "critic")
         with torch.no_grad():
             next_s = self.encode(batch.next_observations, "actor", "target_critic")
-        critic_loss, critic_scalars = self.critic_loss(batch, drawn["target"], s, next_s)
+        critics = self.critic, self.target_critic
+        critic_loss, critic_scalars = student_td_loss(
+            self.actor, critics, batch, drawn["target"], s, next_s, self.settings, self.value_range
+        )
         flow_loss, flow_error = meanflow_loss(
             self.flow, self.reformulation, s["flow"], batch.actions, drawn["flow"], drawn["time"], self.settings
         )

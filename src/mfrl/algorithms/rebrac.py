@@ -8,7 +8,8 @@ r"""ReBRAC (arXiv 2305.09836): TD3 with a penalty on the distance from the data,
 mu is a tanh of its network. It takes a step in every `actor_every`-th update, and only then do both targets move,
 towards the weights from before the step. Where a trajectory ends without its task being complete, the data have no next
 action, and the target no penalty; FQL's code (agents/rebrac.py), whose settings these are, takes the next row's action
-there, which belongs to another trajectory.
+there, which belongs to another trajectory. In the updates between mu's steps its one Adam moves mu too, by momentum,
+as with a gradient of zero; here mu rests.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ r"""Soft actor-critic (arXiv 1801.01290, 1812.05905), and with prior data RLPD (
     L_beta    beta (H - h |A|),   H = - E log pi(a | s), without gradient in H
 
 beta is the temperature, a learned number; h |A| is the entropy that it aims at. The term of log pi' in y is optional
-(``backup_entropy``). The target aggregates the ensemble by its minimum, its mean, or mean - rho std.
+(``backup_entropy``). Target and policy each aggregate the ensemble by its minimum, its mean, or mean - rho std. The
+target critic averages the critic from after the update's step; FQL's code (agents/sac.py) takes that from before.
 
 RLPD is the same with half of every batch from a dataset (``online.balanced``), ten critics with LayerNorm, and mean -
-rho std, as in the code of qam (agents/rlpd.py).
+rho std in target and policy, acting by samples in evaluation too: as in the code of qam (agents/rlpd.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class SACSettings(Values):
     Attributes:
         target_aggregation: of the ensemble in the target: "min", "mean" or "mean_minus_std".
         rho: weight of the ensemble's standard deviation in "mean_minus_std".
-        policy_aggregation: of the ensemble in the policy's loss: "mean" or "min".
+        policy_aggregation: of the ensemble in the policy's loss, by the same names.
         backup_entropy: whether the target counts the next action's entropy.
         target_entropy: h, the entropy to aim at for each dimension of the action.
         temperature: beta before the first update.
@@ -178,7 +179,7 @@ class SAC(Algorithm):
         mean, log_std = self.actor(s["actor"])
         a, log_pi = squashed(mean, log_std, e)
         beta = self.temperature()
-        minus_q, q = q_loss(self.critic, s["critic"], a, q_aggregation=c.policy_aggregation)
+        minus_q, q = q_loss(self.critic, s["critic"], a, q_aggregation=c.policy_aggregation, rho=c.rho)
         entropy = -log_pi.mean()
         policy_loss = minus_q - beta.detach() * entropy
         temperature_loss = beta * (entropy.detach() - c.target_entropy * self.spec.action_dim)

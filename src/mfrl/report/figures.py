@@ -192,12 +192,15 @@ def performance_profiles(rows: Sequence[Row], bootstrap: Bootstrap, lower_is_bet
     names = [textwrap.fill(name, 70) for name in names]
     columns = max(1, min(3, len(rows), 78 // (10 + max(map(len, names)))))
     shaded = False
+    seen: dict[Look, int] = {}  # rows that look alike, told apart by dashes
     figure = new_figure(6.4, 3.8 + 0.3 * -(-len(rows) // columns), _DPI)
     axes = figure.subplots()
     for row, strata, name in zip(rows, scores, names, strict=True):
         method = look(row.method)
         marks: dict[str, Any] = {"marker": method.marker, "markersize": 5, "markevery": 20}
         profile = partial(performance_profile, levels=levels, lower_is_better=lower_is_better)
+        seen[method] = number = seen.get(method, -1) + 1
+        marks["linestyle"] = DASHES[number % len(DASHES)]
         axes.plot(levels, 100 * profile(strata), color=method.color, linewidth=1.6, label=name, **marks)
         band = bootstrap_band(profile, strata, **bootstrap.settings()) if len(rows) <= TOGETHER else None
         if band is not None:
@@ -253,11 +256,13 @@ def _mean_and_deviation(group: Group) -> str:
 
 def _note(groups: Sequence[Group], bootstrap: Bootstrap, shaded: bool = True) -> str:
     counts = sorted({len(group.runs) for group in groups})
+    averaged = {score.evaluations for group in groups for score in group.scores}
+    what = {(1,): " of the last evaluation", (3,): " of the last three evaluations"}.get(tuple(averaged), "")
     if counts[-1] == 1:
-        return "single runs: no interval; numbers: score"
+        return f"single runs: no interval; numbers: score{what}"
     many = _seeds(counts[0]) if len(counts) == 1 else f"{counts[0]} to {_seeds(counts[-1])}"
     interval = f"; shaded: its {100 * bootstrap.confidence:g} % bootstrap interval" if shaded else ""
-    return f"mean over {many}{interval}; numbers: score, mean ± deviation"
+    return f"mean over {many}{interval}; numbers: score{what}, mean ± deviation"
 
 
 def _scale(axes: Axes, metric: Metric) -> None:

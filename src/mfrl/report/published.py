@@ -214,7 +214,10 @@ def _critics(config: Mapping[str, Any]) -> int | None:
 
 
 def _rho(config: Mapping[str, Any]) -> float:
-    return config["algo.rho"] if config.get("algo.target_aggregation") == "mean_minus_std" else 0.0
+    """The weight of the deviation, which qam's code has in the target and in the policy's loss."""
+    target = config.get("algo.target_aggregation")
+    both = {target, config.get("algo.policy_aggregation", target)}
+    return config["algo.rho"] if both == {"mean_minus_std"} else 0.0
 
 
 def _number(task: Task) -> int:

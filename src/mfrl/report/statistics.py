@@ -64,8 +64,11 @@ def performance_profile(scores: Strata, levels: np.ndarray, lower_is_better: boo
         ``(..., levels)``.
     """
     sign = -1.0 if lower_is_better else 1.0
-    reached = [(sign * (x[..., None] - levels) >= -1e-9).mean(axis=-2) for x in scores]
-    return np.mean(reached, axis=0)
+    shares = []
+    for x in scores:  # the runs one by one: samples x runs x levels may be large
+        reached = sum((sign * (run[..., None] - levels) >= -1e-9).astype(float) for run in np.moveaxis(x, -1, 0))
+        shares.append(reached / x.shape[-1])
+    return np.mean(shares, axis=0)
 
 
 def deviation(scores: np.ndarray) -> float | None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PART_CLASSES = {
     "algo": (
         "mfrl.algorithms.bc.BC",
+        "mfrl.algorithms.driftql.DriftQL",
         "mfrl.algorithms.fbrac.FBRAC",
         "mfrl.algorithms.fql.FQL",
         "mfrl.algorithms.flow_bc.FlowBC",
