@@ -8,7 +8,7 @@ widths for those that give a mean. Settings that several algorithms have are the
 normalisation of Q, the bound of the Bellman targets, the average of weights that acts. The rest are an algorithm's
 defaults, among them the five candidates of MeanFlowQL and what IFQL chooses from.
 
-Each has one setting to tune: alpha, but for IFQL, which has none, the number of candidates. Three values train two
+Each has one setting to tune: alpha, but for IFQL, which has none, the number of candidates. Four values train two
 seeds each, which the comparison does not use. The value of the highest success trains eight others; where successes
 are equal, that of the highest return. Behaviour cloning has nothing to tune. A variant of MeanFlowQL counts as an
 algorithm.
@@ -83,7 +83,7 @@ TASKS = {
         | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4", "alpha_critic": "0.01"},
     ),
 }
-ALPHAS = (1, 10, 100)
+ALPHAS = (1, 10, 30, 100)
 CONTESTANTS = (
     Contestant("meanflowql", values=ALPHAS, variant="residual"),
     Contestant("meanflowql", values=ALPHAS, variant="noise_residual"),
@@ -91,9 +91,9 @@ CONTESTANTS = (
     Contestant("meanflow_distill", values=ALPHAS),
     Contestant("driftql", values=ALPHAS),
     Contestant("fbrac", values=ALPHAS),
-    Contestant("ifql", "num_candidates", (4, 16, 64)),
+    Contestant("ifql", "num_candidates", (4, 16, 32, 64)),
     Contestant("iql", values=ALPHAS),
-    Contestant("rebrac", values=(0.01, 0.1, 1), settings={"normalize_q": "value", "q_aggregation": "min"}),
+    Contestant("rebrac", values=(0.01, 0.1, 0.3, 1), settings={"normalize_q": "value", "q_aggregation": "min"}),
     Contestant("meanflow_bc", variant="residual"),
     Contestant("flow_bc"),
     Contestant("flow_distilled"),

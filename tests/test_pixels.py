@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.algorithms.bc import BC
+from mfrl.algorithms.driftql import DriftQL
 from mfrl.algorithms.fbrac import FBRAC
 from mfrl.algorithms.flow_bc import FlowBC
 from mfrl.algorithms.flow_distilled import FlowDistilled
+from mfrl.algorithms.fql import FQL
 from mfrl.algorithms.gaussian_bc import GaussianBC
 from mfrl.algorithms.ifql import IFQL
 from mfrl.algorithms.iql import IQL
@@ -55,6 +57,7 @@ from mfrl.networks.gaussian import GaussianMLP, SquashedGaussianMLP
 from mfrl.networks.mean import MeanMLP
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm
+from mfrl.system.paths import CONFIG_DIR
 
 SIZE = 6
 SHAPE = (2, 8, 6, 3)  # frames, height, width, channels
@@ -64,10 +67,13 @@ STATES = DataSpec(3, ACTION_DIM, (0.0,) * 3, (1.0,) * 3, reward_min=-1.0, reward
 tiny_encoder = partial(ImpalaEncoder, stacks=[2, 3], width=5)
 tiny_gaussian = partial(GaussianMLP, hidden=[16])
 tiny_mean = partial(MeanMLP, hidden=[16])
+tiny_squashed = partial(SquashedGaussianMLP, hidden=[16])
 tiny_value = partial(StateValue, hidden=[16])
 
+#: Every algorithm of conf/algo, by its name.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "meanflowql": partial(MeanFlowQL, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
+    "fql": partial(FQL, actor=tiny_dit, critic=tiny_critic, flow_steps=2),
     "meanflow_bc": partial(MeanFlowBC, actor=tiny_dit, reformulation=RESIDUAL),
     "flow_bc": partial(FlowBC, actor=tiny_dit),
     "gaussian_bc": partial(GaussianBC, actor=tiny_gaussian),
@@ -78,8 +84,14 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "rebrac": partial(ReBRAC, actor=tiny_mean, critic=tiny_critic, alpha_critic=0.1),
     "fbrac": partial(FBRAC, actor=tiny_dit, critic=tiny_critic, flow_steps=2),
     "meanflow_distill": partial(MeanFlowDistill, actor=tiny_dit, critic=tiny_critic, reformulation=RESIDUAL),
-    "sac": partial(SAC, actor=partial(SquashedGaussianMLP, hidden=[16]), critic=tiny_critic),
+    "driftql": partial(DriftQL, actor=tiny_dit, critic=tiny_critic, num_generated=3),
+    "sac": partial(SAC, actor=tiny_squashed, critic=tiny_critic),
+    "rlpd": partial(SAC, actor=tiny_squashed, critic=tiny_critic, target_aggregation="mean_minus_std"),
 }
+
+
+def test_no_algorithm_is_missing_here():
+    assert ALGORITHMS.keys() == {path.stem for path in CONFIG_DIR.glob("algo/*.yaml")}
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -218,16 +230,20 @@ def test_images_without_an_encoder_and_states_with_one_are_refused(name):
         ALGORITHMS[name](STATES, updates=4, encoder=tiny_encoder)
 
 
+VALUES = {"actor": 2, "critic": 1, "target_critic": 1}
 IMPLICIT = {"value": 2, "critic": 1, "target_critic": 1, "actor": 1}
 ONCE = {
-    "meanflowql": {"actor": 2, "critic": 1, "target_critic": 1},
+    "meanflowql": VALUES,
+    "fql": {"flow": 1, **VALUES},
     "flow_distilled": {"flow": 1, "student": 0},
     "iql": IMPLICIT,
     "ifql": IMPLICIT,
     "rebrac": {"actor": 1, "critic": 1, "target_actor": 1, "target_critic": 1},
-    "fbrac": {"actor": 2, "critic": 1, "target_critic": 1},
-    "meanflow_distill": {"flow": 1, "actor": 2, "critic": 1, "target_critic": 1},
-    "sac": {"actor": 2, "critic": 1, "target_critic": 1},
+    "fbrac": VALUES,
+    "meanflow_distill": {"flow": 1, **VALUES},
+    "driftql": VALUES,
+    "sac": VALUES,
+    "rlpd": VALUES,
 }
 
 

@@ -179,6 +179,8 @@ class OnlineSettings:
             require("online.start_after", self.start_after < self.steps, self.start_after, "less than online.steps")
             fits = self.steps % self.num_envs == 0
             require("online.steps", fits, self.steps, f"a multiple of online.num_envs={self.num_envs}")
+            room = self.capacity > self.num_envs  # else no state of the ring has its next one beside it
+            require("online.capacity", room, self.capacity, f"more than online.num_envs={self.num_envs}")
 
     @property
     def updates(self) -> int:

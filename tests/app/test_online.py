@@ -9,17 +9,27 @@ import shutil
 from pathlib import Path
 
 import gymnasium
+import hydra
 import numpy as np
 import pytest
 import torch
 from conftest import DATASET
+from omegaconf import OmegaConf
 from processes import shorten_episodes
 from tiny import compose, mfrl
 
+from mfrl.algorithms.base import Algorithm
+from mfrl.algorithms.meanflowql import MeanFlowQL
+from mfrl.algorithms.sac import SAC
+from mfrl.app.parts import build_algorithm
 from mfrl.app.train import train
+from mfrl.data.batch import Batch
+from mfrl.data.ogbench import OGBenchData
 from mfrl.data.replay import Journal
 from mfrl.deploy.policy import load
 from mfrl.errors import CheckpointError, ConfigError, RefusedRun
+from mfrl.learning.online import Online
+from mfrl.q_learning import Values
 from mfrl.report.figures import learning_curves
 from mfrl.report.groups import group_runs
 from mfrl.report.summary import Bootstrap, per_group
@@ -27,6 +37,8 @@ from mfrl.report.tables import mean_and_std
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.load import load_algorithm
 from mfrl.runs.read import find_runs
+from mfrl.settings import OnlineSettings
+from mfrl.system.paths import CONFIG_DIR
 
 pytestmark = pytest.mark.usefixtures("short_episodes")
 
@@ -65,6 +77,35 @@ SCRATCH = [
     "online.random_steps=8",
     *SHORT,
 ]
+
+#: Of any algorithm, through both phases.
+BOTH = [
+    f"env=ogbench/{DATASET}",
+    "network=mlp",
+    "network.actor.hidden=[16]",
+    *SHORT,
+    "updates=4",
+    "online.steps=6",
+    "online.start_after=0",
+    "online.num_envs=2",
+    "online.workers=0",
+    "log.every=3",
+    "checkpoint.every=7",
+    "eval.every=10",
+    "eval.episodes=1",
+    "eval.num_envs=1",
+]
+
+
+def algorithm_of(name: str) -> type[Algorithm]:
+    """The class that ``conf/algo/NAME.yaml`` names, or that the file does which it builds on, as rlpd does on sac."""
+    settings = OmegaConf.load(CONFIG_DIR / "algo" / f"{name}.yaml")
+    target = settings.algo.get("_target_")
+    return hydra.utils.get_class(target) if target else algorithm_of(settings.defaults[0])
+
+
+ALGORITHMS = sorted(path.stem for path in CONFIG_DIR.glob("algo/*.yaml"))
+LEARNS_VALUES = [name for name in ALGORITHMS if issubclass(algorithm_of(name).Settings, Values)]
 
 
 def run(run_dir: Path, overrides: list[str], *more: str) -> dict:
@@ -170,6 +211,32 @@ def test_so_does_one_that_began_from_nothing(scratch: Path, update: int, tmp_pat
     assert_same(scratch, again)
 
 
+@pytest.mark.parametrize(
+    "name",
+    # The tests above do so with MeanFlowQL, and with SAC, which RLPD is too.
+    [
+        pytest.param(name, marks=pytest.mark.slow if algorithm_of(name) in (MeanFlowQL, SAC) else ())
+        for name in LEARNS_VALUES
+    ],
+)
+def test_every_algorithm_that_learns_values_goes_online_and_on_from_a_checkpoint(
+    name: str, data_dir: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    result = run(whole, [f"algo={name}", *BOTH, f"data_dir={data_dir}"])
+    assert result["updates"] == 10
+    again = back_to(whole, 7, tmp_path / "again")
+    resume(again)
+    assert_same(whole, again)
+
+
+@pytest.mark.parametrize("name", sorted({*ALGORITHMS} - {*LEARNS_VALUES}))
+def test_every_algorithm_that_imitates_is_refused_online(name: str, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{algorithm_of(name).__name__} imitates.*online\.steps"):
+        run(tmp_path / "run", [f"algo={name}", *BOTH, f"data_dir={data_dir}"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_episodes_under_way_are_played_again_and_not_dropped(scratch: Path, tmp_path: Path) -> None:
     again = back_to(scratch, 21, tmp_path / "again")
     state = load_checkpoint(again / "checkpoints" / "last.ckpt")["online"]
@@ -236,6 +303,7 @@ def test_overlapped_the_newest_transition_is_missing_and_the_rest_as_it_was(scra
         (["online.steps=7", "online.num_envs=2"], r"online\.steps=7"),
         (["online.steps=10", "online.start_after=10"], r"online\.start_after=10"),
         (["online.capacity=0"], r"online\.capacity=0"),
+        (["online.capacity=4", "online.num_envs=4"], r"online\.capacity=4.*num_envs=4"),
         (["online.balanced=1"], r"online\.balanced=1"),
         (["online.alpha=-1"], r"online\.alpha=-1"),
     ],
@@ -254,10 +322,8 @@ def test_what_was_learnt_from_nothing_is_loaded_and_acts_in_the_environments_uni
     assert env.action_space.contains(policy(env.reset(seed=0)[0]))
 
 
-def test_what_has_no_rewards_no_data_or_no_alpha_is_refused(data_dir: Path, tmp_path: Path) -> None:
+def test_what_has_no_data_or_no_alpha_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"imitates.*online\.steps"):
-        run(path, [ONWARD[0], "algo=flow_bc", f"data_dir={data_dir}", *SHORT, "updates=2", "online.steps=2"])
     with pytest.raises(ConfigError, match="updates=5"):
         run(path, SCRATCH, "updates=5")
     with pytest.raises(ConfigError, match=r"online\.balanced"):
@@ -274,3 +340,31 @@ def test_balanced_batches_are_half_data_and_half_interaction(data_dir: Path, tmp
     assert result["updates"] == 24
     state = load_checkpoint(path / "checkpoints" / "last.ckpt")["online"]
     assert state["transitions"] == 30
+
+
+def test_the_data_leave_one_by_one_where_the_ends_of_episodes_have_filled_the_ring(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    def rows(batch: Batch) -> list[bytes]:
+        return [row.tobytes() for row in torch.cat([batch.observations, batch.actions], dim=1).numpy()]
+
+    steps, capacity = 50, 40
+    data = OGBenchData(DATASET, data_dir=str(data_dir))
+    data.setup()
+    algorithm = build_algorithm(compose("train", f"env=ogbench/{DATASET}", "algo=sac", *SHORT), data.spec)
+    settings = OnlineSettings(steps=steps, random_steps=steps, capacity=capacity)
+    online, ring_was_full_first = Online(settings, [algorithm], [tmp_path], data, 1024, 0, pytest.fail), False
+    before = shorten_episodes(4)
+    try:
+        for chunk in online.chunks(0, steps, steps, ()):
+            for made, batch in enumerate(chunk, start=1):
+                ring, kept = online.players[0].ring, max(capacity - made, 0)
+                assert ring.count == made
+                known = rows(data.train[torch.arange(len(data.train) - kept, len(data.train))])
+                known += rows(ring[torch.arange(ring.first, ring.count)])
+                assert {*rows(batch)} == {*known}  # each row of those was drawn, and no other one
+                ring_was_full_first |= ring.first > 0 and kept > 0
+    finally:
+        online.close()
+        shorten_episodes(before)
+    assert ring_was_full_first

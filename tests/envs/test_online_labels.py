@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+import torch
+from conftest import DATASET
+from tiny import tiny_critic, trainer
 
+from mfrl.algorithms.sac import SAC
+from mfrl.data.batch import ACTION_CLIP
 from mfrl.data.minari import MinariData
+from mfrl.data.module import OfflineData
 from mfrl.data.ogbench import OGBenchData
 from mfrl.data.ogbench_source import Simulator
+from mfrl.data.replay import Journal
+from mfrl.data.scratch import Scratch
 from mfrl.envs import d4rl, ogbench
+from mfrl.learning.online import JOURNAL, Online
+from mfrl.learning.training import Training
+from mfrl.networks.gaussian import SquashedGaussianMLP
+from mfrl.settings import OnlineSettings
 
 STEPS = 60
 
@@ -86,6 +101,95 @@ def test_ogbench_s_own_rewards_are_the_relabelled_ones(dataset: str) -> None:
     np.testing.assert_array_equal(
         sparse.labels(np.zeros((STEPS, 1)), np.array(rewards), np.array(ends))[0], -2.0 * (labelled != 0.0)
     )
+
+
+class Witness(gymnasium.Wrapper):
+    """A maze whose episodes begin beside the goal; it notes what happens."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        core: Any = env.unwrapped
+        task = core.task_infos[core._reward_task_id - 1]
+        task["init_ij"] = task["goal_ij"]
+        self.steps: list[dict[str, Any]] = []
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.observation, info = self.env.reset(**options)
+        return self.observation, info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        happened = {"observation": self.observation, "action": action, "qpos": state_of(self)["qpos"]}
+        self.observation, reward, terminated, truncated, info = self.env.step(action)
+        happened |= {"next_observation": self.observation, "next_qpos": state_of(self)["qpos"]}
+        self.steps.append(happened | {"ended": terminated or truncated, "truncated": truncated})
+        return self.observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("maze", ["pointmaze", "antmaze"])
+def test_the_online_phase_stores_the_steps_that_were_made_with_the_labels_of_the_data(
+    maze: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the file and in the ring, of which updates take their batches, across the ends of episodes."""
+    lanes, steps, scale = 2, 160, 2.0 if maze == "pointmaze" else 1.0
+    data: OfflineData
+    if maze == "pointmaze":
+        data = OGBenchData(DATASET, data_dir=str(data_dir), reward_scale=scale, updates=0)
+    else:
+        data = Scratch("antmaze-medium-singletask-v0", updates=0)
+    data.setup()
+    simulator, build, witnesses = Simulator(data.env.env_id), ogbench.make, []
+    simulator.env.reset()
+
+    def beside_the_goal(*names: str, **options: Any) -> Witness:
+        witnesses.append(Witness(build(*names, **options)))
+        return witnesses[-1]
+
+    monkeypatch.setattr(ogbench, "make", beside_the_goal)
+    monkeypatch.setattr(gymnasium.spec(data.env.env_id), "max_episode_steps", 15)
+    settings = OnlineSettings(steps=steps, num_envs=lanes, workers=0, start_after=120, random_steps=100)
+    actor = partial(SquashedGaussianMLP, hidden=[16])
+    algorithm = SAC(data.spec, actor=actor, critic=tiny_critic, updates=settings.updates)
+    algorithm.go_online(0, settings.updates)
+    training = Training(algorithm, 8)
+    training.online = online = Online(settings, [algorithm], [tmp_path], data, 8, 0, pytest.fail)
+    trainer().fit(training, data)
+    online.close()
+
+    stepped = [witness.steps for witness in witnesses if witness.steps]
+    happened = [step for together in zip(*stepped, strict=True) for step in together]
+    assert (len(stepped), len(happened)) == (lanes, steps)
+    made = {name: np.stack([step[name] for step in happened]) for name in happened[0]}
+    rewards, masks = simulator.label({"qpos": made["qpos"]})
+    later, _ = simulator.label({"qpos": made["next_qpos"]})
+    simulator.close()
+    assert made["ended"].sum() > made["truncated"].sum() > lanes  # by success and by the limit of time
+    assert (rewards != later).any()  # and so a label of the wrong state would show
+    made |= {"reward": scale * rewards, "mask": masks}
+
+    journal = Journal(tmp_path / JOURNAL, data.spec)
+    (records,) = journal.read(online.players[0].journal.count, online.players[0].journal.checksum)
+    for lane in range(lanes):
+        own = records[records["lane"] == lane]
+        ended = made["ended"][lane::lanes]
+        # Behind the last state of an episode in which an action was taken comes the one in which it ended.
+        acts = np.insert(np.ones(len(ended), np.bool_), np.flatnonzero(ended) + 1, False)
+        np.testing.assert_array_equal(own["acts"], acts)
+        for name in ("observation", "action", "reward", "mask"):
+            np.testing.assert_array_equal(own[name][acts], made[name][lane::lanes].astype(np.float32), err_msg=name)
+        last = made["next_observation"][lane::lanes][ended].astype(np.float32)
+        np.testing.assert_array_equal(own["observation"][~acts], last)
+
+    batch = online.players[0].ring.gather(torch.arange(steps), discount=0.9)
+    mean, std = np.array(data.spec.observation_mean), np.array(data.spec.observation_std)
+    for stored, wanted in (
+        (batch.observations, (made["observation"] - mean) / std),
+        (batch.next_observations, (made["next_observation"] - mean) / std),
+        (batch.actions, made["action"].clip(-1.0 + ACTION_CLIP, 1.0 - ACTION_CLIP)),
+        (batch.rewards, made["reward"]),
+        (batch.masks, made["mask"]),
+        (batch.discounts, 0.9 * made["mask"]),
+    ):
+        np.testing.assert_allclose(stored.numpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_d4rl_s_antmaze_is_labelled_by_where_a_step_ends_and_shifted() -> None:

@@ -17,6 +17,7 @@ from torch._guards import TracingContext
 
 from mfrl.algorithms.base import Algorithm, frozen_copy
 from mfrl.algorithms.bc import BC
+from mfrl.algorithms.driftql import DriftQL
 from mfrl.algorithms.fbrac import FBRAC
 from mfrl.algorithms.flow_bc import FlowBC
 from mfrl.algorithms.flow_distilled import FlowDistilled
@@ -43,6 +44,7 @@ from mfrl.networks.mlp import MLP
 from mfrl.networks.vector_field import VectorField
 from mfrl.reformulation import Reformulation
 from mfrl.settings import Settings
+from mfrl.system.paths import CONFIG_DIR
 
 SIZE = 12
 # Of one layer each: torch.compile takes its time for every operation, and a second layer has none that the first lacks.
@@ -53,6 +55,7 @@ shallow_field = partial(VectorField, hidden=[16])
 shallow_mean = partial(MeanMLP, hidden=[16], squash=True)
 shallow_value = partial(StateValue, hidden=[16])
 
+#: Every algorithm of conf/algo by its name, and after a comma settings that make another update of it.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "meanflowql": partial(MeanFlowQL, actor=shallow_dit, critic=shallow_critic, reformulation=RESIDUAL),
     "meanflowql, quickstart": partial(
@@ -86,6 +89,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "rebrac": partial(ReBRAC, actor=shallow_mean, critic=shallow_critic, alpha_critic=0.1),
     "fbrac": partial(FBRAC, actor=shallow_field, critic=shallow_critic, flow_steps=2),
     "meanflow_distill": partial(MeanFlowDistill, actor=shallow_mlp, critic=shallow_critic, reformulation=RESIDUAL),
+    "driftql": partial(DriftQL, actor=shallow_field, critic=shallow_critic, num_generated=3),
     "gaussian_bc": partial(GaussianBC, actor=partial(GaussianMLP, hidden=[16])),
     "sac": partial(SAC, actor=partial(SquashedGaussianMLP, hidden=[16]), critic=shallow_critic, backup_entropy=True),
     "rlpd": partial(
@@ -130,6 +134,10 @@ def assert_same(one: Tensor, other: Tensor, name: str) -> None:
 def stacked(members: list[Batch]) -> Batch:
     fields = zip(*members, strict=True)
     return Batch(*(None if field[0] is None else torch.stack(list(field)) for field in fields))
+
+
+def test_no_algorithm_is_missing_here():
+    assert {name.partition(",")[0] for name in ALGORITHMS} == {path.stem for path in CONFIG_DIR.glob("algo/*.yaml")}
 
 
 # ---- one graph

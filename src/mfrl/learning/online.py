@@ -456,13 +456,12 @@ class Online:
         elif data is None:
             batch = ring.gather(ring.first + below(words, visible - ring.first), *arguments)
         else:
-            before, all_of_them = len(data), len(data) + visible
-            oldest = max(all_of_them - self.settings.capacity, 0)
-            if ring.first or oldest >= before:
-                oldest = before + ring.first
-            index = oldest + below(words, all_of_them - oldest)
+            before = len(data)
+            oldest = min(max(before + visible - self.settings.capacity, 0), before)
+            # An episode's last state takes a place in the ring too, so that it may be full while some data are left.
+            index = oldest + below(words, before - oldest + visible - ring.first)
             offline = data.gather(index.clamp(max=before - 1), *arguments)
-            online = ring.gather((index - before).clamp(min=ring.first).to(ring.device), *arguments)
+            online = ring.gather(ring.first + (index - before).clamp(min=0).to(ring.device), *arguments)
             batch = Batch.together([online, offline], _chosen_by((index >= before).to(ring.device)))
         return batch if player.augment is None else player.augment(batch, k)
 
