@@ -106,7 +106,12 @@ def refused_by_system(error: BaseException, folder: Path | None = None) -> Refus
 def _room(path: str | os.PathLike[str]) -> str:
     """How much is free on the disk of a file that may not be there."""
     folder = next((folder for folder in Path(os.path.abspath(path)).parents if folder.is_dir()), Path("/"))
-    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}"
+    return f"{free_bytes(folder) / 1e6:,.1f} MB are free in {folder}"
+
+
+def free_bytes(folder: Path) -> int:
+    """How much can be written to the disk that a folder lies on."""
+    return shutil.disk_usage(folder).free
 
 
 def require(name: str, holds: bool, value: Any, what: str) -> None:

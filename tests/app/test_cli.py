@@ -121,6 +121,7 @@ def test_what_ogbench_does_not_publish_is_said_to_be_so(tmp_path: Path, monkeypa
     [
         ("run_dir=/proc/mine", "run_dir=/proc/mine"),
         ("accelerator=gpuu", "accelerator=gpuu"),
+        ("trainer.accelerator=gpuu", "trainer.accelerator=gpuu"),
     ],
 )
 def test_what_the_machine_does_not_have_is_named(setting: str, message: str, data_dir: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_job_that_fails_loses_no_other_and_is_all_that_is_done_again(tmp_path:
     ("override", "note"),
     [
         ("algo.actor_lr=-1", r"algo\.actor_lr=-1 .*"),
-        ("trainer.max_epochs=-9", r"\w+: .*9.* \(see {folder}/error.txt\)"),
+        ("+trainer.strategy=ddp9", r"\w+: .*ddp9.* \(see {folder}/error.txt\)"),
     ],
 )
 def test_what_went_wrong_is_one_line_and_a_file(override: str, note: str, tmp_path: Path) -> None:

@@ -288,6 +288,9 @@ def test_the_table_has_a_line_for_every_dataset_with_its_tasks(
     assert " 1-5 (2) " in cells["ogbench/cube-single-play"]
     assert " 1 " in cells["ogbench/visual-scene-play"]
     assert any("--all-tasks" in line for line in lines)
+    assert max(map(len, lines)) <= 120
+    assert " code, fql, paper " in cells["ogbench/scene-play"]
+    assert " code, fql, paper +4 " in cells["ogbench/visual-scene-play"], "how many more there are"
     tasks.main(["--data-dir", str(folder), "scene-play-task2", "scene-play-task4", "pen-human"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("ogbench/scene-play ") and " 2, 4 (2) " in line]
@@ -307,6 +310,7 @@ def test_a_table_fits_the_terminal_and_keeps_names_and_what_to_do(
     tasks.show([(task, data[task.env]) for task in benchmark()], console, all_tasks)
     lines = console.export_text().splitlines()
     assert max(len(line) for line in lines) <= width
+    assert ("presets" in lines[0]) == (width >= 120)
     for task in benchmark():
         remedy = " or ".join(data[task.env].get) or f"{state} (checksums)"
         (line,) = (line for line in lines if line.split()[:1] == [task.name if all_tasks else task.env])

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import MAZE, SPEC, WITH_FIGURES, WITHOUT_FIGURES, compose, mfrl
 
 from mfrl.app.checks import refuse_settings_of_another_algorithm
+from mfrl.app.cli import COMMANDS
 from mfrl.app.evaluate import evaluate_checkpoint
 from mfrl.app.fetch import fetch_missing
 from mfrl.app.parts import build_algorithm
@@ -688,6 +689,21 @@ def test_help_is_given(arguments: list[str], tmp_path: Path) -> None:
     done = mfrl(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 8
+
+
+def test_the_help_of_every_command_is_a_page_in_our_words(tmp_path: Path) -> None:
+    for command in COMMANDS:
+        done = mfrl(command, "--help", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"mfrl {command} ")
+        assert max(map(len, done.stdout.splitlines())) <= 120
+        assert len(done.stdout.splitlines()) < 60
+    (tmp_path / "own" / "variant").mkdir(parents=True)
+    (tmp_path / "own" / "variant" / "half.yaml").write_text("name: half\n")
+    said = mfrl("train", "--config-dir", "own", "--help", cwd=tmp_path).stdout
+    assert "half, noise_residual" in said, "names of the user's own folder"
+    assert "ogbench/..." in said
+    assert " _" not in said, "what only other files build on"
 
 
 def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) -> None:

@@ -609,6 +609,14 @@ def test_precisions_that_spoil_clipping_are_refused(tmp_path: Path, monkeypatch:
     assert run(root, tmp_path / "run", "trainer.precision=bf16-mixed")["updates"] == 8
 
 
+@pytest.mark.parametrize("epochs", ["0", "-1", "5", "null"])
+def test_a_run_is_one_epoch(epochs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_dataset(tmp_path / "data", monkeypatch)
+    with pytest.raises(ConfigError, match=rf"trainer\.max_epochs={epochs}.*updates="):
+        run(root, tmp_path / "run", f"trainer.max_epochs={epochs}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_cannot_be_put_where_they_are_missing_are_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     data = OGBenchData(DATASET, data_dir=str(tmp_path / "file" / "below"))

@@ -288,8 +288,10 @@ def test_folders_without_runs_are_an_error_that_says_what_a_run_is(tmp_path: Pat
 
 def test_a_report_of_unfinished_runs_alone_lists_them(tmp_path: Path):
     make_run(tmp_path / "a", [0.5], finished=False)
-    made = report([tmp_path], tmp_path / "out", console=QUIET)
+    console = Console(file=io.StringIO(), width=120)
+    made = report([tmp_path], tmp_path / "out", console=console)
     assert made.rows == []
+    assert "nothing to average; the report lists 1" in console.file.getvalue()
     assert "No run is finished" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -417,6 +419,10 @@ WITHOUT_VARIANT = sorted(
 def test_every_method_is_told_by_its_own_colour_and_marker():
     known = [drawing.look_of(name) for name in (*NAMES, *WITHOUT_VARIANT)]
     assert len({look.color for look in known}) == len({look.marker for look in known}) == len(known)
+    every = {path.stem for path in (CONFIG_DIR / "algo").glob("*.yaml")} | {*NAMES}
+    assert every <= drawing.LOOKS.keys()
+    assert len({*drawing.LOOKS.values()}) == len(drawing.LOOKS)
+    assert drawing.look_of("meanflowql").color == drawing.look_of("residual").color, "of the same method"
     own = drawing.look_of("a variant of somebody's")
     assert own == drawing.look_of("a variant of somebody's")
     assert own not in known

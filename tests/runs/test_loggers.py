@@ -54,6 +54,15 @@ def test_no_chart_is_laid_out_without_a_curve_and_none_holds_training_and_held_o
     assert layout([]) == {}
 
 
+def test_what_is_learned_online_has_charts_of_its_own() -> None:
+    scores = {"online/success", "online/return", "online/length"}
+    found = layout(scores | {"perf/interaction_share", "online/steps", "online/episodes"})
+    assert found.keys() == {"online", "speed"}
+    shown = [pattern.strip("^$") for _, patterns in found["online"].values() for pattern in patterns]
+    assert sorted(shown) == sorted(scores)
+    assert [patterns for _, patterns in found["speed"].values()] == [["^perf/interaction_share$"]]
+
+
 @pytest.mark.parametrize("name", sorted({n for p in ALGORITHMS.glob("*.py") for n in LOSS.findall(p.read_text())}))
 def test_every_loss_of_every_algorithm_has_a_chart_in_training_and_held_out(name: str) -> None:
     assert len(layout([tag(f"train/{name}"), f"val/{name}"])) == 2
@@ -67,7 +76,9 @@ def columns(*overrides: str) -> dict[str, float | str]:
 
 def test_runs_that_differ_by_a_default_have_the_same_columns() -> None:
     plain = columns("experiment=quickstart")
-    for override in ("algo.alpha=3", "algo.tau=0.2", "algo.actor_average=null", "network.actor.width=32", "updates=9"):
+    algo = ("algo.alpha=3", "algo.tau=0.2", "algo.actor_average=null")
+    online = ("online.steps=9", "online.alpha=3", "online.balanced=true", "online.workers=2")
+    for override in (*algo, *online, "network.actor.width=32", "updates=9"):
         changed = columns("experiment=quickstart", override)
         assert changed.keys() == plain.keys()
         (key,) = [key for key in plain if plain[key] != changed[key]]
@@ -86,6 +97,13 @@ def test_what_was_overridden_comes_first_after_variant_seed_environment_and_alph
     assert [name.strip() for name in sorted(first)] == ["variant", "seed", "env", "algo.alpha", "algo.tau"]
     assert [first[name] for name in sorted(first)][:3] == ["residual", 3, "cube-single-play task 2"]
     assert len({setting.name for setting in settings}) == len(settings)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"), [("variant=velocity", "velocity"), ("algo=fql", "fql"), ("algo=sac", "sac")]
+)
+def test_the_first_column_tells_the_method_also_of_an_algorithm_without_a_variant(chosen: str, told: str) -> None:
+    assert columns(chosen)["variant"] == told
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mfrl.system.files import free_bytes, lack_of_room, move_into_place, temporary_folder
+from mfrl.errors import free_bytes
+from mfrl.system.files import lack_of_room, move_into_place, temporary_folder
 
 
 def tree(folder: Path) -> dict[str, str | None]:

@@ -69,15 +69,27 @@ def check_settings(cfg: DictConfig) -> None:
             f"trainer.precision={precision} must be {' or '.join(PRECISIONS)}: with 16-mixed gradients are scaled when "
             "they are clipped, which then keeps next to nothing of them, and nothing else was tried"
         )
+    epochs = cfg.trainer.get("max_epochs")
+    require("trainer.max_epochs", epochs == 1, epochs, "1, which has all updates: updates= says how many")
+    check_accelerator("accelerator", cfg.accelerator)
+    check_accelerator("trainer.accelerator", cfg.trainer.get("accelerator", "auto"))
+    check_watching(cfg)
+
+
+def check_accelerator(key: str, value: Any) -> None:
+    """Check that this machine has an accelerator.
+
+    Raises:
+        ConfigError: it does not, or the value is no name. The message says which there are.
+    """
     # ${accelerator} becomes a part of the trainer's settings, which are built: a group here, perhaps from a checkpoint,
     # could name any class.
-    if not isinstance(cfg.accelerator, str):
-        raise ConfigError(f"accelerator={cfg.accelerator} must be a name, e.g. auto, cpu or gpu")
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}={value} must be a name, e.g. auto, cpu or gpu")
     here = {name for name in AcceleratorRegistry if AcceleratorRegistry[name]["accelerator"].is_available()}
     here |= {"auto"} | ({"gpu"} if here & {"cuda", "mps"} else set())
-    if cfg.accelerator not in here:
-        raise ConfigError(f"accelerator={cfg.accelerator} is not on this machine ({', '.join(sorted(here))} are)")
-    check_watching(cfg)
+    if value not in here:
+        raise ConfigError(f"{key}={value} is not on this machine ({', '.join(sorted(here))} are)")
 
 
 def phases(cfg: DictConfig) -> tuple[int, OnlineSettings]:

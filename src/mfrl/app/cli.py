@@ -6,9 +6,11 @@ import logging
 import re
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -17,9 +19,11 @@ import hydra
 # Hydra's own flags (--cfg, --config-dir, -m) are read here, before Hydra takes over, to know whether the command runs
 # something or only prints. Hydra does not export its parser: this is the only import of its internals.
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
@@ -33,7 +37,10 @@ from mfrl.system.paths import CONFIG_DIR, take_as_they_are
 USAGE = """mfrl: one-step generative policies for offline RL
 
   mfrl train   [overrides]                    train; -m sweeps over comma-separated values
+  mfrl train   seeds=8 [overrides]            eight seeds in one process
   mfrl train   sweep=reformulation env=...    every variant, several seeds, side by side
+  mfrl train   sweep=search env=...           search for the best alpha, or another setting
+  mfrl train   resume=RUN [online.steps=N]    go on with a run; with online.steps in its environment
   mfrl eval    ckpt=PATH [episodes=50]        evaluate a checkpoint or run folder
   mfrl export  ckpt=PATH [format=onnx]        a policy for another runtime, compared with PyTorch before it is written
   mfrl tasks   [--available] [NAME...]        what can be trained on, and whether its data are here
@@ -83,12 +90,13 @@ def download(cfg: DictConfig) -> Any:
     build(cfg.data).download(**({} if cfg.mirrors is None else {"mirrors": list(cfg.mirrors)}))
 
 
-COMMANDS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
-    "train": (train, "train"),
-    "eval": (evaluate, "eval"),
-    "export": (export, "export"),
-    "collect": (collect, "collect"),
-    "download": (download, "download"),
+#: By name, which is that of the command's file in conf/ too.
+COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
+    "train": train,
+    "eval": evaluate,
+    "export": export,
+    "collect": collect,
+    "download": download,
 }
 
 
@@ -133,7 +141,6 @@ def run(arguments: list[str]) -> None:
     if name not in COMMANDS:
         known = [*COMMANDS, "report", "tasks"]
         fail(f"unknown command {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}", 2)
-    function, config_name = COMMANDS[name]
     try:
         arguments = [name, *take_as_they_are(arguments[1:])]
     except MfrlError as error:
@@ -159,14 +166,15 @@ def run(arguments: list[str]) -> None:
     try:
         # Hydra's own pages (--help, --info, completion) and other configurations (--config-path) are left to Hydra.
         if not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.config_path)):
-            check_overrides(flags.config_name or config_name, flags.overrides, flags.config_dir, flags.cfg is None)
-        search = Composer.of(config_name, [parse(text) for text in searched], flags.config_dir).search
+            check_overrides(flags.config_name or name, flags.overrides, flags.config_dir, flags.cfg is None)
+        composer = Composer.of(name, [parse(text) for text in searched], flags.config_dir)
     except MfrlError as error:
         fail(str(error), 2)
-    if search:  # Hydra's parser wants all overrides side by side
+    OmegaConf.register_new_resolver("mfrl.names", partial(list_names, composer), replace=True)  # for conf/hydra/help
+    if composer.search:  # Hydra's parser wants all overrides side by side
         kept = [text for text in arguments[1:] if text not in searched]
         first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
-        sys.argv[1:] = [*kept[:first], *search, *kept[first:]]
+        sys.argv[1:] = [*kept[:first], *composer.search, *kept[first:]]
 
     sweep_process = this_process()
 
@@ -180,7 +188,7 @@ def run(arguments: list[str]) -> None:
             launcher = HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")
             if launcher != "basic" and not multirun:
                 raise ConfigError(f"hydra/launcher={launcher} starts the jobs of a sweep: add -m, or sweep=...")
-            return function(cfg)
+            return COMMANDS[name](cfg)
         except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
             # A signal during the import of a module in C makes that import fail, or is only noted.
             received = signals.received()
@@ -194,7 +202,19 @@ def run(arguments: list[str]) -> None:
                 raise refusal from (None if refusal is error else error)
             fail(str(refusal), refusal.exit_status)
 
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(task)()
+
+
+def list_names(composer: Composer, *groups: str) -> str:
+    """The configurations that each group offers, those of the user's folders too, as lines of Hydra's help."""
+    loader, lines = GlobalHydra.instance().config_loader(), []
+    for group in groups:
+        found = []
+        for kind, ending in ((ObjectType.GROUP, "/..."), (ObjectType.CONFIG, "")):
+            names = loader.get_group_options(group, kind, composer.name, list(composer.search))
+            found += [f"{name}{ending}" for name in names if not name.startswith("_")]
+        lines += textwrap.wrap(", ".join(found), 116, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14)
+    return "\n".join(lines)
 
 
 def quiet_lightning() -> None:

@@ -136,7 +136,8 @@ def show(made: Report, out: Path, console: Console) -> None:
     if made.overall:
         _print(console, tables.overall_table(made, narrow=True), "[bold]over tasks[/]")
     if not made.rows:
-        console.print("[bold]no run is finished, so there is nothing to average[/]")
+        listed = f"the report lists {len(made.grouping.excluded)}, with what each lacks"
+        console.print(f"[bold]no run is finished, so there is nothing to average[/]; {listed}", soft_wrap=True)
     for line in tables.warning_lines(made.grouping):
         console.print(f"[bold red]warning[/] {escape(line)}", highlight=False, soft_wrap=True)
     for run in made.grouping.excluded:

@@ -19,7 +19,7 @@ from mfrl.app.parts import Parts
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.data.module import OfflineData
 from mfrl.envs.vector import WorkerError
-from mfrl.errors import CheckpointError, RefusedRun, refused_by_system
+from mfrl.errors import CheckpointError, InterruptedRun, MfrlError, RefusedRun, refused_by_system
 from mfrl.learning.training import Trained
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
@@ -28,6 +28,7 @@ from mfrl.runs.read import FINISHED, flatten, read_run
 from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, matches_any
 from mfrl.runs.saved import PART_CLASSES, Saved, refuse_incomplete, resolve_interpolations, resolved_value
 from mfrl.runs.targets import plain_settings
+from mfrl.system import signals
 from mfrl.system.paths import pasted, run_folder
 
 # A resumed run takes these settings from the command line and never from its checkpoint: a file must not choose which
@@ -265,6 +266,27 @@ def how_to_resume(run: RunFolder, update: int, checkpoints: Checkpoint, told: st
     if not run.last_checkpoint.is_file():
         return f"{where}; there is no checkpoint, so it has to begin anew"
     return f"{where}; go on with:  {pasted('mfrl', 'train', resume=run.path)}"
+
+
+@contextmanager
+def ending_resumably(run: RunFolder, module: Trained, checkpoints: Checkpoint) -> Iterator[None]:
+    """Train in the block: however training stops, the error says how to resume the run.
+
+    A signal is noted, for the callback that saves and then stops; another Ctrl-C stops at once.
+
+    Raises:
+        InterruptedRun: a signal stopped training.
+        MfrlError: it ended before its last update, or see :func:`telling_how_to_resume`.
+    """
+    with signals.handled_by(signals.note_once), telling_how_to_resume(run, module, checkpoints):
+        try:
+            yield
+        except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
+            stopped = how_to_resume(run, module.updates, checkpoints)
+            raise InterruptedRun(stopped, signals.received()) from None
+    if module.updates < module.total_updates:
+        left = how_to_resume(run, module.updates, checkpoints)
+        raise MfrlError(f"a callback, or a setting trainer.*, ended training early: {left}")
 
 
 @contextmanager

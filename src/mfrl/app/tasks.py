@@ -36,11 +36,13 @@ from mfrl.errors import did_you_mean
 Justify = Literal["left", "right"]
 
 _FEW = 4  # at most so many commands are printed in full
-#: Characters that a line needs for these columns; ``default`` is the number of the default task in brackets.
-_ROOM = {"default": 100, "updates": 100, "presets": 140, "env": 200}
+#: Characters that a line needs for these columns; ``default`` is the number of the default task in brackets, and
+#: ``methods`` the whole list of presets.
+_ROOM = {"default": 100, "updates": 100, "presets": 120, "methods": 140, "env": 200}
 _PIPE = 1000  # characters of a line in a pipe, where no cell is folded
 _SIZES: dict[str, Justify] = {"obs": "right", "act": "right", "updates": "right"}
 _DATA = "data or how to get it"
+_EVERYWHERE = ("code", "fql", "paper")  # methods with presets for every task of the benchmark
 _ONLINE = "algo=sac updates=0 online.steps=400000"  # with which an environment without data is trained in
 
 
@@ -116,7 +118,7 @@ def show(rows: Sequence[tuple[Task, Data]], console: Console, all_tasks: bool = 
         notes.append(f"Published settings:  mfrl train experiment=paper/{example.name}")
     if not all_tasks and len({task.env for task, _ in rows}) < len(rows):
         brackets = "In brackets OGBench's default task. " if console.width >= _ROOM["default"] else ""
-        notes.append(f"{brackets}A line for each task:  mfrl tasks --all-tasks")
+        notes.append(f"{brackets}A line for each task, with all of its presets:  mfrl tasks --all-tasks")
     wanted = list(dict.fromkeys(command for _, data in rows for command in data.get.values()))
     if wanted:
         few = len(wanted) <= _FEW
@@ -134,7 +136,7 @@ def _table_of_tasks(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
     table = _empty_table({head: side for head, side in columns.items() if head not in omitted})
     for task, data in rows:
         default = " (default)" if task.number and task.default else ""
-        methods = _methods([task])
+        methods = _methods([task], brief=width < _ROOM["methods"])
         _add_row(table, task, data, {"task": task.name, "env": task.overrides + default, "presets": methods})
     return table
 
@@ -151,7 +153,8 @@ def _table_of_datasets(rows: Sequence[tuple[Task, Data]], width: int) -> Table:
         numbers = _span([task.number for task, _ in members if task.number])
         if width >= _ROOM["default"]:
             numbers += "".join(f" ({task.number})" for task, _ in members if task.number and task.default)
-        methods = _methods([task for task, _ in members])
+        brief = len(datasets) > 1 or width < _ROOM["methods"]
+        methods = _methods([task for task, _ in members], brief)
         _add_row(table, *members[0], {"env": env, "task": numbers, "presets": methods})
     return table
 
@@ -162,10 +165,14 @@ def _named(task: Task) -> list[str]:
     return [f"{task.name}-task{number}" for number in range(1, NUM_TASKS + 1)] if every else [task.name]
 
 
-def _methods(tasks: Sequence[Task]) -> str:
-    """The methods that have a preset for one of the tasks."""
-    found = {method for task in tasks for name in _named(task) for method in presets.methods(name)}
-    return ", ".join(sorted(found)) or "-"
+def _methods(tasks: Sequence[Task], brief: bool) -> str:
+    """The methods that have a preset for one of the tasks; ``brief``: at most three, and how many more."""
+    found = sorted({method for task in tasks for name in _named(task) for method in presets.methods(name)})
+    if brief:
+        found.sort(key=lambda method: method not in _EVERYWHERE)
+    shown = found[:3] if brief else found
+    more = f" +{len(found) - len(shown)}" if len(found) > len(shown) else ""
+    return (", ".join(shown) + more) or "-"
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -23,16 +23,14 @@ from mfrl.app.parts import (
 from mfrl.app.results import announce, finish, summarise
 from mfrl.app.resume import (
     Start,
+    ending_resumably,
     finished_result,
-    how_to_resume,
     refuse_other_data,
     resumed_start,
-    telling_how_to_resume,
     unfinished_checkpoint,
 )
 from mfrl.app.watch import begin_run, build_progress
 from mfrl.envs.vector import refuse_unguarded_script
-from mfrl.errors import InterruptedRun, MfrlError
 from mfrl.learning.training import Training
 from mfrl.runs.folder import RunFolder
 from mfrl.runs.jobs import JobConsole
@@ -111,16 +109,8 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
         if module.online is not None:
             lock.callback(module.online.close)
         announce(console, cfg, str(run.path), start.updates, why)
-        with signals.handled_by(signals.note_once), telling_how_to_resume(run, module, started.checkpoints):
-            try:
-                run_trainer(trainer, module, data, started.evaluate, start.updates, start.checkpoint)
-            except (signals.Interrupted, SystemExit, KeyboardInterrupt):  # SystemExit: Lightning's answer to Ctrl-C
-                stopped = how_to_resume(run, module.updates, started.checkpoints)
-                raise InterruptedRun(stopped, signals.received()) from None
-        if module.updates < module.total_updates:
-            raise MfrlError(
-                f"a callback ended training early: {how_to_resume(run, module.updates, started.checkpoints)}"
-            )
+        with ending_resumably(run, module, started.checkpoints):
+            run_trainer(trainer, module, data, started.evaluate, start.updates, start.checkpoint)
         result = finish(started, module)
     if not isinstance(console, JobConsole):  # a sweep prints one table for all of its jobs
         summarise(console, run, result)

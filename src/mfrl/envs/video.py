@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mfrl.system.files import free_bytes, replacing
+from mfrl.errors import free_bytes
+from mfrl.system.files import replacing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -257,7 +257,8 @@ def _mean_and_deviation(group: Group) -> str:
 def _note(groups: Sequence[Group], bootstrap: Bootstrap, shaded: bool = True) -> str:
     counts = sorted({len(group.runs) for group in groups})
     averaged = {score.evaluations for group in groups for score in group.scores}
-    what = {(1,): " of the last evaluation", (3,): " of the last three evaluations"}.get(tuple(averaged), "")
+    named = {1: " of the last evaluation", 3: " of the last three evaluations"}
+    what = named.get(max(averaged), "") if len(averaged) == 1 else ""
     if counts[-1] == 1:
         return f"single runs: no interval; numbers: score{what}"
     many = _seeds(counts[0]) if len(counts) == 1 else f"{counts[0]} to {_seeds(counts[-1])}"

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mfrl.runs.folder import RunFolder, read_evaluations
 from mfrl.runs.read import flatten
 from mfrl.runs.scores import score_curve
 from mfrl.runs.targets import plain_settings, settings_of
+from mfrl.settings import OnlineSettings
 from mfrl.system.files import write_text
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -149,7 +150,8 @@ class Setting:
     first: bool = False
 
 
-# TensorBoard sorts columns by name, blanks before letters, and shows the first five. Its page hides leading blanks.
+# TensorBoard sorts columns by name, blanks before letters, and shows the first five and then the scores, which it puts
+# behind all settings. Its page hides leading blanks.
 _VARIANT, _SEED, _ENV, _ALPHA = "    variant", "   seed", "  env", " algo.alpha"
 _LEFT_OUT = ("algo.alpha", "algo.encoder", "algo.seed", "algo.updates", "algo.variant", "env.task", "variant.name")
 _NOT_COMPARED = ("log.", "eval.", "checkpoint.", "collect.", "trainer.")
@@ -159,26 +161,29 @@ def compared_settings(cfg: DictConfig, overrides: Sequence[str]) -> list[Setting
     """The columns of a run in the HParams tab: the settings that may differ between runs.
 
     All runs of an algorithm have the same columns, with defaults where nothing is overridden, because Parallel
-    Coordinates leaves out a run that lacks a column. The first columns are variant, seed, environment, alpha, and the
-    settings that were overridden. If a folder has runs of several algorithms, TensorBoard shows the columns of the
-    first run.
+    Coordinates leaves out a run that lacks a column. The first columns are variant (of an algorithm without one: the
+    algorithm), seed, environment, alpha, and the settings that were overridden. If a folder has runs of several
+    algorithms, TensorBoard shows the columns of the first run.
 
     Args:
         cfg: the run's configuration.
         overrides: the user's.
     """
     task = f" task {cfg.env.task}" if cfg.env.get("task") is not None else ""
-    front = {_VARIANT: cfg.variant.name, _SEED: cfg.seed, _ENV: f"{cfg.env.name}{task}"}
+    method = cfg.algo_name if cfg.variant.name == "none" else cfg.variant.name
+    front = {_VARIANT: method, _SEED: cfg.seed, _ENV: f"{cfg.env.name}{task}"}
     if "alpha" in cfg.algo:
         front[_ALPHA] = cfg.algo.alpha
     changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     keys = ["algo_name", "updates", "batch_size", "data.dataset", "data.fraction"]
     keys += [f"algo.{key}" for key in cfg.algo if not key.startswith("_")]
+    keys += [f"online.{key}" for key in cfg.online]
     network = flatten(plain_settings(cfg.network, resolve=False), "network.")
     keys += [key for key in network if "._" not in key]
     keys += [key for key in changed if "." in key and not key.startswith(_NOT_COMPARED)]
     values = {key: OmegaConf.select(cfg, key) for key in dict.fromkeys(keys) if key not in _LEFT_OUT}
     optional = {f"algo.{key}" for key, annotation in (settings_of(cfg.algo) or {}).items() if "None" in annotation}
+    optional |= {f"online.{field.name}" for field in fields(OnlineSettings) if "None" in str(field.type)}
     first = {"algo_name" if key == "algo" else key for key in changed}
     return [
         *(Setting(name, value, True) for name, value in front.items()),
@@ -309,6 +314,7 @@ def layout(tags: Collection[str]) -> Layout:
             "flow loss": ["train/flow_loss"],
             "flow error": ["actor/flow_error"],
             "distillation loss": ["actor/distillation_loss"],
+            "drift loss": ["actor/drift_loss"],
             "negative log-likelihood": ["actor/nll_loss"],
             "behaviour cloning loss": ["actor/bc_loss"],
             "advantage-weighted loss": ["actor/awr_loss"],
@@ -331,6 +337,7 @@ def layout(tags: Collection[str]) -> Layout:
         "held out": {
             "flow loss": ["val/flow_loss"],
             "distillation loss": ["val/distillation_loss"],
+            "drift loss": ["val/drift_loss"],
             "negative log-likelihood": ["val/nll_loss"],
             "behaviour cloning loss": ["val/bc_loss"],
             "advantage-weighted loss": ["val/awr_loss"],
@@ -338,9 +345,15 @@ def layout(tags: Collection[str]) -> Layout:
             "critic loss": ["val/critic_loss"],
             "value loss": ["val/value_loss"],
         },
+        "online": {
+            "success": ["online/success"],
+            "return": ["online/return"],
+            "episode length": ["online/length"],
+        },
         "speed": {
             "updates per second": ["perf/updates_per_second"],
             "share of the time outside updates": ["perf/loop_share"],
+            "share of the time in the environment": ["perf/interaction_share"],
         },
     }
     found: Layout = {}

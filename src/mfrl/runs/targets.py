@@ -71,7 +71,6 @@ def check_targets(node: Any, key: str) -> None:
 
 # An error that is raised here is printed once. Without this line Hydra would log it a second time.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
-#: Keys that Hydra itself reads in a group with a ``_target_``; they are no arguments of the class.
 
 
 def find_target(name: Any, key: str) -> Any:

@@ -25,6 +25,7 @@ from mfrl.errors import CREDENTIALS, MfrlError
 from mfrl.runs.jobs import FAILED, FINISHED, STOPPED
 from mfrl.runs.loggers import tag
 from mfrl.system.files import one_at_a_time, write_json
+from mfrl.system.processes import environment
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -197,23 +198,21 @@ class MLflowRun(Tracker, MLFlowLogger):
         """
         from mlflow.exceptions import MlflowException
 
-        named = os.environ.get(_URI)
-        try:
-            self._open()
-            before = self.experiment.get_run(self.run_id).data.params
-            # MLflow's names have no other signs, and Lightning cuts values off.
-            given = {re.sub(r"[^\w./: -]", "_", str(key)): str(value)[:250] for key, value in params.items()}
-            super().log_hyperparams({key: value for key, value in given.items() if key not in before})
-            for key, value in given.items():
-                if before.get(key, value) != value:
-                    self.experiment.set_tag(self.run_id, key, value)
-        except MlflowException as error:
-            place = f"{self._tracking_uri} (logger.mlflow.tracking_uri)"
-            known = f", which {self.run_dir / RECORDS} names" if self._run_id else ""
-            raise MfrlError(_told(f"{place} gives no record{known}: {error}")) from error
-        finally:  # Lightning sets the variable, where the next run of this process would find it
-            os.environ.pop(_URI, None)
-            os.environ.update({} if named is None else {_URI: named})
+        # Lightning sets the variable, where the next run of this process would find it.
+        with environment({_URI: os.environ.get(_URI)}):
+            try:
+                self._open()
+                before = self.experiment.get_run(self.run_id).data.params
+                # MLflow's names have no other signs, and Lightning cuts values off.
+                given = {re.sub(r"[^\w./: -]", "_", str(key)): str(value)[:250] for key, value in params.items()}
+                super().log_hyperparams({key: value for key, value in given.items() if key not in before})
+                for key, value in given.items():
+                    if before.get(key, value) != value:
+                        self.experiment.set_tag(self.run_id, key, value)
+            except MlflowException as error:
+                place = f"{self._tracking_uri} (logger.mlflow.tracking_uri)"
+                known = f", which {self.run_dir / RECORDS} names" if self._run_id else ""
+                raise MfrlError(_told(f"{place} gives no record{known}: {error}")) from error
 
     def _open(self) -> None:
         from mlflow.exceptions import MlflowException

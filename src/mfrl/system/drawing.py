@@ -22,6 +22,7 @@ AMBER, BLACK = "#E69F00", "#000000"
 INDIGO, WINE, OLIVE, TEAL = "#332288", "#882255", "#999933", "#44AA99"
 LIME, PLUM = "#6FA512", "#7B3294"
 ROSE, MAUVE, BROWN, GREY, SAND = "#CC6677", "#AA4499", "#661100", "#888888", "#DDCC77"
+FOREST, PINK = "#117733", "#E7298A"
 OF_OBSERVATION = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 _DPI = 110
 
@@ -39,7 +40,8 @@ class Look:
     marker: str
 
 
-#: By the name of the variant or, of an algorithm that has none, of the algorithm.
+#: By the name of the variant or, of an algorithm that has none, of the algorithm. The markers can be told apart on a
+#: line and 5 points wide, where hexagons and octagons would be circles.
 LOOKS = {
     "residual": Look(BLUE, "o"),
     "velocity": Look(ORANGE, "s"),
@@ -51,16 +53,20 @@ LOOKS = {
     "flow_distilled": Look(WINE, "<"),
     "gaussian_bc": Look(OLIVE, ">"),
     "fql": Look(INDIGO, "p"),
-    "bc": Look(GREY, "h"),
+    "bc": Look(GREY, "$\\mathbf{L}$"),
     "iql": Look(TEAL, "*"),
     "ifql": Look(MAUVE, "d"),
-    "rebrac": Look(BROWN, "8"),
-    "fbrac": Look(ROSE, "H"),
+    "rebrac": Look(BROWN, "$\\mathbf{K}$"),
+    "fbrac": Look(ROSE, "$\\mathbf{Y}$"),
     "meanflow_distill": Look(SAND, "$\\bowtie$"),
-    "sac": Look(LIME, "$\\oplus$"),
-    "rlpd": Look(PLUM, "$\\otimes$"),
+    "sac": Look(LIME, "$\\Uparrow$"),
+    "rlpd": Look(PLUM, "$\\mathbf{H}$"),
+    "driftql": Look(PINK, "$\\checkmark$"),
+    # These have variants, and go by their own names where only algorithms are compared.
+    "meanflowql": Look(BLUE, "s"),
+    "meanflow_bc": Look(FOREST, "$\\mathbf{J}$"),
 }
-_OTHERS = [Look(*pair) for pair in product(("#6699CC", "#8C564B", "#117733", "#B07AA1"), ("h", "*", "d", "8"))]
+_OTHERS = [Look(*pair) for pair in product(("#6699CC", "#8C564B", "#B07AA1"), ("*", "d", "p", "P", "X"))]
 
 
 def look_of(name: str) -> Look:

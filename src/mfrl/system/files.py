@@ -1,7 +1,7 @@
 """Files and folders that are whole or not there, one writer at a time, and room on the disk.
 
 What is written appears under its name when it is complete: a file by :func:`replacing`, several files or folders, made
-in a :func:`temporary_folder`, by :func:`move_into_place`. Nothing else here renames, locks or asks how much is free.
+in a :func:`temporary_folder`, by :func:`move_into_place`. Nothing else here renames or locks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mfrl.errors import CheckpointError, MfrlError
+from mfrl.errors import CheckpointError, MfrlError, free_bytes
 
 # Before the tokens there were process numbers.
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(\d+|[0-9a-f]{16})\.tmp(\.[^.]+)?")
@@ -103,11 +103,6 @@ def lack_of_room(folder: Path, needed: float, what: str) -> str | None:
     """
     free = free_bytes(folder)
     return None if needed <= free else f"{folder} has {_size(free)} free; {what} {_size(needed)}"
-
-
-def free_bytes(folder: Path) -> int:
-    """How much can be written to the disk that a folder lies on."""
-    return shutil.disk_usage(folder).free
 
 
 def _size(count: float) -> str:
