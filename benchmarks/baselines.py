@@ -69,7 +69,7 @@ SHARED = {
 TASKS = {
     # ReBRAC's alpha_critic is that of FQL's commands: 0.01 in its antmazes, 0 for cube-single.
     "pointmaze": Task(
-        "env=ogbench/pointmaze-medium-navigate collect={seed:0} updates=3000 batch_size=128",
+        "env=ogbench/pointmaze-medium-navigate collect={seed:0} updates=6000 batch_size=128",
         SHARED
         | {"q_aggregation": "min", "tau": "0.1", "actor_lr": "1e-3", "critic_lr": "1e-3", "alpha_critic": "0.01"},
     ),
@@ -174,7 +174,7 @@ def main() -> None:
             contestant,
             SEEDS,
             values,
-            ["eval.every=1000", "eval.interim_episodes=10", *given.settings],
+            ["eval.every=2000", "eval.interim_episodes=10", *given.settings],
         )
 
 

@@ -25,6 +25,7 @@ from mfrl.report.published import before, both_phases, differences, of_task, pub
 from mfrl.report.summary import Bootstrap, over_tasks, per_group
 from mfrl.report.tables import ranges
 from mfrl.runs.read import ReportError, find_runs
+from mfrl.runs.scores import last_evaluations
 from mfrl.system import drawing
 from mfrl.system.paths import CONFIG_DIR
 
@@ -195,6 +196,13 @@ def test_bootstrap_agrees_with_scipys_percentile_interval():
 
     theirs = stats.bootstrap((x,), iqm, n_resamples=20_000, method="percentile", rng=1).confidence_interval
     np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
+def test_the_evaluation_of_update_0_is_in_no_mean_but_its_own():
+    lines = [{"updates": k} for k in (0, 5, 10)]
+    assert last_evaluations(lines, 3) == lines[1:]
+    assert last_evaluations(lines, 1) == lines[2:]
+    assert last_evaluations(lines[:1], 3) == lines[:1]
 
 
 def test_a_single_seed_gets_no_interval():

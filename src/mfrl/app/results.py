@@ -21,7 +21,14 @@ from mfrl.report.tables import DEPENDS_ON_WHEN
 from mfrl.runs.folder import RunFolder, read_evaluations, versions
 from mfrl.runs.jobs import method_name
 from mfrl.runs.loggers import compared_settings, log_outcome
-from mfrl.runs.scores import format_score, format_seconds, main_score, protocol_evaluations, score_name
+from mfrl.runs.scores import (
+    format_score,
+    format_seconds,
+    last_evaluations,
+    main_score,
+    protocol_evaluations,
+    score_name,
+)
 from mfrl.system.paths import pasted
 
 
@@ -101,7 +108,7 @@ def final_scores(run: RunFolder) -> dict[str, Any]:
     evaluations = read_evaluations(run)
     keys = [key for key in evaluations[-1] if key.startswith("eval/")]
     last = {key: evaluations[-1][key] for key in keys}
-    recent = evaluations[-SCORES["last3"] :]
+    recent = last_evaluations(evaluations, SCORES["last3"])
     # Not every evaluation has every score: some environments report successes but no failures.
     means = {key: float(np.mean([e[key] for e in recent])) for key in keys if all(key in e for e in recent)}
     sizes: dict[str, Any] = {key: evaluations[-1][key] for key in ("episodes", "transitions") if key in evaluations[-1]}

@@ -112,8 +112,9 @@ class Evaluate(L.Callback):
         return evaluator
 
     def is_due(self, pl_module: Trained) -> bool:
-        """Whether to evaluate now. Update 0 is never evaluated."""
-        return pl_module.updates > 0 and due(pl_module, self.every) and pl_module.updates not in self._done
+        """Whether to evaluate now. Update 0 is evaluated where a run begins online, which is what it starts from."""
+        begun = pl_module.updates > 0 or pl_module.changes_phase
+        return begun and due(pl_module, self.every) and pl_module.updates not in self._done
 
     def run(self, modules: Sequence[Trained]) -> list[Evaluation | DivergedError | EnvError]:
         """Evaluate one module, or several members of a population side by side.
@@ -123,7 +124,7 @@ class Evaluate(L.Callback):
         """
         assert self.evaluator is not None, "on_train_start starts it"
         first = modules[0]
-        last = first.updates == first.total_updates or first.changes_phase
+        last = first.updates == first.total_updates or (first.changes_phase and first.updates > 0)
         episodes = self.episodes if last else self.interim_episodes
         task = self.progress.bar.add_task("evaluate", total=episodes * len(modules), note="")
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from mfrl.catalogue import task_number
 from mfrl.runs.read import DUPLICATE, FAILED, FINISHED, ReportError, Run
-from mfrl.runs.scores import PREFERRED, protocol_evaluations
+from mfrl.runs.scores import PREFERRED, last_evaluations, protocol_evaluations
 
 # Settings in which the runs of a group may differ: where and how fast a run runs, and its seed. The first names are the
 # last parts of keys, the others are whole sections. Some of these settings change roundings.
@@ -318,7 +318,8 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
     """
     for name in _SUCCESS_SCORES:
         metric = known_metric(name)
-        values = [e[name] for e in evaluations[-SCORES["last3"] :] if isinstance(e.get(name), int | float)]
+        recent = last_evaluations(evaluations, SCORES["last3"])
+        values = [e[name] for e in recent if isinstance(e.get(name), int | float)]
         if values:
             final, mean = metric.factor * values[-1], metric.factor * float(np.mean(values))
             if abs(final - mean) > UNSTEADY:
@@ -329,7 +330,7 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
 def _recent(run: Run, score: str | None) -> list[dict[str, Any]]:
     """The evaluations that a run's score is the mean of."""
     over = protocol_evaluations(run.suite, run.result["dataset"]) if score is None else SCORES[score]
-    return run.evaluations[-over:]
+    return last_evaluations(run.evaluations, over)
 
 
 def _default_metric(runs: Sequence[Run], score: str | None) -> str:

@@ -42,6 +42,12 @@ def protocol_evaluations(suite: str, dataset: str) -> int:
     return 3 if suite == "ogbench" and not dataset.startswith("visual-") else 1
 
 
+def last_evaluations(evaluations: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The last ``count`` evaluations. That of update 0, before anything is learned, counts only where it is alone."""
+    after = [evaluation for evaluation in evaluations if evaluation["updates"] > 0]
+    return list(after or evaluations)[-count:]
+
+
 def score_curve(evaluations: Sequence[Mapping[str, Any]], count: int) -> dict[int, float]:
     """A run's score at every evaluation, by its update: the mean of the last ``count`` evaluations up to there.
 
