@@ -98,7 +98,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
         critic=partial(shallow_critic, ensemble=4, layer_norm=False),
         backup_entropy=True,
         target_aggregation="mean_minus_std",
-        policy_aggregation="min",
+        policy_aggregation="mean_minus_std",
     ),
 }
 
