@@ -83,17 +83,19 @@ TASKS = {
         | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4", "alpha_critic": "0.01"},
     ),
 }
-ALPHAS = (1, 10, 30, 100)
+# A distance from the data costs alpha times its square, and Q pulls by 1: alpha holds an action within about 1 / alpha.
+# MeanFlowQL's loss has adaptive weights; in the examples of docs/stability.md and docs/alpha.md alpha is 1 to 100.
+BESIDE_A_PULL, BESIDE_ADAPTIVE_WEIGHTS = (0.3, 1, 3, 10), (10, 30, 100, 300)
 CONTESTANTS = (
-    Contestant("meanflowql", values=ALPHAS, variant="residual"),
-    Contestant("meanflowql", values=ALPHAS, variant="noise_residual"),
-    Contestant("fql", values=ALPHAS),
-    Contestant("meanflow_distill", values=ALPHAS),
-    Contestant("driftql", values=ALPHAS),
-    Contestant("fbrac", values=ALPHAS),
+    Contestant("meanflowql", values=BESIDE_ADAPTIVE_WEIGHTS, variant="residual"),
+    Contestant("meanflowql", values=BESIDE_ADAPTIVE_WEIGHTS, variant="noise_residual"),
+    Contestant("fql", values=BESIDE_A_PULL),
+    Contestant("meanflow_distill", values=BESIDE_A_PULL),
+    Contestant("driftql", values=BESIDE_A_PULL),
+    Contestant("fbrac", values=BESIDE_A_PULL),
     Contestant("ifql", "num_candidates", (4, 16, 32, 64)),
-    Contestant("iql", values=ALPHAS),
-    Contestant("rebrac", values=(0.01, 0.1, 0.3, 1), settings={"normalize_q": "value", "q_aggregation": "min"}),
+    Contestant("iql", values=(1, 3, 10, 30)),
+    Contestant("rebrac", values=(0.03, 0.1, 0.3, 1), settings={"normalize_q": "value", "q_aggregation": "min"}),
     Contestant("meanflow_bc", variant="residual"),
     Contestant("flow_bc"),
     Contestant("flow_distilled"),
