@@ -15,7 +15,7 @@ D is the size of an action and T the kernel's temperature. The equations are tho
 (driftql.github.io), the settings those that its code's README lists (github.com/anashoussaini/driftql), which builds on
 FQL's: gradients are not clipped, rates are constant, and the target critic averages the critic from before the update's
 step. An earlier state of that code divides V of each state by its root mean square, which ``normalize_drift`` does. The
-noise has the size of an action; that code's `noise_dim`, which two of its tasks set, is not here. As in FQL here,
+noise has the size of an action; that code's `noise_dim`, which it sets for cube-double, is not here. As in FQL here,
 mu is built as a flow's network is, and its time is always 1.
 """
 
