@@ -157,27 +157,20 @@ def best_value(folder: Path, contestant: Contestant) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--algorithms", nargs="+", choices=[c.name for c in CONTESTANTS], default=None)
+    names = [contestant.name for contestant in CONTESTANTS]
+    parser.add_argument("--algorithms", nargs="+", choices=names, default=names)
     parser.add_argument("--runs", type=Path, default=Path("runs/baselines"))
     parser.add_argument("settings", nargs="*", help="of mfrl train, e.g. threads=1")
     given = parser.parse_intermixed_args()
     task, runs = TASKS[given.task], given.runs / given.task
-    for contestant in CONTESTANTS:
-        if given.algorithms and contestant.name not in given.algorithms:
-            continue
+    for contestant in (contestant for contestant in CONTESTANTS if contestant.name in given.algorithms):
         values: list[float] = []
         if contestant.values:
             seldom = ["eval.every=1_000_000", "eval.episodes=20", *given.settings]
             train(runs / "tuning", task, contestant, TUNING_SEEDS, contestant.values, seldom)
             values = [best_value(runs / "tuning", contestant)]
-        train(
-            runs / "final",
-            task,
-            contestant,
-            SEEDS,
-            values,
-            ["eval.every=2000", "eval.interim_episodes=10", *given.settings],
-        )
+        now_and_then = ["eval.every=2000", "eval.interim_episodes=10", *given.settings]
+        train(runs / "final", task, contestant, SEEDS, values, now_and_then)
 
 
 if __name__ == "__main__":

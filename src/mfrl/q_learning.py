@@ -13,7 +13,7 @@ from torch import Tensor
 from mfrl.settings import Settings
 
 if TYPE_CHECKING:
-    from mfrl.data.batch import Batch
+    from mfrl.data.batch import Batch, DataSpec
 
 #: How the ensemble's values ``(ensemble, ...)`` are aggregated, e.g. in the Bellman target.
 Q_AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda q: q.mean(0), "min": lambda q: q.amin(0)}
@@ -57,6 +57,10 @@ class TD(Values):
     q_aggregation: str = "mean"
     clip_targets: bool = False
     normalize_q: str = "none"
+
+    def value_range(self, spec: DataSpec) -> tuple[float, float] | None:
+        """What Bellman targets are clipped to: the bounds of what the data's rewards can add up to; None: nothing."""
+        return spec.value_range(self.discount) if self.clip_targets else None
 
 
 def bellman_target(

@@ -238,13 +238,10 @@ def test_every_algorithm_that_imitates_is_refused_online(name: str, data_dir: Pa
 
 
 def test_what_begins_from_nothing_is_evaluated_before_its_first_step(scratch: Path) -> None:
-    evaluated = [json.loads(line)["updates"] for line in (scratch / "eval.jsonl").read_text().splitlines()]
-    assert evaluated == [0, 12, 24, 30]
+    evaluated = [json.loads(line) for line in (scratch / "eval.jsonl").read_text().splitlines()]
+    assert [evaluation["updates"] for evaluation in evaluated] == [0, 12, 24, 30]
     result = json.loads((scratch / "result.json").read_text())
-    assert (
-        result["online"]["eval/return"]
-        == json.loads((scratch / "eval.jsonl").read_text().splitlines()[0])["eval/return"]
-    )
+    assert result["online"]["eval/return"] == evaluated[0]["eval/return"]
 
 
 def test_episodes_under_way_are_played_again_and_not_dropped(scratch: Path, tmp_path: Path) -> None:

@@ -126,3 +126,8 @@ def test_the_score_is_what_the_report_counts(suite: str, dataset: str, final: fl
     assert score_of(run).value == pytest.approx(100 * final)
     del evaluations[0]["eval/success"]
     assert score_curve(evaluations, 1)[40] == -1.0, "of what every evaluation has"
+
+
+def test_the_curve_of_the_score_has_update_0_by_itself_as_the_score_of_a_run_has() -> None:
+    evaluations = [{"updates": k, "eval/success": success} for k, success in ((0, 0.0), (5, 0.5), (10, 1.0))]
+    assert score_curve(evaluations, 3) == {0: 0.0, 5: 0.5, 10: 0.75}

@@ -81,7 +81,7 @@ class FBRAC(Algorithm):
         self.critic = self.network(critic)
         self.target_critic = frozen_copy(self.critic)
         self.alpha = FixedAlpha(c.alpha, updates)
-        self.value_range = spec.value_range(c.discount) if c.clip_targets else None
+        self.value_range = c.value_range(spec)
         self.groups = Group("actor", c.actor_lr, updates), Group("critic", c.critic_lr, updates)
         self.averages = (Average("target_critic", "critic", c.tau, before=True),)
 

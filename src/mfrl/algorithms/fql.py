@@ -101,7 +101,7 @@ class FQL(Algorithm):
         self.critic = self.network(critic)
         self.target_critic = frozen_copy(self.critic)
         self.alpha = FixedAlpha(c.alpha, updates)
-        self.value_range = spec.value_range(c.discount) if c.clip_targets else None
+        self.value_range = c.value_range(spec)
 
         self.groups = (
             Group("flow", c.actor_lr, updates),

@@ -93,7 +93,7 @@ class MeanFlowQL(Algorithm):
         self.critic = self.network(critic)
         self.target_critic = frozen_copy(self.critic)
         self.alpha = ALPHA_SCHEDULE[c.alpha_schedule](c.alpha, updates)
-        self.value_range = spec.value_range(c.discount) if c.clip_targets else None
+        self.value_range = c.value_range(spec)
 
         self.groups = (
             c.group("actor", updates),

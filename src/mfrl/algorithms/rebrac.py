@@ -85,7 +85,7 @@ class ReBRAC(Algorithm):
         self.critic = self.network(critic)
         self.target_actor, self.target_critic = frozen_copy(self.actor), frozen_copy(self.critic)
         self.alpha = FixedAlpha(c.alpha, updates)
-        self.value_range = spec.value_range(c.discount) if c.clip_targets else None
+        self.value_range = c.value_range(spec)
         # The first step is the actor_every-th update's.
         now: dict[str, Any] = {"every": c.actor_every, "begin": c.actor_every - 1}
         self.groups = Group("critic", c.critic_lr, updates), Group("actor", c.actor_lr, updates, **now)

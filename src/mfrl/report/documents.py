@@ -66,12 +66,8 @@ def markdown(report: Report, curves: dict[Task, str], intervals: str | None, pro
     if intervals:
         lines += [f"![Scores with intervals]({intervals})", ""]
     if profiles:
-        lines += [
-            "## Performance profiles",
-            "",
-            "The share of runs that reach a score, every task weighing the same.",
-            "",
-        ]
+        lines += ["## Performance profiles", ""]
+        lines += ["The share of runs that reach a score, every task weighing the same.", ""]
         lines += [f"![Performance profiles]({profiles})", ""]
     if report.improvements:
         what = "lies below" if report.lower_is_better else "scores above"

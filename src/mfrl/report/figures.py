@@ -191,6 +191,7 @@ def performance_profiles(rows: Sequence[Row], bootstrap: Bootstrap, lower_is_bet
     names = labels([row.groups[0] for row in rows]) if one_task else method_labels([row.method for row in rows])
     names = [textwrap.fill(name, 70) for name in names]
     columns = max(1, min(3, len(rows), 78 // (10 + max(map(len, names)))))
+    profile = partial(performance_profile, levels=levels, lower_is_better=lower_is_better)
     shaded = False
     seen: dict[Look, int] = {}  # rows that look alike, told apart by dashes
     figure = new_figure(6.4, 3.8 + 0.3 * -(-len(rows) // columns), _DPI)
@@ -198,7 +199,6 @@ def performance_profiles(rows: Sequence[Row], bootstrap: Bootstrap, lower_is_bet
     for row, strata, name in zip(rows, scores, names, strict=True):
         method = look(row.method)
         marks: dict[str, Any] = {"marker": method.marker, "markersize": 5, "markevery": 20}
-        profile = partial(performance_profile, levels=levels, lower_is_better=lower_is_better)
         seen[method] = number = seen.get(method, -1) + 1
         marks["linestyle"] = DASHES[number % len(DASHES)]
         axes.plot(levels, 100 * profile(strata), color=method.color, linewidth=1.6, label=name, **marks)

@@ -316,9 +316,9 @@ def unsteady(evaluations: Sequence[dict[str, Any]]) -> Unsteady | None:
 
     A run is unsteady if its final evaluation differs by more than ``UNSTEADY`` from the mean of its last three.
     """
+    recent = last_evaluations(evaluations, SCORES["last3"])
     for name in _SUCCESS_SCORES:
         metric = known_metric(name)
-        recent = last_evaluations(evaluations, SCORES["last3"])
         values = [e[name] for e in recent if isinstance(e.get(name), int | float)]
         if values:
             final, mean = metric.factor * values[-1], metric.factor * float(np.mean(values))

@@ -95,9 +95,8 @@ def bootstrap_interval(
     Returns:
         the interval; None if a task has a single run, because redrawing it says nothing about other seeds.
     """
-    if any(len(x) < 2 for x in scores):
-        return None
-    return _percentiles(statistic(_redrawn(scores, resamples, seed)), confidence)
+    band = bootstrap_band(statistic, scores, resamples, confidence, seed)
+    return None if band is None else _interval(band)
 
 
 def bootstrap_band(
@@ -117,8 +116,9 @@ def bootstrap_band(
     """
     if any(len(x) < 2 for x in scores):
         return None
-    curves = statistic(_redrawn(scores, resamples, seed))
-    return np.quantile(curves, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    rng = np.random.default_rng(seed)
+    drawn = [x[rng.integers(len(x), size=(resamples, len(x)))] for x in scores]
+    return _percentiles(statistic(drawn), confidence)
 
 
 def probability_of_improvement(x: Strata, y: Strata) -> float:
@@ -156,7 +156,7 @@ def improvement_interval(
         c = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
         d = rng.multinomial(m, np.full(m, 1 / m), size=resamples)
         per_task.append(((c @ _wins(a, b)) * d).sum(axis=1) / (n * m))
-    return _percentiles(np.mean(per_task, axis=0), confidence)
+    return _interval(_percentiles(np.mean(per_task, axis=0), confidence))
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -166,12 +166,11 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(tie, 0.5, difference > 0)
 
 
-def _redrawn(scores: Strata, resamples: int, seed: int) -> list[np.ndarray]:
-    """Bootstrap samples ``(resamples, runs)`` of each task."""
-    rng = np.random.default_rng(seed)
-    return [x[rng.integers(len(x), size=(resamples, len(x)))] for x in scores]
+def _percentiles(values: np.ndarray, confidence: float) -> np.ndarray:
+    """The ends ``(2, ...)`` of the interval that holds so many of the samples ``(resamples, ...)``."""
+    return np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
 
 
-def _percentiles(values: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _interval(ends: np.ndarray) -> Interval:
+    low, high = ends
     return float(low), float(high)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+Evaluation = TypeVar("Evaluation", bound=Mapping[str, Any])
 
 #: A run's main score is the first of these that its evaluations have.
 PREFERRED = ("eval/normalized_score", "eval/success", "eval/w2", "eval/return")
@@ -42,7 +44,7 @@ def protocol_evaluations(suite: str, dataset: str) -> int:
     return 3 if suite == "ogbench" and not dataset.startswith("visual-") else 1
 
 
-def last_evaluations(evaluations: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def last_evaluations(evaluations: Sequence[Evaluation], count: int) -> list[Evaluation]:
     """The last ``count`` evaluations. That of update 0, before anything is learned, counts only where it is alone."""
     after = [evaluation for evaluation in evaluations if evaluation["updates"] > 0]
     return list(after or evaluations)[-count:]
@@ -56,9 +58,11 @@ def score_curve(evaluations: Sequence[Mapping[str, Any]], count: int) -> dict[in
         count: number of evaluations in a mean; the first means have fewer.
     """
     key = main_score(key for key in evaluations[-1] if all(key in evaluation for evaluation in evaluations))
-    values = [evaluation[key] for evaluation in evaluations]
-    recent = [values[max(0, k + 1 - count) : k + 1] for k in range(len(values))]
-    return {e["updates"]: sum(some) / len(some) for e, some in zip(evaluations, recent, strict=True)}
+    curve = {}
+    for k, evaluation in enumerate(evaluations, start=1):
+        recent = [one[key] for one in last_evaluations(evaluations[:k], count)]
+        curve[evaluation["updates"]] = sum(recent) / len(recent)
+    return curve
 
 
 def format_seconds(seconds: float) -> str:
