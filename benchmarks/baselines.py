@@ -8,10 +8,10 @@ widths for those that give a mean. Settings that several algorithms have are the
 normalisation of Q, the bound of the Bellman targets, the average of weights that acts. The rest are an algorithm's
 defaults, among them the five candidates of MeanFlowQL and what IFQL chooses from.
 
-Each has one setting to tune: alpha, but for IFQL, which has none, the number of candidates. Four values train two
-seeds each, which the comparison does not use. The value of the highest success trains eight others; where successes
-are equal, that of the highest return. Behaviour cloning has nothing to tune. A variant of MeanFlowQL counts as an
-algorithm.
+Each has one setting to tune: alpha, but for IFQL, which has none, the number of candidates. Eight values train with a
+seed that the comparison does not use, and are tried in 30 episodes. The value of the highest success trains eight
+seeds; where successes are equal, that of the highest return. Behaviour cloning has nothing to tune. A variant of
+MeanFlowQL counts as an algorithm.
 
 Each line that begins with `mfrl train -m` is a command that this program gives, with packs where it can. Given again,
 it does what is missing. `mfrl report runs/baselines/TASK/final --score final` reads the result. SETTINGs of `mfrl
@@ -32,7 +32,7 @@ from pathlib import Path
 from mfrl.app.notebook import compose
 from mfrl.runs.read import FINISHED, Run, find_runs
 
-TUNING_SEEDS, SEEDS = range(100, 102), range(8)
+TUNING_SEEDS, SEEDS = range(100, 101), range(8)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Task:
     """What is the same for all algorithms: settings of the run, and those of ``algo`` that an algorithm has."""
 
     run: str
+    every: int  # updates between the evaluations of ten episodes
     algo: dict[str, str]
 
 
@@ -70,32 +71,37 @@ TASKS = {
     # ReBRAC's alpha_critic is that of FQL's commands: 0.01 in its antmazes, 0 for cube-single.
     "pointmaze": Task(
         "env=ogbench/pointmaze-medium-navigate collect={seed:0} updates=6000 batch_size=128",
+        2000,
         SHARED
         | {"q_aggregation": "min", "tau": "0.1", "actor_lr": "1e-3", "critic_lr": "1e-3", "alpha_critic": "0.01"},
     ),
     "cube": Task(
-        "env=ogbench/cube-single-play collect={seed:0,episodes:400} updates=4000 batch_size=128",
+        "env=ogbench/cube-single-play collect={seed:0,episodes:400} updates=10_000 batch_size=256",
+        5000,
         SHARED | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4"},
     ),
     "antmaze": Task(
-        "env=ogbench/antmaze-medium-navigate collect={} updates=10000 batch_size=128",
+        "env=ogbench/antmaze-medium-navigate collect={} updates=20_000 batch_size=256",
+        10_000,
         SHARED
         | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4", "alpha_critic": "0.01"},
     ),
 }
-# A distance from the data costs alpha times its square, and Q pulls by 1: alpha holds an action within about 1 / alpha.
-# MeanFlowQL's loss has adaptive weights; in the examples of docs/stability.md and docs/alpha.md alpha is 1 to 100.
-BESIDE_A_PULL, BESIDE_ADAPTIVE_WEIGHTS = (0.3, 1, 3, 10), (10, 30, 100, 300)
+WEIGHTS, CANDIDATES = (0.1, 0.3, 1, 3, 10, 30, 100, 300), (1, 2, 4, 8, 16, 32, 64, 128)
 CONTESTANTS = (
-    Contestant("meanflowql", values=BESIDE_ADAPTIVE_WEIGHTS, variant="residual"),
-    Contestant("meanflowql", values=BESIDE_ADAPTIVE_WEIGHTS, variant="noise_residual"),
-    Contestant("fql", values=BESIDE_A_PULL),
-    Contestant("meanflow_distill", values=BESIDE_A_PULL),
-    Contestant("driftql", values=BESIDE_A_PULL),
-    Contestant("fbrac", values=BESIDE_A_PULL),
-    Contestant("ifql", "num_candidates", (4, 16, 32, 64)),
-    Contestant("iql", values=(1, 3, 10, 30)),
-    Contestant("rebrac", values=(0.03, 0.1, 0.3, 1), settings={"normalize_q": "value", "q_aggregation": "min"}),
+    Contestant("meanflowql", values=WEIGHTS, variant="residual"),
+    Contestant("meanflowql", values=WEIGHTS, variant="noise_residual"),
+    Contestant("fql", values=WEIGHTS),
+    Contestant("meanflow_distill", values=WEIGHTS),
+    Contestant("driftql", values=WEIGHTS),
+    Contestant("fbrac", values=WEIGHTS),
+    Contestant("ifql", "num_candidates", CANDIDATES),
+    Contestant("iql", values=WEIGHTS),
+    Contestant(
+        "rebrac",
+        values=tuple(weight / 10 for weight in WEIGHTS),
+        settings={"normalize_q": "value", "q_aggregation": "min"},
+    ),
     Contestant("meanflow_bc", variant="residual"),
     Contestant("flow_bc"),
     Contestant("flow_distilled"),
@@ -166,10 +172,10 @@ def main() -> None:
     for contestant in (contestant for contestant in CONTESTANTS if contestant.name in given.algorithms):
         values: list[float] = []
         if contestant.values:
-            seldom = ["eval.every=1_000_000", "eval.episodes=20", *given.settings]
+            seldom = ["eval.every=1_000_000", "eval.episodes=30", *given.settings]
             train(runs / "tuning", task, contestant, TUNING_SEEDS, contestant.values, seldom)
             values = [best_value(runs / "tuning", contestant)]
-        now_and_then = ["eval.every=2000", "eval.interim_episodes=10", *given.settings]
+        now_and_then = [f"eval.every={task.every}", "eval.interim_episodes=10", *given.settings]
         train(runs / "final", task, contestant, SEEDS, values, now_and_then)
 
 

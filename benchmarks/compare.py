@@ -1,6 +1,6 @@
 r"""What every algorithm costs: updates a second, memory, and the time that an action takes.
 
-    python benchmarks/compare.py [--sizes published|small] [--algorithms fql rebrac] [--modes eager compiled]
+    python benchmarks/compare.py [--sizes published|small] [--algorithms fql rebrac] [--modes eager compiled captured]
                                  [--rounds 5] [--seconds 1] [--out benchmarks/results/compare]
 
 With --fql-code CHECKOUT --fql-python PYTHON, FQL's own JAX code (github.com/seohongpark/fql) is a row of the same run,
@@ -11,7 +11,8 @@ networks and settings of an algorithm's presets, "small" those of network=small.
 as `mfrl train` calls it. All are made first. Then they take turns, so that a machine whose speed wanders wanders for
 all alike; of the rounds the fastest and the median are kept. Beside other work the fastest is the one to compare.
 
-updates/s    of turns of about so many seconds, in multiples of the eight updates whose random numbers are drawn at once
+updates/s    of turns of about so many seconds, in multiples of the eight updates whose random numbers are drawn at
+             once; "captured" (compile=captured) is for a GPU
 parameters   that take steps, in millions, and all that the learner holds, target networks too
 peak         MiB that eight eager updates take at most: on a CPU what the process has above a small learner of the same
              algorithm (VmHWM), on a GPU what PyTorch's allocator held
@@ -44,6 +45,7 @@ from train_step import device, seconds_of_updates
 from mfrl.algorithms.base import Algorithm
 from mfrl.app.parts import build_algorithm
 from mfrl.data.batch import Batch, DataSpec
+from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import DRAWN_TOGETHER, Learner
 from mfrl.networks.encoder import EncodedNetwork
 from mfrl.runs.folder import versions
@@ -56,6 +58,7 @@ ALGORITHMS = sorted(path.stem for path in (CONFIG_DIR / "algo").glob("*.yaml"))
 #: Of these cube-single has a preset; the others' defaults are those that their presets restate.
 PRESETS = {"meanflowql": "paper/cube-single-play-task2", "fql": "fql/cube-single-play-task2"}
 BATCHES = (1, 50, 1000)
+MODES: dict[str, Compiled] = {"eager": False, "compiled": True, "captured": "captured"}
 THEIRS = "FQL's JAX code"
 HERE = Path(__file__).parent
 
@@ -66,6 +69,7 @@ def build(name: str, sizes: str, seed: int = 0) -> Algorithm:
     overrides += ["network=small"] if sizes == "small" else []
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, "updates=1_000_000"])
+    torch.backends.cuda.matmul.allow_tf32 = cfg.tf32
     torch.manual_seed(seed)
     spec = DataSpec(OBSERVATION, ACTION, (0.0,) * OBSERVATION, (1.0,) * OBSERVATION, reward_min=-1.0, reward_max=0.0)
     return build_algorithm(cfg, spec).to(device())
@@ -89,7 +93,7 @@ class Training:
         first: seconds of the first update, in which a compiled one is compiled.
     """
 
-    def __init__(self, algorithm: Algorithm, compiled: bool, seconds: float) -> None:
+    def __init__(self, algorithm: Algorithm, compiled: Compiled, seconds: float) -> None:
         self.learner = Learner([algorithm], BATCH, compiled)
         self.batches = [random_batch(algorithm, seed) for seed in range(DRAWN_TOGETHER)]
         self.seconds: list[float] = []
@@ -243,7 +247,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in args.algorithms:
         for mode in args.modes:
-            training[name, mode] = Training(build(name, args.sizes), mode == "compiled", args.seconds)
+            training[name, mode] = Training(build(name, args.sizes), MODES[mode], args.seconds)
             print(f"{name} {mode}: first update {training[name, mode].first:.1f} s", flush=True)
         acting[name] = Acting(build(name, args.sizes))
     for number in range(args.rounds):
@@ -282,11 +286,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]], which: str) -> list[str]:
     """The lines of a Markdown table of the fastest or the median of the rounds."""
-    head = ["algorithm", "parameters, M", "updates/s eager", "compiled", "peak, MiB", "evaluations an action"]
+    modes = [mode for mode in MODES if any(mode in row["updates_per_second"] for row in rows)]
+    head = ["algorithm", "parameters, M", *(f"updates/s {mode}" for mode in modes), "peak, MiB"]
+    head += ["evaluations an action"]
     head += [f"ms, batch {batch}" for batch in BATCHES]
     body = []
     for row in rows:
-        rates = [row["updates_per_second"].get(mode) for mode in ("eager", "compiled")]
+        rates = [row["updates_per_second"].get(mode) for mode in modes]
         counted = row.get("evaluations", {})
         actor = sum(count for name, count in counted.items() if name != "critic")
         critic = f" + {counted['critic']} of Q" if "critic" in counted else ""
@@ -305,7 +311,7 @@ def table(rows: Sequence[dict[str, Any]], which: str) -> list[str]:
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Updates a second, eager (hollow) and compiled, and the milliseconds of an action, of the fastest rounds."""
+    """Updates a second, captured ones crossed, and the milliseconds of an action, of the fastest rounds."""
     drawn = new_figure(9.5, 0.9 + 0.3 * len(rows))
     left, right = drawn.subplots(1, 2, sharey=True)
     for place, row in enumerate(rows):
@@ -313,8 +319,10 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
         rates = {mode: r["fastest"] for mode, r in row["updates_per_second"].items()}
         left.plot(list(rates.values()), [place] * len(rates), color=look.color, linewidth=1)
         for mode, value in rates.items():
-            fill = look.color if mode == "compiled" else "white"
+            fill = "white" if mode == "eager" else look.color
             left.plot(value, place, marker=look.marker, color=look.color, markerfacecolor=fill)
+            if mode == "captured":
+                left.plot(value, place, marker="x", markersize=9, color=look.color)
         times = [row["action_ms"][batch]["fastest"] for batch in BATCHES]
         right.plot(times, [place] * len(times), color=look.color, linewidth=1, zorder=1)
         for batch, value, size in zip(BATCHES, times, (3, 6, 9), strict=True):
@@ -322,7 +330,7 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
             right.plot(value, place, "o", color=look.color, markersize=size, label=label)
     left.set_yticks(range(len(rows)), [row["algorithm"] for row in rows])
     left.invert_yaxis()
-    left.set(xlabel="updates per second: eager (hollow), compiled", xscale="log")
+    left.set(xlabel="updates per second: eager (hollow), compiled, captured (crossed)", xscale="log")
     right.set(xlabel="milliseconds for an action", xscale="log")
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):
@@ -348,7 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", choices=["published", "small"], default="published")
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS, metavar="NAME")
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=MODES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn of training, about")
     parser.add_argument("--fql-code", type=Path, help="a checkout of github.com/seohongpark/fql")

@@ -5,9 +5,9 @@ r"""Updates per second of MeanFlowQL, eager and compiled, alone and as a populat
 The learner is called as training calls it, on random batches of the task's size. All of them are made first, and then
 measured in turns, so that a machine whose speed wanders wanders for all alike; a row reports the median over the turns
 of the updates of all members together, "to eager" is its ratio to one member's eager rate at that size, "matmul" the
-rate in GFLOP/s of a 2048-cubed fp32 product, "share" the share of it that the necessary operations reach, "start-up"
-the first update, and "kernels" how many operations that are no views an eager update dispatches, or how many loops
-torch.compile generated, matrix products not counted.
+rate in GFLOP/s of a 2048-cubed fp32 product (on a GPU in TF32, as `mfrl train` computes there), "share" the share of it
+that the necessary operations reach, "start-up" the first update, and "kernels" how many operations that are no views an
+eager update dispatches, or how many loops torch.compile generated, matrix products not counted.
 
 Necessary floating-point operations of one update (2 per multiplication with addition; normalisations, activations and
 optimisers not counted), B = batch, N = candidates, A = multiplications of the actor for one sample without its
@@ -132,7 +132,7 @@ def device() -> torch.device:
 
 
 def matmul_gflops() -> float:
-    """GFLOP/s of a 2048-cubed fp32 product."""
+    """GFLOP/s of a 2048-cubed product, in the arithmetic of training."""
     a, b = torch.randn(2, 2048, 2048, device=device())
     synchronise()
     start = time.perf_counter()
@@ -166,6 +166,7 @@ def build(size: str, seed: int) -> MeanFlowQL:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, f"seed={seed}"])
     zeros, ones = (0.0,) * observation_dim, (1.0,) * observation_dim
+    torch.backends.cuda.matmul.allow_tf32 = cfg.tf32
     torch.manual_seed(seed)
     spec = DataSpec(observation_dim, action_dim, zeros, ones, reward_min=-1.0, reward_max=0.0)
     return build_algorithm(cfg, spec).to(device())

@@ -216,6 +216,9 @@ def test_indices_of_updates_drawn_together_are_those_drawn_one_at_a_time() -> No
         assert together.shape == (4, count)
         for i, k in enumerate(updates):
             assert torch.equal(together[i], indices(key, "batch", k[None], count, 1_000_003)[0])
+    keys = torch.stack([key_of(9), key_of(2**40 + 1)])
+    of_both = indices(keys, "batch", updates, 255, 1_000_003)
+    assert torch.equal(of_both, torch.stack([indices(key, "batch", updates, 255, 1_000_003) for key in keys], 1))
 
 
 # ---- from words to numbers

@@ -176,25 +176,33 @@ class Streams:
 
 
 def indices(key: Tensor, purpose: str, k: Tensor, count: int, high: int) -> Tensor:
-    """``count`` indices for each update, with replacement: ``(updates, count)`` int64 in [0, high).
+    """``count`` indices for each update, with replacement, int64 in [0, high).
 
     Args:
         key, purpose, k, count: see :func:`index_words`.
         high: number of things to choose from.
+
+    Returns:
+        ``(updates, count)`` for one seed, ``(updates, members, count)`` for several.
     """
     return below(index_words(key, purpose, k, count), high)
 
 
 def index_words(key: Tensor, purpose: str, k: Tensor, count: int) -> Tensor:
-    """The words ``(updates, 2 count)`` of which :func:`below` makes ``count`` indices for each update.
+    """The words of which :func:`below` makes ``count`` indices for each update.
 
     Args:
-        key: ``(2,)`` int64 from :func:`key_of`.
+        key: ``(2,)`` int64 from :func:`key_of`; ``(members, 2)`` for several seeds.
         purpose: names the stream.
         k: ``(updates,)`` int64, the numbers of the updates.
         count: indices for each update.
+
+    Returns:
+        ``(updates, 2 count)`` for one seed, ``(updates, members, 2 count)`` for several.
     """
+    low, high = key.unbind(-1)
+    k = k.view(-1, *[1] * key.ndim)
     block = torch.arange(-(-count // 2), device=k.device)
     stream = torch.full((), zlib.crc32(purpose.encode()), device=k.device)
-    words = philox((block, k[:, None], stream, torch.zeros_like(stream)), (key[0], key[1]))
+    words = philox((block, k, stream, torch.zeros_like(stream)), (low[..., None], high[..., None]))
     return words.flatten(-2)[..., : 2 * count]

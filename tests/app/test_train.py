@@ -395,9 +395,19 @@ def test_two_processes_do_not_train_in_one_folder(reference: tuple[Path, dict], 
 
 
 @pytest.mark.parametrize(
-    "setting", ["chunk=0", "batch_size=0", "eval.every=0", "log.every=-1", "updates=0", "updates=x", "updates=true"]
+    "setting",
+    [
+        "chunk=0",
+        "batch_size=0",
+        "eval.every=0",
+        "log.every=-1",
+        "updates=0",
+        "updates=x",
+        "updates=true",
+        "eval.device=gpu",
+    ],
 )
-def test_numbers_no_run_can_be_made_of_are_refused(setting: str, data_dir: Path, tmp_path: Path) -> None:
+def test_values_no_run_can_be_made_of_are_refused(setting: str, data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=setting.partition("=")[0]):
         run(data_dir, tmp_path / "run", setting)
     assert not (tmp_path / "run").exists()

@@ -474,8 +474,9 @@ def _die(*_):
     os._exit(1)
 
 
-def test_a_dead_worker_is_reported_and_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "_episode_in_worker", _die)
+@pytest.mark.parametrize("where", ["_episode_in_worker", "_start_worker"])
+def test_a_dead_worker_is_reported_and_leaves_nothing(monkeypatch, tmp_path, where: str):
+    monkeypatch.setattr(workers, where, _die)
     with pytest.raises(CollectError, match="worker process died"):
         collect(MAZE, tmp_path, **(TINY | {"workers": 2}))
     assert tree(tmp_path) == {}

@@ -27,12 +27,18 @@ TOY = [
 
 
 def test_a_run_is_compiled_where_it_is_long_enough_to_pay_for_the_start():
-    assert choose("auto", WORTH_COMPILING)[0] is True
-    chosen, why = choose("auto", WORTH_COMPILING - 1)
+    assert choose("auto", WORTH_COMPILING, on_gpu=False)[0] is True
+    chosen, why = choose("auto", WORTH_COMPILING - 1, on_gpu=True)
     assert chosen is False
     assert f"{WORTH_COMPILING:,} updates" in why
-    assert choose(True, 1) == (True, "compile=true")
-    assert choose(False, 10**6) == (False, "compile=false")
+    assert choose(True, 1, on_gpu=True) == (True, "compile=true")
+    assert choose(False, 10**6, on_gpu=True) == (False, "compile=false")
+
+
+def test_on_a_gpu_a_long_run_is_also_captured():
+    chosen, why = choose("auto", WORTH_COMPILING, on_gpu=True)
+    assert chosen == "captured"
+    assert "CUDA graph" in why
 
 
 def test_without_a_compiler_a_long_run_is_eager_and_says_why(tmp_path: Path):

@@ -59,6 +59,8 @@ def check_settings(cfg: DictConfig) -> None:
         part, _, name = key.rpartition(".")
         if part != "eval" or name in cfg.eval:  # each evaluation has only some of the settings eval.*
             allowed.require(key, OmegaConf.select(cfg, key))
+    device = OmegaConf.select(cfg, "eval.device")
+    require("eval.device", device in (None, "cpu"), device, "cpu, or null for where it trains")
     for key in ("checkpoint.keep_all", "tf32"):
         value = OmegaConf.select(cfg, key)
         require(key, type(value) is bool, value, "true or false")

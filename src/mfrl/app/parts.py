@@ -123,7 +123,8 @@ def choose_arithmetic(cfg: DictConfig) -> str:
     Returns:
         the reason, a sentence.
     """
-    cfg.compile, why = choose(cfg.compile, total_updates(cfg))
+    on_gpu = torch.cuda.is_available() and cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    cfg.compile, why = choose(cfg.compile, total_updates(cfg), on_gpu)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     return why
 

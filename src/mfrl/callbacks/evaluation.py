@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class Evaluate(L.Callback):
         videos: number of episodes that each evaluation films; 0 needs no renderer.
         progress: the progress bar, which also prints the results.
         interim_episodes: number of episodes of the other evaluations, at most ``episodes``; None: ``episodes``.
+        device: where the policy acts, as "cpu"; None: where it trains.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Evaluate(L.Callback):
         videos: int,
         progress: Progress,
         interim_episodes: int | None = None,
+        device: str | None = None,
     ) -> None:
         self.spec, self.run_dir = spec, Path(run_dir)
         self.every, self.episodes, self.videos = every, episodes, videos
         self.interim_episodes = interim_count(episodes, interim_episodes)
         self.num_envs, self.workers, self.seed = num_envs, workers, seed
         self.progress = progress
+        self.device = device
         self.evaluator: Evaluator | None = None
         self._done: list[int] = []  # the updates at which an earlier attempt of the run has evaluated
 
@@ -134,7 +138,7 @@ class Evaluate(L.Callback):
             self.progress.bar.update(task, completed=finished, note=note)
 
         results = self.evaluator.run_each(
-            [module.policy().folded() for module in modules],
+            [self.acting(module.policy()) for module in modules],
             episodes,
             progress=show,
             record_paths=0 if self.evaluator.env.signature.maze is None else episodes,
@@ -142,6 +146,10 @@ class Evaluate(L.Callback):
         )
         self.progress.bar.remove_task(task)
         return results
+
+    def acting(self, policy: Policy) -> Policy:
+        """The policy with what is constant folded, or a copy of it on another device than it trains on."""
+        return (policy if self.device is None else copy.deepcopy(policy).to(self.device)).folded()
 
     def record(self, trainer: L.Trainer, pl_module: Training, result: Evaluation | DivergedError | EnvError) -> None:
         """Print and log a result of :meth:`run`, and write it to files, with figures and videos.

@@ -95,12 +95,11 @@ class ChunkLoader:
 
     def __iter__(self) -> Iterator[Chunk]:
         device, at = self.transitions.starts.device, self.first
-        seeds = [self.seed] if isinstance(self.seed, int) else self.seed
-        keys = [key_of(seed).to(device) for seed in seeds]
+        key = key_of(self.seed) if isinstance(self.seed, int) else torch.stack([key_of(seed) for seed in self.seed])
+        key = key.to(device)  # of all members: on a GPU each operation is a launch
         for end in self.ends:
             k = torch.arange(at, end, device=device)
-            drawn = [indices(key, "batch", k, self.batch_size, len(self.transitions)) for key in keys]
-            index = drawn[0] if isinstance(self.seed, int) else torch.stack(drawn, 1)
+            index = indices(key, "batch", k, self.batch_size, len(self.transitions))
             yield Chunk(self.transitions, index, self.discount, at, self.augment, self.next_actions)
             at = end
 

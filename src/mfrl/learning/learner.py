@@ -182,7 +182,8 @@ class Learner:
                 self._follow(average)
         for name in trained:
             group, g = self._groups[name], gradients[name]
-            norm = g.norm(dim=-1)
+            # Compiled by torch 2.11, the norm of a vector of one number keeps its axis.
+            norm = g.norm(dim=-1).reshape(g.shape[:-1])
             metrics[f"{name}_grad_norm"] = norm
             if group.clip < math.inf:
                 g = g * (group.clip / (norm + 1e-6)).clamp(max=1.0)[..., None]

@@ -82,14 +82,16 @@ def _run_in_processes(
                     job = pending.pop(future)
                     try:
                         episode = future.result()
-                    except BrokenProcessPool as error:
-                        raise CollectError(
-                            "A worker process died, for lack of memory or because the simulator crashed. "
-                            "Try fewer workers; workers=1 runs in this process and shows the error."
-                        ) from error
+                    except BrokenProcessPool:
+                        raise
                     except Exception as error:
                         raise _episode_failed(job, error) from error
                     yield job, episode
+        except BrokenProcessPool as error:  # of a result, or of the next job if a worker died while it started
+            raise CollectError(
+                "A worker process died, for lack of memory or because the simulator crashed. "
+                "Try fewer workers; workers=1 runs in this process and shows the error."
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
