@@ -38,6 +38,7 @@ from typing import Any
 import hydra
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from timing import median_seconds
 from torch import Tensor
 from train_step import device, seconds_of_updates
@@ -330,10 +331,14 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
             right.plot(value, place, "o", color=look.color, markersize=size, label=label)
     left.set_yticks(range(len(rows)), [row["algorithm"] for row in rows])
     left.invert_yaxis()
-    left.set(xlabel="updates per second: eager (hollow), compiled, captured (crossed)", xscale="log")
+    left.set(xlabel="updates/s: eager hollow, captured crossed", xscale="log")
     right.set(xlabel="milliseconds for an action", xscale="log")
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="x", alpha=0.3)
         axes.tick_params(labelsize=8)
     return drawn
