@@ -9,7 +9,8 @@ import pytest
 from pages import DOCS
 
 from mfrl.app.cli import COMMANDS
-from mfrl.app.overrides import check_overrides, expand_seeds
+from mfrl.app.overrides import expand_seeds
+from mfrl.app.refusals import check_overrides
 
 ROOT = DOCS.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]

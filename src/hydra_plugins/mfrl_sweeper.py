@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.app.cluster import ClusterLauncher
-from mfrl.app.overrides import Composer, apply_override, as_written, explain, parse, sweep_values
+from mfrl.app.overrides import Composer, apply_override, as_written, parse, sweep_values
+from mfrl.app.refusals import explain
 from mfrl.app.sweep import packed
 from mfrl.app.tally import progress_reported
 from mfrl.errors import ConfigError, refused_by_system

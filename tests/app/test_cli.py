@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from processes import Command, shorten_episodes
 from tiny import compose, mfrl
 
-from mfrl.app.overrides import Composer, check_overrides
+from mfrl.app.overrides import Composer
 from mfrl.app.presets import methods
+from mfrl.app.refusals import check_overrides
 from mfrl.app.tasks import choose
 from mfrl.collect.ogbench.runner import collect
 from mfrl.data.ogbench_download import download

@@ -19,8 +19,9 @@ from tiny import ENVIRONMENT, compose, mfrl
 
 from mfrl.app import presets
 from mfrl.app.checks import check_settings, refuse_settings_of_another_algorithm
-from mfrl.app.overrides import Composer, check_overrides
+from mfrl.app.overrides import Composer
 from mfrl.app.parts import build_algorithm
+from mfrl.app.refusals import check_overrides
 from mfrl.catalogue import ONLINE, Task, benchmark, environments, others, tasks
 from mfrl.data.batch import DataSpec
 from mfrl.errors import ConfigError

@@ -18,7 +18,8 @@ from processes import Command
 from tiny import TOY, mfrl
 
 from hydra_plugins.mfrl_search import usual
-from mfrl.app.overrides import check_overrides, parse
+from mfrl.app.overrides import parse
+from mfrl.app.refusals import check_overrides
 from mfrl.app.search import Search, Task, suggest, telling_of_storage
 from mfrl.errors import ConfigError, MfrlError
 from mfrl.runs.read import FINISHED, read_run

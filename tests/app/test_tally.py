@@ -12,7 +12,8 @@ from rich.console import Console
 from tiny import compose
 
 from hydra_plugins.mfrl_sweeper import combinations
-from mfrl.app.overrides import check_overrides, parse
+from mfrl.app.overrides import parse
+from mfrl.app.refusals import check_overrides
 from mfrl.app.tally import VARIABLE, Tally, note_end, note_start, progress_reported
 from mfrl.errors import ConfigError
 from mfrl.runs.jobs import COLUMNS, FINISHED, SKIPPED, Outcome

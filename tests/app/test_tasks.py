@@ -16,7 +16,7 @@ from tiny import compose
 
 from hydra_plugins.mfrl_configurations import Environments
 from mfrl.app import tasks
-from mfrl.app.overrides import check_overrides
+from mfrl.app.refusals import check_overrides
 from mfrl.app.tasks import choose, find_data
 from mfrl.catalogue import (
     LARGE,

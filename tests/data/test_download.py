@@ -23,7 +23,7 @@ from rich.console import Console
 from tiny import mfrl
 
 from mfrl.app.fetch import fetch_missing
-from mfrl.app.overrides import check_overrides
+from mfrl.app.refusals import check_overrides
 from mfrl.data import ogbench_download as module
 from mfrl.data import ogbench_files
 from mfrl.data.getting import commands

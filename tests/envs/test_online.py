@@ -16,7 +16,7 @@ from tiny import compose
 from torch import Tensor
 
 from mfrl.app import collect, tasks
-from mfrl.app.overrides import check_overrides
+from mfrl.app.refusals import check_overrides
 from mfrl.catalogue import ONLINE, TasksError
 from mfrl.data.scratch import Scratch
 from mfrl.envs.evaluation import Evaluator

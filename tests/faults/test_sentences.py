@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from tiny import ENVIRONMENT, TOY, WITH_FIGURES, WITHOUT_FIGURES, compose, mfrl, program
 
 from mfrl.app.cli import run
-from mfrl.app.overrides import check_overrides
+from mfrl.app.refusals import check_overrides
 from mfrl.app.sweep import attempt
 from mfrl.app.train import train
 from mfrl.collect.minari.runner import collect

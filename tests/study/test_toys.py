@@ -20,7 +20,7 @@ from tiny import WITH_FIGURES, WITHOUT_FIGURES
 
 from mfrl.algorithms.policy import Normalizer, Policy
 from mfrl.app.evaluate import evaluate_checkpoint
-from mfrl.app.overrides import check_overrides
+from mfrl.app.refusals import check_overrides
 from mfrl.app.train import train
 from mfrl.envs.spec import EnvSpec
 from mfrl.errors import CheckpointError, ConfigError, DataError

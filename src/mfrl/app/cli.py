@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.overrides import SEARCH_PATH, Composer, check_overrides, expand_seeds, parse
+from mfrl.app.overrides import SEARCH_PATH, Composer, expand_seeds, parse
+from mfrl.app.refusals import check_overrides
 from mfrl.app.sweep import attempt, this_process
 from mfrl.errors import ConfigError, InterruptedRun, MfrlError, did_you_mean, refused_by_system
 from mfrl.system import signals

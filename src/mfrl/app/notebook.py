@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from mfrl.app.cli import quiet_lightning
-from mfrl.app.overrides import Composer, explain, parse
+from mfrl.app.overrides import Composer, parse
+from mfrl.app.refusals import explain
 from mfrl.app.train import train
 from mfrl.errors import ConfigError
 from mfrl.report.tables import markdown_table
