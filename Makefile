@@ -47,7 +47,7 @@ test-all: $(READY)
 # One after another: each starts a cluster. Slurm's want root, and install Debian's packages; without root they are skipped.
 test-cluster: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray submitit
-	$(BIN)/python -m pytest -n0 -m cluster tests/app/test_clusters.py $(ARGS)
+	$(BIN)/python -m pytest -n0 -m cluster tests/app/test_cluster.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
