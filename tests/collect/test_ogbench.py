@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -474,9 +476,21 @@ def _die(*_):
     os._exit(1)
 
 
-@pytest.mark.parametrize("where", ["_episode_in_worker", "_start_worker"])
-def test_a_dead_worker_is_reported_and_leaves_nothing(monkeypatch, tmp_path, where: str):
-    monkeypatch.setattr(workers, where, _die)
+def test_a_dead_worker_is_reported_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "_episode_in_worker", _die)
+    with pytest.raises(CollectError, match="worker process died"):
+        collect(MAZE, tmp_path, **(TINY | {"workers": 2}))
+    assert tree(tmp_path) == {}
+
+
+def test_a_worker_that_died_before_the_next_job_is_reported_too(monkeypatch, tmp_path):
+    class Broken(ProcessPoolExecutor):
+        def submit(self, function, *arguments, **keywords):
+            if arguments[1][1] == 1:  # the second episode
+                raise BrokenProcessPool("a child process terminated abruptly")
+            return super().submit(function, *arguments, **keywords)
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Broken)
     with pytest.raises(CollectError, match="worker process died"):
         collect(MAZE, tmp_path, **(TINY | {"workers": 2}))
     assert tree(tmp_path) == {}

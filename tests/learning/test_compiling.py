@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import COMMAND, ENVIRONMENT, mfrl
+from tiny import COMMAND, ENVIRONMENT, compose, mfrl
 
+from mfrl.app.parts import choose_arithmetic
+from mfrl.app.resume import resumed_config
 from mfrl.errors import ConfigError
 from mfrl.learning import compiling
-from mfrl.learning.compiling import WORTH_COMPILING, check_compile, choose
+from mfrl.learning.compiling import WORTH_COMPILING, Compiled, check_compile, choose
+from mfrl.runs.checkpoint import load_checkpoint
+from mfrl.runs.folder import RunFolder
 
 TOY = [
     "experiment=toy",
@@ -27,18 +31,33 @@ TOY = [
 
 
 def test_a_run_is_compiled_where_it_is_long_enough_to_pay_for_the_start():
-    assert choose("auto", WORTH_COMPILING, on_gpu=False)[0] is True
-    chosen, why = choose("auto", WORTH_COMPILING - 1, on_gpu=True)
+    assert choose("auto", WORTH_COMPILING, capture=False)[0] is True
+    chosen, why = choose("auto", WORTH_COMPILING - 1, capture=True)
     assert chosen is False
     assert f"{WORTH_COMPILING:,} updates" in why
-    assert choose(True, 1, on_gpu=True) == (True, "compile=true")
-    assert choose(False, 10**6, on_gpu=True) == (False, "compile=false")
+    assert choose(True, 1, capture=True) == (True, "compile=true")
+    assert choose(False, 10**6, capture=True) == (False, "compile=false")
 
 
-def test_on_a_gpu_a_long_run_is_also_captured():
-    chosen, why = choose("auto", WORTH_COMPILING, on_gpu=True)
-    assert chosen == "captured"
-    assert "CUDA graph" in why
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ([], "captured"),
+        (["accelerator=gpu"], "captured"),
+        (["accelerator=cpu"], True),
+        (["online.steps=100"], True),
+        (["env=ogbench/visual-cube-single-play"], True),
+        (["updates=100"], False),
+    ],
+)
+def test_on_a_gpu_what_tests_have_compared_there_is_captured(
+    settings: list[str], chosen: Compiled, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = compose("train", "env=ogbench/pointmaze-medium-navigate", f"updates={WORTH_COMPILING}", *settings)
+    why = choose_arithmetic(cfg)
+    assert cfg.compile == chosen
+    assert ("CUDA graph" in why) is (chosen == "captured")
 
 
 def test_without_a_compiler_a_long_run_is_eager_and_says_why(tmp_path: Path):
@@ -61,6 +80,25 @@ def test_what_was_chosen_is_what_a_resumed_run_goes_on_with(tmp_path: Path):
     assert yaml.safe_load((run / "config.yaml").read_text())["compile"] is False
     again = mfrl("train", f"resume={run}", "updates=30")
     assert "eager: compile=false" in again.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_captured_on_a_gpu_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mfrl("train", *TOY, "updates=20", "eval.every=20", "log.every=10", f"run_dir={tmp_path}/run")
+    run = RunFolder(tmp_path / "run")
+
+    def resumed(*overrides: str) -> Compiled:
+        saved = load_checkpoint(run.last_checkpoint)
+        saved["mfrl"]["config"]["compile"] = "captured"
+        changes = [f"resume={run.path}", "updates=30", *overrides]
+        return resumed_config(run, run.last_checkpoint, saved, compose("train", *changes), changes).compile
+
+    assert resumed("accelerator=auto") is True
+    with pytest.raises(ConfigError, match="compile=captured needs a CUDA GPU"):
+        resumed("compile=captured")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resumed("accelerator=auto") == "captured"
+    assert resumed() is True  # it has accelerator=cpu
 
 
 @pytest.mark.parametrize("value", ["sometimes", None, 1, 0, 2.0])

@@ -18,6 +18,7 @@ from mfrl.runs.trackers import Tracker
 from mfrl.settings import OF_A_RUN, OnlineSettings
 
 EXISTING = ("new", "continue")
+EVALUATION = "mfrl.callbacks.evaluation.Evaluate"  #: that of evaluation=simulator
 PRECISIONS = ("32-true", "bf16-mixed")
 #: The callbacks that every run has, in the order in which Lightning calls them. The checkpoint comes before the
 #: evaluation, so that a failing simulator costs no updates. The bar comes last, and shows what the others have found.
@@ -59,8 +60,9 @@ def check_settings(cfg: DictConfig) -> None:
         part, _, name = key.rpartition(".")
         if part != "eval" or name in cfg.eval:  # each evaluation has only some of the settings eval.*
             allowed.require(key, OmegaConf.select(cfg, key))
-    device = OmegaConf.select(cfg, "eval.device")
-    require("eval.device", device in (None, "cpu"), device, "cpu, or null for where it trains")
+    if cfg.eval._target_ == EVALUATION:
+        device = cfg.eval.get("device")
+        require("eval.device", device in (None, "cpu"), device, "cpu, or null for where it trains")
     for key in ("checkpoint.keep_all", "tf32"):
         value = OmegaConf.select(cfg, key)
         require(key, type(value) is bool, value, "true or false")

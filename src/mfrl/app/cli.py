@@ -154,7 +154,7 @@ def run(arguments: list[str]) -> None:
         # with other settings, so Hydra must accept them; mfrl.app.resume checks them.
         arguments = [f"++{argument}" if argument.startswith("eval.") else argument for argument in arguments]
     if name == "train":
-        # Each collector has settings of its own, so Hydra must accept all; mfrl.app.overrides checks them.
+        # Each collector has settings of its own, so Hydra must accept all; mfrl.app.refusals checks them.
         arguments = [f"++{a}" if re.match(r"collect[.=]", a) else a for a in arguments]
         try:
             arguments = expand_seeds(arguments)

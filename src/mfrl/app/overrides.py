@@ -24,7 +24,6 @@ from mfrl.runs.targets import plain_settings
 from mfrl.system.paths import CONFIG_DIR
 
 SEARCH_PATH = "hydra.searchpath"
-_FEW = 10  # messages list so many names in full
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Composer:
             with_hydra: whether Hydra's own settings, below ``hydra``, are in it.
 
         Raises:
-            HydraException, OmegaConfBaseException: Hydra cannot compose it; see :func:`explain`.
+            HydraException, OmegaConfBaseException: Hydra cannot compose it; see :func:`mfrl.app.refusals.explain`.
         """
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose(self.name, [*self.search, *overrides], return_hydra_config=with_hydra)

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,7 +21,7 @@ from mfrl.app.fetch import fetch_missing
 from mfrl.data.batch import DataSpec
 from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError
-from mfrl.learning.compiling import choose
+from mfrl.learning.compiling import choose, trains_on_gpu
 from mfrl.learning.online import Online
 from mfrl.learning.training import Training
 from mfrl.runs.targets import build
@@ -117,14 +117,20 @@ def build_online(
     return Online(online, algorithms, folders, data, cfg.batch_size, offline, warn)
 
 
+def accelerator_of(cfg: DictConfig) -> str:
+    """The accelerator that a run's trainer is built with."""
+    return OmegaConf.select(cfg, "trainer.accelerator", default="auto")
+
+
 def choose_arithmetic(cfg: DictConfig) -> str:
     """Decide whether updates are compiled, and write the decision into ``cfg``, where a resumed run will find it.
 
     Returns:
         the reason, a sentence.
     """
-    on_gpu = torch.cuda.is_available() and cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    cfg.compile, why = choose(cfg.compile, total_updates(cfg), on_gpu)
+    # Captured updates of pixels and of an online phase have not been compared with others on a GPU.
+    tried = not cfg.online.steps and cfg.get("encoder") is None
+    cfg.compile, why = choose(cfg.compile, total_updates(cfg), tried and trains_on_gpu(accelerator_of(cfg)))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     return why
 

@@ -14,12 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from mfrl.app.checks import check_settings, total_updates
-from mfrl.app.parts import Parts
+from mfrl.app.checks import EVALUATION, check_settings, total_updates
+from mfrl.app.parts import Parts, accelerator_of
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.data.module import OfflineData
 from mfrl.envs.vector import WorkerError
 from mfrl.errors import CheckpointError, InterruptedRun, MfrlError, RefusedRun, refused_by_system
+from mfrl.learning.compiling import trains_on_gpu
 from mfrl.learning.training import Trained
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
@@ -156,7 +157,9 @@ def resumed_config(
             raise CheckpointError(f"{path} has the setting {part}.{min(unknown)}, which this version of mfrl does not")
         old[part] = OmegaConf.merge(cfg[part], old[part])  # settings added after the run have their defaults
     if "_target_" not in old.eval:  # the run is older than the setting evaluation=
-        old.eval = {"_target_": "mfrl.callbacks.evaluation.Evaluate", "_partial_": True, **old.eval}
+        old.eval = {"_target_": EVALUATION, "_partial_": True, **old.eval}
+    if old.eval["_target_"] == cfg.eval["_target_"]:
+        old.eval = OmegaConf.merge(cfg.eval, old.eval)
     OmegaConf.set_struct(old.eval, True)  # the run's own settings count: `cfg` may be composed for another evaluation
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
@@ -175,6 +178,9 @@ def resumed_config(
             ) from error
     for key in USER_SETTINGS:
         old[key] = cfg[key]
+    wanted = any(text.startswith("compile=") for text in overrides)
+    if old.compile == "captured" and not wanted and not trains_on_gpu(accelerator_of(old)):
+        old.compile = True  # the same updates but for rounding
     check_settings(old)
     if "online" in saved and old.updates != before:
         raise RefusedRun(f"{path} is online since update {before}: updates={old.updates} comes too late")

@@ -13,7 +13,7 @@ Compiled = bool | Literal["captured"]
 Compile = Compiled | Literal["auto"]
 
 #: ``auto`` compiles runs of at least so many updates. Compiling takes about a minute the first time, and some seconds
-#: once PyTorch has the code in its cache; every update then takes half of the time, on a GPU a tenth or less.
+#: once PyTorch has the code in its cache; every update then takes half of the time, and a tenth if a GPU replays it.
 WORTH_COMPILING = 5_000
 
 
@@ -34,11 +34,16 @@ def check_compile(compile: Compile) -> None:
         )
 
 
-def choose(compile: Compile, updates: int, on_gpu: bool) -> tuple[Compiled, str]:
+def choose(compile: Compile, updates: int, capture: bool) -> tuple[Compiled, str]:
     """Whether to compile, and the reason in a few words.
 
     The decision depends only on the settings, the device and whether there is a compiler. The machine's speed does not
     count, so that the same command gives the same numbers.
+
+    Args:
+        compile: the setting.
+        updates: number of updates of the run.
+        capture: whether ``auto`` may also capture: on a GPU, where tests have shown that it does for such a run.
     """
     if compile != "auto":
         return compile, f"compile={str(compile).lower()}"
@@ -47,7 +52,12 @@ def choose(compile: Compile, updates: int, on_gpu: bool) -> tuple[Compiled, str]
     if missing := missing_compiler():
         return False, missing
     why = "the first update takes about a minute, some seconds once the code is in PyTorch's cache"
-    return ("captured", f"as a CUDA graph; {why}") if on_gpu else (True, why)
+    return ("captured", f"as a CUDA graph; {why}") if capture else (True, why)
+
+
+def trains_on_gpu(accelerator: str) -> bool:
+    """Whether Lightning's accelerator of this name is a CUDA GPU here."""
+    return torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
 
 
 def missing_compiler() -> str:

@@ -315,11 +315,9 @@ class Online:
         device = self.players[0].ring.device if self._offline is None else self._offline.starts.device
         half = self.batch_size // 2 if self.settings.balanced else 0
         k = torch.arange(first, end, device=device)
-        drawn = []
-        for player in self.players:
-            key = key_of(player.seed).to(device)
-            drawn.append((index_words(key, "batch", k, self.batch_size - half), index_words(key, "replay", k, half)))
-        return [[(own[i], replay[i]) for own, replay in drawn] for i in range(end - first)]
+        keys = torch.stack([key_of(player.seed) for player in self.players]).to(device)
+        drawn = index_words(keys, "batch", k, self.batch_size - half), index_words(keys, "replay", k, half)
+        return [list(zip(*of_an_update, strict=True)) for of_an_update in zip(*drawn, strict=True)]
 
     def pop_metrics(self, member: int = 0) -> dict[str, float]:
         """The scores of a member's interaction since the last call."""

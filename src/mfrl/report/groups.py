@@ -26,8 +26,8 @@ from mfrl.runs.scores import PREFERRED, last_evaluations, protocol_evaluations
 
 # Settings in which the runs of a group may differ: where and how fast a run runs, and its seed. The first names are the
 # last parts of keys, the others are whole sections. Some of these settings change roundings.
-_NOT_COMPARED = {"seed", "runs", "run_dir", "data_dir", "resume", "accelerator", "compile", "chunk", "marks"}
-_NOT_COMPARED |= {"device", "devices"}
+_NOT_COMPARED = {"seed", "runs", "run_dir", "data_dir", "resume", "compile", "chunk", "marks"}
+_NOT_COMPARED |= {"accelerator", "device", "devices"}
 _NOT_COMPARED |= {"collect", "download", "trust", "cache", "memory_gib", "log", "logger", "callbacks"}
 _NOT_COMPARED |= {"workers", "num_workers", "num_envs", "videos", "threads", "jobs", "existing", "pack", "tf32"}
 _NOT_COMPARED_SECTIONS = ("log.", "logger.", "callbacks.", "checkpoint.", "collect.", "sweep.", "search.")
