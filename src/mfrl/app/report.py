@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfrl.app.options import Options
 from mfrl.report import documents, tables
 from mfrl.report.groups import SCORES, group_runs
 from mfrl.report.statistics import CONFIDENCE, RESAMPLES
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> Report:
     Raises:
         ReportError: see :func:`report`.
     """
-    parser = argparse.ArgumentParser("mfrl report", description=__doc__)
+    parser = Options("mfrl report", __doc__ or "")
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders they lie below")
     parser.add_argument("--out", default="report", help="folder for tables and figures (default: report)")
     parser.add_argument("--metric", help="e.g. eval/return (default: normalized_score, success, w2 or return)")
@@ -182,7 +182,7 @@ def main(argv: Sequence[str]) -> Report:
     )
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help=f"of intervals (default: {CONFIDENCE})")
-    given = parser.parse_args(argv)
+    given = parser.parsed(argv)
     return report(
         given.runs,
         out=given.out,

@@ -7,7 +7,6 @@ the default tasks, and tests compare them with the environments.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.app import presets
+from mfrl.app.options import Options
 from mfrl.catalogue import (
     NUM_TASKS,
     ONLINE,
@@ -207,7 +207,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         MfrlError: a name is unknown or a folder cannot be read.
     """
-    parser = argparse.ArgumentParser("mfrl tasks", description=(__doc__ or "").partition("\n")[0])
+    parser = Options("mfrl tasks", (__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="tasks or datasets (default: the 73 of the benchmark)")
     parser.add_argument("--all", action="store_true", dest="every", help="every other dataset too")
     parser.add_argument("--all-tasks", action="store_true", help="a line for each task instead of each dataset")
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--verify", action="store_true", help="compare checksums with the records, not only sizes")
     parser.add_argument("--data-dir", help="where to look (default: OGBench's and Minari's own folders)")
     parser.add_argument("--json", action="store_true", dest="as_json", help="for programs")
-    given = parser.parse_args(argv)
+    given = parser.parsed(argv)
     tasks = choose(given.names, given.every)
     data = {env: find_data(env, given.data_dir, given.verify) for env in dict.fromkeys(task.env for task in tasks)}
     rows = [(task, data[task.env]) for task in tasks if not given.available or data[task.env].state != "nothing"]
