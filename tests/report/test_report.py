@@ -518,15 +518,16 @@ def test_axes_of_distances_say_to_what_and_which_way_is_better(tmp_path: Path):
 
 def test_a_label_says_the_algorithm_only_where_the_variant_does_not_tell_it(tmp_path: Path):
     make_run(tmp_path / "a", variant="residual")
-    make_run(tmp_path / "b", variant="velocity")
     make_run(tmp_path / "c", variant="none", overrides={"algo_name": "gaussian_bc"})
+    assert labels(group_runs(find_runs([tmp_path])).groups) == ["gaussian_bc", "meanflowql"]
+    make_run(tmp_path / "b", variant="velocity")
     assert labels(group_runs(find_runs([tmp_path])).groups) == ["gaussian_bc", "residual", "velocity"]
     make_run(tmp_path / "d", variant="velocity", overrides={"algo_name": "meanflow_bc"})
     assert sorted(labels(group_runs(find_runs([tmp_path])).groups)) == [
         "gaussian_bc",
-        "meanflow_bc velocity",
+        "meanflow_bc",
+        "meanflowql residual",
         "meanflowql velocity",
-        "residual",
     ]
 
 

@@ -371,15 +371,16 @@ def method_labels(methods: Sequence[Method]) -> list[str]:
 def _distinguishing_labels(named: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
     varying = [key for key in (named[0][2] if named else ()) if len({settings[key] for _, _, settings in named}) > 1]
     short = short_names(varying)
-    algos, variants = defaultdict(set), {variant for _, variant, _ in named}
+    variants: dict[str, set[str]] = {algo: set() for algo, _, _ in named}
     for algo, variant, _ in named:
-        algos[variant].add(algo)
-    several_algos = len(set().union(*algos.values())) > 1
+        variants[algo] |= {variant} - {ABSENT}
+    several_have = sum(map(bool, variants.values())) > 1
     names = []
     for algo, variant, settings in named:
-        # The algorithm is left out if the variant belongs to one algorithm only.
-        parts = [algo] if several_algos and (variant == ABSENT or len(algos[variant]) > 1) else []
-        parts += [variant] if len(variants) > 1 and variant != ABSENT else []
+        # Variants that are compared with one another go by their names, unless another algorithm has some too.
+        among_variants = len(variants[algo]) > 1 and variant != ABSENT
+        parts = [algo] if len(variants) > 1 and (several_have or not among_variants) else []
+        parts += [variant] if among_variants else []
         parts += [f"{short[key]}={text(settings[key])}" for key in varying if settings[key] != ABSENT]
         names.append(" ".join(parts) or " ".join(name for name in (algo, variant) if name != ABSENT))
     return names
