@@ -41,7 +41,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from timing import median_seconds
 from torch import Tensor
-from train_step import device, seconds_of_updates
+from train_step import MODES, device, seconds_of_updates
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.app.parts import build_algorithm
@@ -59,7 +59,6 @@ ALGORITHMS = sorted(path.stem for path in (CONFIG_DIR / "algo").glob("*.yaml"))
 #: Of these cube-single has a preset; the others' defaults are those that their presets restate.
 PRESETS = {"meanflowql": "paper/cube-single-play-task2", "fql": "fql/cube-single-play-task2"}
 BATCHES = (1, 50, 1000)
-MODES: dict[str, Compiled] = {"eager": False, "compiled": True, "captured": "captured"}
 THEIRS = "FQL's JAX code"
 HERE = Path(__file__).parent
 

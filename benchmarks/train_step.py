@@ -43,11 +43,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.app.parts import build_algorithm
 from mfrl.data.batch import Batch, DataSpec
+from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import Learner
 from mfrl.runs.folder import versions
 from mfrl.system.paths import CONFIG_DIR
 
 BATCH = 256
+MODES: dict[str, Compiled] = {"eager": False, "compiled": True, "captured": "captured"}
 # Sizes of observation and action, and the overrides of conf/train.yaml.
 SIZES: dict[str, tuple[int, int, list[str]]] = {
     "published": (28, 5, ["experiment=paper/cube-double-play-task2"]),
@@ -75,7 +77,7 @@ class Measured:
         self.size, self.mode, self.members, self.updates = size, mode, members, updates
         algorithms = [build(size, seed) for seed in range(members)]
         self.gflop = necessary_flops(algorithms[0]) / 1e9
-        self.learner = Learner(algorithms, BATCH, {"eager": False, "compiled": True, "captured": "captured"}[mode])
+        self.learner = Learner(algorithms, BATCH, MODES[mode])
         self.batches = [batch(size, members, seed) for seed in range(8)]
         before = metrics.generated_kernel_count
         self.start_up = self.run(1)
@@ -190,7 +192,7 @@ def batch(size: str, members: int, seed: int) -> Batch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled", "captured"])
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=MODES)
     parser.add_argument("--members", nargs="+", type=int, default=[1], help="of populations")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about")

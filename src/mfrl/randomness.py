@@ -147,7 +147,6 @@ class Streams:
         sizes = torch.tensor(self._blocks, dtype=torch.int64)
         self._block = torch.cat([torch.arange(n) for n in [*self._blocks, 0]]).to(device)
         self._stream = torch.tensor(streams, dtype=torch.int64).repeat_interleave(sizes).to(device)
-        self._zero = torch.zeros((), dtype=torch.int64, device=device)
 
     def numbers(self, key: Tensor, k: Tensor) -> dict[str, Tensor]:
         """The numbers of updates ``k``, by the names of the draws.
@@ -161,10 +160,7 @@ class Streams:
         """
         if not self._draws:
             return {}
-        low, high = key.unbind(-1)
-        k = k.view(-1, *[1] * key.ndim)
-        words = philox((self._block, k, self._stream, self._zero), (low[..., None], high[..., None]))
-        parts = words.split(self._blocks, -2)
+        parts = _words(key, k, self._block, self._stream).split(self._blocks, -2)
         return {
             name: draw.numbers(part.flatten(-2)[..., : draw.words])
             for (name, draw), part in zip(self._draws.items(), parts, strict=True)
@@ -200,9 +196,19 @@ def index_words(key: Tensor, purpose: str, k: Tensor, count: int) -> Tensor:
     Returns:
         ``(updates, 2 count)`` for one seed, ``(updates, members, 2 count)`` for several.
     """
-    low, high = key.unbind(-1)
-    k = k.view(-1, *[1] * key.ndim)
     block = torch.arange(-(-count // 2), device=k.device)
     stream = torch.full((), zlib.crc32(purpose.encode()), device=k.device)
-    words = philox((block, k, stream, torch.zeros_like(stream)), (low[..., None], high[..., None]))
-    return words.flatten(-2)[..., : 2 * count]
+    return _words(key, k, block, stream).flatten(-2)[..., : 2 * count]
+
+
+def _words(key: Tensor, k: Tensor, block: Tensor, stream: Tensor) -> Tensor:
+    """The words ``(updates, blocks, 4)`` for one seed, ``(updates, members, blocks, 4)`` for several.
+
+    Args:
+        key: ``(2,)`` or ``(members, 2)``.
+        k: ``(updates,)``.
+        block, stream: ``(blocks,)``; one stream for all blocks may have no axis.
+    """
+    low, high = key.unbind(-1)
+    counter = block, k.view(-1, *[1] * key.ndim), stream, torch.zeros((), dtype=torch.int64, device=k.device)
+    return philox(counter, (low[..., None], high[..., None]))

@@ -21,7 +21,7 @@ from mfrl.app.fetch import fetch_missing
 from mfrl.data.batch import DataSpec
 from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError
-from mfrl.learning.compiling import choose, trains_on_gpu
+from mfrl.learning.compiling import choose
 from mfrl.learning.online import Online
 from mfrl.learning.training import Training
 from mfrl.runs.targets import build
@@ -117,9 +117,10 @@ def build_online(
     return Online(online, algorithms, folders, data, cfg.batch_size, offline, warn)
 
 
-def accelerator_of(cfg: DictConfig) -> str:
-    """The accelerator that a run's trainer is built with."""
-    return OmegaConf.select(cfg, "trainer.accelerator", default="auto")
+def trains_on_gpu(cfg: DictConfig) -> bool:
+    """Whether the run's trainer takes a CUDA GPU of this machine."""
+    accelerator = OmegaConf.select(cfg, "trainer.accelerator", default="auto")
+    return torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
 
 
 def choose_arithmetic(cfg: DictConfig) -> str:
@@ -130,7 +131,7 @@ def choose_arithmetic(cfg: DictConfig) -> str:
     """
     # Captured updates of pixels and of an online phase have not been compared with others on a GPU.
     tried = not cfg.online.steps and cfg.get("encoder") is None
-    cfg.compile, why = choose(cfg.compile, total_updates(cfg), tried and trains_on_gpu(accelerator_of(cfg)))
+    cfg.compile, why = choose(cfg.compile, total_updates(cfg), tried and trains_on_gpu(cfg))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     return why
 

@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from mfrl.app.checks import EVALUATION, check_settings, total_updates
-from mfrl.app.parts import Parts, accelerator_of
+from mfrl.app.parts import Parts, trains_on_gpu
 from mfrl.callbacks.checkpoint import Checkpoint
 from mfrl.data.module import OfflineData
 from mfrl.envs.vector import WorkerError
 from mfrl.errors import CheckpointError, InterruptedRun, MfrlError, RefusedRun, refused_by_system
-from mfrl.learning.compiling import trains_on_gpu
 from mfrl.learning.training import Trained
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
@@ -161,7 +160,8 @@ def resumed_config(
     if old.eval["_target_"] == cfg.eval["_target_"]:
         old.eval = OmegaConf.merge(cfg.eval, old.eval)
     OmegaConf.set_struct(old.eval, True)  # the run's own settings count: `cfg` may be composed for another evaluation
-    for override in OverridesParser.create().parse_overrides(overrides):
+    changes = OverridesParser.create().parse_overrides(overrides)
+    for override in changes:
         key = override.key_or_group
         if override.is_delete():
             raise RefusedRun(f"{override.input_line}: a resumed run keeps every setting it has")
@@ -178,8 +178,8 @@ def resumed_config(
             ) from error
     for key in USER_SETTINGS:
         old[key] = cfg[key]
-    wanted = any(text.startswith("compile=") for text in overrides)
-    if old.compile == "captured" and not wanted and not trains_on_gpu(accelerator_of(old)):
+    wanted = any(override.key_or_group == "compile" for override in changes)
+    if old.compile == "captured" and not wanted and not trains_on_gpu(old):
         old.compile = True  # the same updates but for rounding
     check_settings(old)
     if "online" in saved and old.updates != before:

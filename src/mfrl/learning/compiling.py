@@ -55,11 +55,6 @@ def choose(compile: Compile, updates: int, capture: bool) -> tuple[Compiled, str
     return ("captured", f"as a CUDA graph; {why}") if capture else (True, why)
 
 
-def trains_on_gpu(accelerator: str) -> bool:
-    """Whether Lightning's accelerator of this name is a CUDA GPU here."""
-    return torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
-
-
 def missing_compiler() -> str:
     """A sentence about what is missing; empty if there is a compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
