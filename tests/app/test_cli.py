@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from processes import Command, shorten_episodes
-from tiny import compose, mfrl
+from tiny import WITHOUT_FIGURES, compose, mfrl
 
 from mfrl.app.overrides import Composer
 from mfrl.app.presets import methods
@@ -80,7 +80,8 @@ def test_values_changed_in_what_is_composed_are_those_that_hydra_composes(overri
 def test_an_experiments_collection_takes_every_setting_of_its_collector(tmp_path: Path) -> None:
     small = ["network=small", "updates=2", "batch_size=4", "eval.every=2", "eval.episodes=1", "eval.num_envs=1"]
     folders = [f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/run"]
-    given = ["experiment=quickstart", *small, "collect={episodes: 3, episode_steps: 21, workers: 1}", *folders]
+    collection = "collect={episodes: 3, episode_steps: 21, workers: 1}"
+    given = ["experiment=quickstart", WITHOUT_FIGURES, *small, collection, *folders]
     done = mfrl("train", *given, prepare=shorten_episodes)
     assert done.returncode == 0, done.stderr
     record = (tmp_path / "data" / "pointmaze-medium-explore-v0.provenance.json").read_text()

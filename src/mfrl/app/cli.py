@@ -19,7 +19,6 @@ import hydra
 # Hydra's own flags (--cfg, --config-dir, -m) are read here, before Hydra takes over, to know whether the command runs
 # something or only prints. Hydra does not export its parser: this is the only import of its internals.
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
@@ -171,7 +170,9 @@ def run(arguments: list[str]) -> None:
         composer = Composer.of(name, [parse(text) for text in searched], flags.config_dir)
     except MfrlError as error:
         fail(str(error), 2)
-    OmegaConf.register_new_resolver("mfrl.names", partial(list_names, composer), replace=True)  # for conf/hydra/help
+    # For conf/hydra/help. Hydra resolves it whenever it composes, which only --help and --cfg show.
+    names = partial(list_names, composer) if flags.help or flags.cfg else lambda *groups: ""
+    OmegaConf.register_new_resolver("mfrl.names", names, replace=True)
     if composer.search:  # Hydra's parser wants all overrides side by side
         kept = [text for text in arguments[1:] if text not in searched]
         first = next((kept.index(text) for text in flags.overrides if text in kept), len(kept))
@@ -208,11 +209,11 @@ def run(arguments: list[str]) -> None:
 
 def list_names(composer: Composer, *groups: str) -> str:
     """The configurations that each group offers, those of the user's folders too, as lines of Hydra's help."""
-    loader, lines = GlobalHydra.instance().config_loader(), []
+    lines = []
     for group in groups:
         found = []
         for kind, ending in ((ObjectType.GROUP, "/..."), (ObjectType.CONFIG, "")):
-            names = loader.get_group_options(group, kind, composer.name, list(composer.search))
+            names = composer.listed(group, kind)
             found += [f"{name}{ending}" for name in names if not name.startswith("_")]
         lines += textwrap.wrap(", ".join(found), 116, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14)
     return "\n".join(lines)

@@ -78,8 +78,13 @@ class Composer:
             kind: ``ObjectType.CONFIG`` or ``ObjectType.GROUP``.
         """
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
-            return loader.get_group_options(group, kind, self.name, list(self.search))
+            return self.listed(group, kind)
+
+    def listed(self, group: str, kind: ObjectType) -> list[str]:
+        """As :meth:`names`, where Hydra is initialised already."""
+        # The command's name has Hydra read that file first, which is only needed for the folders to search.
+        searching = (self.name, list(self.search)) if self.search else ()
+        return GlobalHydra.instance().config_loader().get_group_options(group, kind, *searching)
 
     def is_group(self, key: str) -> bool:
         """Whether a key is a group of configurations, so that ``key=`` chooses one of them."""
