@@ -107,6 +107,7 @@ def test_an_online_run_is_shown_before_and_after(
     assert "first ten" in episodes
 
 
+@pytest.mark.slow
 def test_the_reformulations_are_trained_and_drawn(tmp_path: Path, kernel: NotebookClient) -> None:
     executed = execute("reformulations.ipynb", kernel, MFRL_UPDATES="10", MFRL_OUT=tmp_path)
     assert len(shown(executed, "image/png")) == 8

@@ -322,7 +322,9 @@ def test_an_unhealthy_scene_episode_is_retried(monkeypatch):
 # Determinism
 
 
-@pytest.mark.parametrize("dataset", ["pointmaze-teleport-navigate", "scene-noisy"])
+@pytest.mark.parametrize(
+    "dataset", ["pointmaze-teleport-navigate", pytest.param("scene-noisy", marks=pytest.mark.slow)]
+)
 def test_data_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
     options = TINY | {"episodes": 3, "episode_steps": 51}
     alone = collect(dataset, tmp_path / "1", **options)

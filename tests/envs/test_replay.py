@@ -212,7 +212,9 @@ def replay(dataset: Recorded) -> None:
     assert (np.diff(successes.astype(int))[follows] < 0).any()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "cube-double-play" else name for name in FAMILIES]
+)
 def test_every_transition_is_what_the_simulator_does(name: str, recorded: Callable[..., Recorded]) -> None:
     replay(recorded(name))
 
