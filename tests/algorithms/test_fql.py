@@ -415,7 +415,10 @@ def test_chunks_of_any_size_and_a_break_anywhere_give_the_same_parameters_bit_fo
     assert_equal(snapshot(again), snapshot(straight))
 
 
-@pytest.mark.parametrize(("alpha", "mean", "least", "most"), [(0.1, 0.5, 0.0, 0.25), (100.0, 0.0, 0.3, 0.5)])
+@pytest.mark.parametrize(
+    ("alpha", "mean", "least", "most"),
+    [(0.1, 0.5, 0.0, 0.25), pytest.param(100.0, 0.0, 0.3, 0.5, marks=pytest.mark.slow)],
+)
 def test_a_small_alpha_finds_the_best_action_and_a_large_one_stays_with_the_data(
     alpha: float, mean: float, least: float, most: float
 ):

@@ -81,7 +81,7 @@ def test_an_experiments_collection_takes_every_setting_of_its_collector(tmp_path
     small = ["network=small", "updates=2", "batch_size=4", "eval.every=2", "eval.episodes=1", "eval.num_envs=1"]
     folders = [f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/run"]
     collection = "collect={episodes: 3, episode_steps: 21, workers: 1}"
-    given = ["experiment=quickstart", WITHOUT_FIGURES, *small, collection, *folders]
+    given = ["experiment=quickstart", WITHOUT_FIGURES, "eval.workers=0", *small, collection, *folders]
     done = mfrl("train", *given, prepare=shorten_episodes)
     assert done.returncode == 0, done.stderr
     record = (tmp_path / "data" / "pointmaze-medium-explore-v0.provenance.json").read_text()

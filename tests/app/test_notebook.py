@@ -94,6 +94,7 @@ def test_the_first_look_shows_a_run(maze_run: Path, kernel: NotebookClient) -> N
     assert len(shown(executed, "image/png")) == 4
 
 
+@pytest.mark.slow
 def test_an_online_run_is_shown_before_and_after(
     data_dir: Path, tmp_path: Path, kernel: NotebookClient, short_episodes: None
 ) -> None:

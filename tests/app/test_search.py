@@ -163,6 +163,7 @@ def test_a_full_disk_ends_a_search_with_a_sentence_and_loses_nothing(tmp_path: P
     with told, telling_of_storage(tmp_path):
         for k in range(100_000):
             trial.report(0.0, k)
+            trial.set_user_attr(str(k), "x" * 1000)  # fills the last pages sooner
     again = search(tmp_path)
     with again.next_trial() as taken:
         assert taken.number == 0

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import DATASET
 from omegaconf import OmegaConf
-from processes import Command
+from processes import Command, shorten_episodes
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import MAZE, SPEC, WITH_FIGURES, WITHOUT_FIGURES, compose, mfrl
@@ -651,11 +651,12 @@ def test_weights_that_do_not_fit_are_refused(reference: tuple[Path, dict], tmp_p
 
 
 def test_the_commands_work_from_any_folder(data_dir: Path, tmp_path: Path) -> None:
-    done = mfrl("train", *TINY, WITH_FIGURES, f"data_dir={data_dir}", "run_dir=out", "updates=6", cwd=tmp_path)
+    changes = [*TINY, WITH_FIGURES, f"data_dir={data_dir}", "run_dir=out", "updates=6"]
+    done = mfrl("train", *changes, cwd=tmp_path, prepare=shorten_episodes)
     assert done.returncode == 0, done.stderr
     assert "success" in done.stderr
     assert "run folder" in done.stderr
-    done = mfrl("eval", "ckpt=out", "episodes=2", cwd=tmp_path)
+    done = mfrl("eval", "ckpt=out", "episodes=2", cwd=tmp_path, prepare=shorten_episodes)
     assert done.returncode == 0, done.stderr
     written = tmp_path / "out" / "checkpoints" / "evaluation-last-seed=1000-episodes=2.json"
     assert len(json.loads(written.read_text())["returns"]) == 2
@@ -718,7 +719,7 @@ def test_the_help_of_every_command_is_a_page_in_our_words(tmp_path: Path) -> Non
 
 def test_a_sweep_makes_one_run_folder_per_job(data_dir: Path, tmp_path: Path) -> None:
     changes = [*TINY, f"data_dir={data_dir}", "run_dir=runs/alpha_${algo.alpha}", "updates=6", "algo.alpha=1,2"]
-    done = mfrl("train", "-m", *changes, cwd=tmp_path)
+    done = mfrl("train", "-m", *changes, cwd=tmp_path, prepare=shorten_episodes)
     assert done.returncode == 0, done.stderr
     results = {p.parent.name: json.loads(p.read_text())["alpha"] for p in tmp_path.rglob("result.json")}
     assert results == {"alpha_1": 1, "alpha_2": 2}

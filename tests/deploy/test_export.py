@@ -79,7 +79,7 @@ def test_every_algorithm_acts_in_onnxruntime_as_in_pytorch(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("meanflowql", "bc") else pytest.param(name, marks=pytest.mark.slow) for name in OF_PIXELS]
+    "name", [name if name == "bc" else pytest.param(name, marks=pytest.mark.slow) for name in OF_PIXELS]
 )
 def test_every_algorithm_acts_on_images_in_onnxruntime_as_in_pytorch(name: str, tmp_path: Path) -> None:
     module = test_pixels.algorithm(name).eval().requires_grad_(False)

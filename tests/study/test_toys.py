@@ -401,6 +401,7 @@ def test_the_policy_of_a_checkpoint_knows_its_toy(reference: tuple[Path, dict]) 
     assert record["env"] == asdict(EnvSpec("toy/two_moons_conditional", suite="toy"))
 
 
+@pytest.mark.slow
 def test_one_step_of_a_trained_policy_is_near_the_data_and_a_gaussian_is_not(tmp_path: Path) -> None:
     # 512 samples of the data itself are at 0.193. Seeds 0 to 3 of the one-step policy were at 0.197 to 0.208 after
     # 1000 updates, and those of the Gaussian at 0.308 to 0.315, which is as near as one Gaussian comes.

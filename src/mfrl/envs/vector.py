@@ -400,6 +400,7 @@ class _Crew:
 
     def _silence(self, w: int) -> WorkerError:
         number = self._processes[w].pid
+        self._processes[w].kill()  # it would not leave by itself, as the others do
         self.close()
         return WorkerError(
             f"environment worker {w} (process {number}) gave no answer for {self._patience:g} s: it was stopped, or "
