@@ -79,8 +79,8 @@ TASKS = {
         | {"q_aggregation": "min", "tau": "0.1", "actor_lr": "1e-3", "critic_lr": "1e-3", "alpha_critic": "0.01"},
     ),
     "cube": Task(
-        "env=ogbench/cube-single-play collect={seed:0,episodes:400} updates=10_000 batch_size=128",
-        5000,
+        "env=ogbench/cube-single-play collect={seed:0,episodes:400} updates=5000 batch_size=128",
+        2500,
         SHARED | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4"},
     ),
     "antmaze": Task(
