@@ -14,7 +14,7 @@ import csv
 from pathlib import Path
 
 from mfrl.report.figures import performance_profiles, score_intervals
-from mfrl.report.groups import Grouping, group_runs, known_metric, text
+from mfrl.report.groups import Grouping, group_runs, known_metric
 from mfrl.report.statistics import Interval
 from mfrl.report.summary import Bootstrap, Row, improvements, per_group
 from mfrl.runs.read import FINISHED, Run
@@ -55,9 +55,9 @@ def markdown(rows: list[Row], grouping: Grouping, bootstrap: Bootstrap) -> str:
     lines = ["| method | tuned | mean ± deviation | IQM [95 %] |", "| --- | ---: | ---: | ---: |"]
     for row in rows:
         name = f"`{row.method.algo}`" + (f", {row.method.variant}" if row.method.variant != "-" else "")
-        tuned = [value for key, value in row.groups[0].runs[0].config.items() if key.startswith("algo.")]
+        value = row.groups[0].runs[0].path.name.rpartition("-")[0]  # baselines.py calls a run's folder VALUE-SEED
         iqm = f"{row.iqm:.1f} {between(row.iqm_interval, '.1f')}"
-        lines.append(f"| {name} | {', '.join(map(text, tuned)) or '-'} | {row.mean:.1f} ± {row.std or 0:.1f} | {iqm} |")
+        lines.append(f"| {name} | {value.removesuffix('.0') or '-'} | {row.mean:.1f} ± {row.std or 0:.1f} | {iqm} |")
     best = rows[0].method
     for pair in improvements(grouping, bootstrap):
         if best in (pair.x, pair.y):

@@ -170,8 +170,8 @@ def run(arguments: list[str]) -> None:
         composer = Composer.of(name, [parse(text) for text in searched], flags.config_dir)
     except MfrlError as error:
         fail(str(error), 2)
-    # For conf/hydra/help. Hydra resolves it whenever it composes, which only --help and --cfg show.
-    names = partial(list_names, composer) if flags.help or flags.cfg else lambda *groups: ""
+    # For conf/hydra/help. Hydra resolves it whenever it composes, and only --help shows it.
+    names = partial(list_names, composer) if flags.help else lambda *groups: ""
     OmegaConf.register_new_resolver("mfrl.names", names, replace=True)
     if composer.search:  # Hydra's parser wants all overrides side by side
         kept = [text for text in arguments[1:] if text not in searched]
