@@ -220,7 +220,7 @@ def assert_same(one: Evaluation, other: Evaluation) -> None:
         np.testing.assert_array_equal(path, same)
 
 
-@pytest.mark.parametrize("most", [evaluation.MOST_SIDE_BY_SIDE, 4])
+@pytest.mark.parametrize("most", [pytest.param(evaluation.MOST_SIDE_BY_SIDE, marks=pytest.mark.slow), 4])
 def test_policies_side_by_side_are_evaluated_as_each_is_alone(most: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluation, "MOST_SIDE_BY_SIDE", most)
     policies, seen = [Network(0), Oracle(), Network(1)], []

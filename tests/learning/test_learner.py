@@ -143,12 +143,16 @@ def test_no_algorithm_is_missing_here():
 # ---- one graph
 
 
+#: Tracing takes seconds. "rlpd" has all that "sac" has, and the two MeanFlowQL differ from the first in their settings.
+TRACED_SLOWLY = ("meanflowql, quickstart", "meanflowql, two times, value, cosine", "sac")
+
+
 @pytest.mark.parametrize(
     ("name", "members"),
-    # Tracing takes seconds. "rlpd" has all that "sac" has, and one example of two members is enough.
-    [(name, 1) for name in ALGORITHMS if name not in ("meanflowql, quickstart", "sac")]
+    # One example of two members is enough.
+    [(name, 1) for name in ALGORITHMS if name not in TRACED_SLOWLY]
     + [("fql", 2)]
-    + [pytest.param(name, 1, marks=pytest.mark.slow) for name in ("meanflowql, quickstart", "sac")]
+    + [pytest.param(name, 1, marks=pytest.mark.slow) for name in TRACED_SLOWLY]
     + [pytest.param(name, 2, marks=pytest.mark.slow) for name in ALGORITHMS if name != "fql"],
 )
 def test_an_update_is_one_graph_that_serves_all_updates(name: str, members: int):
