@@ -14,9 +14,9 @@ import csv
 from pathlib import Path
 
 from mfrl.report.figures import performance_profiles, score_intervals
-from mfrl.report.groups import Grouping, group_runs, known_metric
-from mfrl.report.statistics import Interval
-from mfrl.report.summary import Bootstrap, Row, improvements, per_group
+from mfrl.report.groups import group_runs, known_metric, method_labels
+from mfrl.report.summary import Bootstrap, improvements, per_group
+from mfrl.report.tables import Report, improvement_tables, iqm_and_interval, markdown_table, mean_and_std
 from mfrl.runs.read import FINISHED, Run
 
 SAME = ("task", "metric", "evaluations", "episodes", "updates", "data_source", "data_sha256")
@@ -36,38 +36,27 @@ def run_of(line: dict[str, str]) -> Run:
         "episodes": int(line["episodes"]),
         metric.name: float(line["score"]) / metric.factor,
     }
+    config = {"algo_name": line["algo"], "variant.name": line["variant"], "seed": int(line["seed"]), "updates": updates}
     return Run(
         Path(line["folder"]),
         FINISHED,
-        config={"algo_name": line["algo"], "variant.name": line["variant"], "seed": int(line["seed"]), **tuned},
+        config=config | tuned,
         result={"env": line["task"], "dataset": line["task"], "updates": updates},
         provenance={"source": line["data_source"], "files": {f"{line['task']}.npz": {"sha256": line["data_sha256"]}}},
         evaluations=[evaluation],
     )
 
 
-def markdown(rows: list[Row], grouping: Grouping, bootstrap: Bootstrap) -> str:
-    """Best mean first; then how probably a run of the best method scores above one of another."""
-
-    def between(interval: Interval | None, digits: str) -> str:
-        return f"[{', '.join(format(end, digits) for end in interval)}]" if interval else "-"
-
-    lines = ["| method | tuned | mean ± deviation | IQM [95 %] |", "| --- | ---: | ---: | ---: |"]
-    for row in rows:
-        name = f"`{row.method.algo}`" + (f", {row.method.variant}" if row.method.variant != "-" else "")
+def markdown(report: Report) -> list[str]:
+    """The methods, the best mean first; then how probably a run of the best scores above one of another."""
+    body = []
+    for row, name in zip(report.rows, method_labels([row.method for row in report.rows]), strict=True):
         value = row.groups[0].runs[0].path.name.rpartition("-")[0]  # baselines.py calls a run's folder VALUE-SEED
-        iqm = f"{row.iqm:.1f} {between(row.iqm_interval, '.1f')}"
-        lines.append(f"| {name} | {value.removesuffix('.0') or '-'} | {row.mean:.1f} ± {row.std or 0:.1f} | {iqm} |")
-    best = rows[0].method
-    for pair in improvements(grouping, bootstrap):
-        if best in (pair.x, pair.y):
-            first, p, ends = pair.x == best, pair.probability, pair.interval
-            p, ends = (p, ends) if first else (1 - p, ends and (1 - ends[1], 1 - ends[0]))
-            other = pair.y if first else pair.x
-            lines.append(
-                f"P({best.algo} {best.variant} > {other.algo} {other.variant}) = {p:.2f} {between(ends, '.2f')}"
-            )
-    return "\n".join(lines)
+        body.append([name, value.removesuffix(".0") or "-", mean_and_std(row), iqm_and_interval(row)])
+    lines = markdown_table(["method", "tuned", "mean ± deviation", f"IQM [{report.percent}]"], body)
+    for _, (head, cells) in improvement_tables(report):
+        lines += ["", *markdown_table(head, cells)]
+    return lines
 
 
 def main() -> None:
@@ -81,7 +70,8 @@ def main() -> None:
             raise SystemExit(f"these runs cannot be compared: {column} is {' and '.join(sorted(found))}")
     grouping, bootstrap = group_runs([run_of(line) for line in lines], score="final"), Bootstrap()
     rows = sorted(per_group(grouping, bootstrap), key=lambda row: -row.mean)
-    print(markdown(rows, grouping, bootstrap))
+    pairs = improvements(grouping, bootstrap)
+    print("\n".join(markdown(Report(grouping, rows, [], pairs, bootstrap, "final", False, "", ""))))
     if given.out:
         score_intervals(rows, 1, bootstrap).savefig(f"{given.out}-intervals.png")
         performance_profiles(rows, bootstrap, lower_is_better=False).savefig(f"{given.out}-profiles.png")
