@@ -44,8 +44,10 @@ class Task:
 
     run: str
     every: int  # updates between the evaluations of ten episodes
-    rebrac: Sequence[float]  # values of ReBRAC's alpha
     algo: dict[str, str]
+    values: dict[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # an algorithm's, where they are not its usual ones
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,19 @@ TASKS = {
     "pointmaze": Task(
         "env=ogbench/pointmaze-medium-navigate collect={seed:0} updates=6000 batch_size=128",
         2000,
-        # Beside Q / |Q|, whose gradient is far below one there: of 0.01 to 30 none let ReBRAC reach the goal.
-        (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
         SHARED
         | {"q_aggregation": "min", "tau": "0.1", "actor_lr": "1e-3", "critic_lr": "1e-3", "alpha_critic": "0.01"},
+        # Beside Q / |Q|, whose gradient is far below one there: of 0.01 to 30 none let ReBRAC reach the goal.
+        {"rebrac": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)},
     ),
     "cube": Task(
         "env=ogbench/cube-single-play collect={seed:0,episodes:400} updates=5000 batch_size=128",
         2500,
-        WEIGHTS,
         SHARED | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4"},
     ),
     "antmaze": Task(
         "env=ogbench/antmaze-medium-navigate collect={} updates=10_000 batch_size=128",
         5000,
-        WEIGHTS,
         SHARED
         | {"q_aggregation": "mean", "tau": "0.02", "actor_lr": "5e-4", "critic_lr": "5e-4", "alpha_critic": "0.01"},
     ),
@@ -179,7 +179,7 @@ def main() -> None:
         values: list[float] = []
         if contestant.values:
             seldom = ["eval.every=1_000_000", "eval.episodes=30", *given.settings]
-            tried = task.rebrac if contestant.algo == "rebrac" else contestant.values
+            tried = task.values.get(contestant.algo, contestant.values)
             train(runs / "tuning", task, contestant, TUNING_SEEDS, tried, seldom)
             values = [best_value(runs / "tuning", contestant)]
         now_and_then = [f"eval.every={task.every}", "eval.interim_episodes=10", *given.settings]
