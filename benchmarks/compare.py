@@ -1,6 +1,6 @@
 r"""What every algorithm costs: updates a second, memory, and the time that an action takes.
 
-    python benchmarks/compare.py [--sizes published|small] [--algorithms fql rebrac] [--modes eager compiled captured]
+    python benchmarks/compare.py [--sizes published|small] [--algorithms fql rebrac] [--modes eager compiled bf16]
                                  [--rounds 5] [--seconds 1] [--out benchmarks/results/compare]
 
 With --fql-code CHECKOUT --fql-python PYTHON, FQL's own JAX code (github.com/seohongpark/fql) is a row of the same run,
@@ -12,7 +12,7 @@ as `mfrl train` calls it. All are made first. Then they take turns, so that a ma
 all alike; of the rounds the fastest and the median are kept. Beside other work the fastest is the one to compare.
 
 updates/s    of turns of about so many seconds, in multiples of the eight updates whose random numbers are drawn at
-             once; "captured" (compile=captured) is for a GPU
+             once; "bf16" (compiled, with bf16=true) is for a CPU with AMX, "captured" (compile=captured) for a GPU
 parameters   that take steps, in millions, and all that the learner holds, target networks too
 peak         MiB that eight eager updates take at most: on a CPU what the process has above a small learner of the same
              algorithm (VmHWM), on a GPU what PyTorch's allocator held
@@ -41,12 +41,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from timing import median_seconds
 from torch import Tensor
-from train_step import MODES, device, seconds_of_updates
+from train_step import MODES, arithmetic, device, seconds_of_updates
 
 from mfrl.algorithms.base import Algorithm
 from mfrl.app.parts import build_algorithm
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.compiling import Compiled
 from mfrl.learning.learner import DRAWN_TOGETHER, Learner
 from mfrl.networks.encoder import EncodedNetwork
 from mfrl.runs.folder import versions
@@ -69,7 +68,6 @@ def build(name: str, sizes: str, seed: int = 0) -> Algorithm:
     overrides += ["network=small"] if sizes == "small" else []
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, "updates=1_000_000"])
-    torch.backends.cuda.matmul.allow_tf32 = cfg.tf32
     torch.manual_seed(seed)
     spec = DataSpec(OBSERVATION, ACTION, (0.0,) * OBSERVATION, (1.0,) * OBSERVATION, reward_min=-1.0, reward_max=0.0)
     return build_algorithm(cfg, spec).to(device())
@@ -93,8 +91,8 @@ class Training:
         first: seconds of the first update, in which a compiled one is compiled.
     """
 
-    def __init__(self, algorithm: Algorithm, compiled: Compiled, seconds: float) -> None:
-        self.learner = Learner([algorithm], BATCH, compiled)
+    def __init__(self, algorithm: Algorithm, mode: str, seconds: float) -> None:
+        self.learner, self.mode = Learner([algorithm], BATCH, MODES[mode]), mode
         self.batches = [random_batch(algorithm, seed) for seed in range(DRAWN_TOGETHER)]
         self.seconds: list[float] = []
         self.first = self.run(1)
@@ -105,7 +103,8 @@ class Training:
         self.seconds.append(self.run(self.updates) / self.updates)
 
     def run(self, updates: int) -> float:
-        return seconds_of_updates(self.learner, cycle(self.batches), updates)
+        with arithmetic(self.mode):
+            return seconds_of_updates(self.learner, cycle(self.batches), updates)
 
 
 class Acting:
@@ -126,8 +125,9 @@ class Acting:
         self.seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
 
     def turn(self) -> None:
-        for batch, (observations, noise) in self.inputs.items():
-            self.seconds[batch].append(median_seconds(lambda o=observations, e=noise: self.act(o, e)))
+        with arithmetic("eager"):
+            for batch, (observations, noise) in self.inputs.items():
+                self.seconds[batch].append(median_seconds(lambda o=observations, e=noise: self.act(o, e)))
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def peak_memory(name: str, sizes: str) -> float:
 
 def _peak_memory(name: str, sizes: str, sender: Any) -> None:
     def eight_updates(sizes: str) -> None:
-        Training(build(name, sizes), compiled=False, seconds=0.0)
+        Training(build(name, sizes), "eager", seconds=0.0)
 
     eight_updates("small")  # loads what the libraries load
     gc.collect()
@@ -247,7 +247,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in args.algorithms:
         for mode in args.modes:
-            training[name, mode] = Training(build(name, args.sizes), MODES[mode], args.seconds)
+            training[name, mode] = Training(build(name, args.sizes), mode, args.seconds)
             print(f"{name} {mode}: first update {training[name, mode].first:.1f} s", flush=True)
         acting[name] = Acting(build(name, args.sizes))
     for number in range(args.rounds):
@@ -311,9 +311,10 @@ def table(rows: Sequence[dict[str, Any]], which: str) -> list[str]:
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Updates a second, captured ones crossed, and the milliseconds of an action, of the fastest rounds."""
+    """Updates a second, in each mode's mark, and the milliseconds of an action, of the fastest rounds."""
     drawn = new_figure(9.5, 0.9 + 0.3 * len(rows))
     left, right = drawn.subplots(1, 2, sharey=True)
+    modes = [row["updates_per_second"] for row in rows]
     for place, row in enumerate(rows):
         look = look_of(row["algorithm"])
         rates = {mode: r["fastest"] for mode, r in row["updates_per_second"].items()}
@@ -321,8 +322,8 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
         for mode, value in rates.items():
             fill = "white" if mode == "eager" else look.color
             left.plot(value, place, marker=look.marker, color=look.color, markerfacecolor=fill)
-            if mode == "captured":
-                left.plot(value, place, marker="x", markersize=9, color=look.color)
+            if mode in ("bf16", "captured"):
+                left.plot(value, place, marker="+" if mode == "bf16" else "x", markersize=10, color=look.color)
         times = [row["action_ms"][batch]["fastest"] for batch in BATCHES]
         right.plot(times, [place] * len(times), color=look.color, linewidth=1, zorder=1)
         for batch, value, size in zip(BATCHES, times, (3, 6, 9), strict=True):
@@ -330,7 +331,8 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
             right.plot(value, place, "o", color=look.color, markersize=size, label=label)
     left.set_yticks(range(len(rows)), [row["algorithm"] for row in rows])
     left.invert_yaxis()
-    left.set(xlabel="updates/s: eager hollow, captured crossed", xscale="log")
+    crossed = "".join(f", {mode} crossed" for mode in ("bf16", "captured") if any(mode in r for r in modes))
+    left.set(xlabel=f"updates/s: eager hollow{crossed}", xscale="log")
     right.set(xlabel="milliseconds for an action", xscale="log")
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):

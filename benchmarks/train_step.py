@@ -7,7 +7,8 @@ measured in turns, so that a machine whose speed wanders wanders for all alike; 
 of the updates of all members together, "to eager" is its ratio to one member's eager rate at that size, "matmul" the
 rate in GFLOP/s of a 2048-cubed fp32 product (on a GPU in TF32, as `mfrl train` computes there), "share" the share of it
 that the necessary operations reach, "start-up" the first update, and "kernels" how many operations that are no views an
-eager update dispatches, or how many loops torch.compile generated, matrix products not counted.
+eager update dispatches, or how many loops torch.compile generated, matrix products not counted. The mode "bf16" is
+compiled, with bf16=true.
 
 Necessary floating-point operations of one update (2 per multiplication with addition; normalisations, activations and
 optimisers not counted), B = batch, N = candidates, A = multiplications of the actor for one sample without its
@@ -30,6 +31,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfrl.algorithms.meanflowql import MeanFlowQL
 from mfrl.app.parts import build_algorithm
 from mfrl.data.batch import Batch, DataSpec
-from mfrl.learning.compiling import Compiled
+from mfrl.learning.compiling import Compiled, multiplying
 from mfrl.learning.learner import Learner
 from mfrl.runs.folder import versions
 from mfrl.system.paths import CONFIG_DIR
 
 BATCH = 256
-MODES: dict[str, Compiled] = {"eager": False, "compiled": True, "captured": "captured"}
+MODES: dict[str, Compiled] = {"eager": False, "compiled": True, "bf16": True, "captured": "captured"}
 # Sizes of observation and action, and the overrides of conf/train.yaml.
 SIZES: dict[str, tuple[int, int, list[str]]] = {
     "published": (28, 5, ["experiment=paper/cube-double-play-task2"]),
@@ -94,7 +96,8 @@ class Measured:
         self.seconds.append(self.run(self.updates) / self.updates)
 
     def run(self, updates: int) -> float:
-        return seconds_of_updates(self.learner, cycle(self.batches), updates)
+        with arithmetic(self.mode):
+            return seconds_of_updates(self.learner, cycle(self.batches), updates)
 
     def row(self, alone: float | None, matmul: float) -> dict[str, Any]:
         rate = self.members / statistics.median(self.seconds)
@@ -124,6 +127,11 @@ def seconds_of_updates(learner: Learner, batches: Iterable[Batch], updates: int)
     return time.perf_counter() - start
 
 
+def arithmetic(mode: str) -> AbstractContextManager[None]:
+    """That of `mfrl train` in a mode."""
+    return multiplying(torch.cuda.is_available(), tf32=True, bf16=mode == "bf16")
+
+
 def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -134,7 +142,7 @@ def device() -> torch.device:
 
 
 def matmul_gflops() -> float:
-    """GFLOP/s of a 2048-cubed product, in the arithmetic of training."""
+    """GFLOP/s of a 2048-cubed product."""
     a, b = torch.randn(2, 2048, 2048, device=device())
     products = 50 if torch.cuda.is_available() else 1  # one takes a GPU less time than its launch and the wait for it
     a @ b
@@ -171,7 +179,6 @@ def build(size: str, seed: int) -> MeanFlowQL:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, f"seed={seed}"])
     zeros, ones = (0.0,) * observation_dim, (1.0,) * observation_dim
-    torch.backends.cuda.matmul.allow_tf32 = cfg.tf32
     torch.manual_seed(seed)
     spec = DataSpec(observation_dim, action_dim, zeros, ones, reward_min=-1.0, reward_max=0.0)
     return build_algorithm(cfg, spec).to(device())
@@ -215,7 +222,8 @@ def main() -> None:
         for _ in range(args.turns):
             for one in measured:
                 one.turn()
-                matmul.append(matmul_gflops())
+                with arithmetic("eager"):
+                    matmul.append(matmul_gflops())
         alone = [m for m in measured if (m.mode, m.members) == ("eager", 1)]
         for one in measured:
             rate = statistics.median(matmul)

@@ -165,7 +165,7 @@ def test_a_run_from_before_callbacks_were_settings_goes_on(how: str, stopped: Pa
     path = stopped / "checkpoints" / "last.ckpt"
     saved = load_checkpoint(path)
     config = OmegaConf.load(stopped / "config.yaml")
-    for key in ("callbacks", "logger", "runs"):
+    for key in ("callbacks", "logger", "runs", "bf16"):
         del saved["mfrl"]["config"][key], config[key]
     torch.save(saved, path)
     OmegaConf.save(config, stopped / "config.yaml")

@@ -777,6 +777,7 @@ def test_a_run_whose_checkpoint_lacks_a_setting_is_not_gone_on_with(key: str, to
 def test_settings_that_came_after_a_run_began_are_as_they_are_by_default(toy: Path, tmp_path: Path) -> None:
     def drop(record: dict[str, Any]) -> None:
         del record["config"]["threads"]
+        del record["config"]["bf16"]
         del record["config"]["checkpoint"]["minutes"]
 
     assert resume(changed(toy, tmp_path / "run", drop), "updates=30")["updates"] == 30

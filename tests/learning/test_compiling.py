@@ -12,14 +12,23 @@ import torch
 import yaml
 from tiny import COMMAND, ENVIRONMENT, compose, mfrl
 
-from mfrl.app.parts import choose_arithmetic
+from mfrl.app.parts import choose_compiling
 from mfrl.app.resume import resumed_config
 from mfrl.errors import ConfigError
 from mfrl.learning import compiling
-from mfrl.learning.compiling import WORTH_COMPILING, Compiled, check_compile, choose
+from mfrl.learning.compiling import (
+    WORTH_COMPILING,
+    Compiled,
+    check_compile,
+    choose,
+    factors_of_products,
+    multiplying,
+)
 from mfrl.runs.checkpoint import load_checkpoint
 from mfrl.runs.folder import RunFolder
 
+CPU = Path("/proc/cpuinfo")
+HAS_AMX = CPU.exists() and "amx_bf16" in CPU.read_text()
 TOY = [
     "experiment=toy",
     "network.actor.hidden=[16]",
@@ -55,7 +64,7 @@ def test_on_a_gpu_what_tests_have_compared_there_is_captured(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cfg = compose("train", "env=ogbench/pointmaze-medium-navigate", f"updates={WORTH_COMPILING}", *settings)
-    why = choose_arithmetic(cfg)
+    why = choose_compiling(cfg)
     assert cfg.compile == chosen
     assert ("CUDA graph" in why) is (chosen == "captured")
 
@@ -121,7 +130,76 @@ def test_compiling_where_nothing_compiles_is_refused_with_what_to_install(monkey
         check_compile(True)
 
 
-def test_tf32_is_true_or_false():
-    done = mfrl("train", *TOY, "updates=20", "tf32=high")
+@pytest.mark.parametrize("setting", ["tf32=high", "bf16=1"])
+def test_rounding_is_true_or_false(setting: str):
+    done = mfrl("train", *TOY, "updates=20", setting)
     assert done.returncode != 0
-    assert "tf32=high" in done.stderr
+    assert setting in done.stderr
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_products_are_as_exact_as_they_are_said_to_be(bf16: bool):
+    left, right = torch.randn(2, 2, 256, 256, generator=torch.Generator().manual_seed(0))  # of a pack of two
+    exact = left.double() @ right.double()
+    with multiplying(False, tf32=True, bf16=bf16):
+        said = factors_of_products(torch.device("cpu"))
+        products = {
+            "mm": torch.stack([a @ b for a, b in zip(left, right, strict=True)]),
+            "bmm": left @ right,
+            "compiled": torch.compile(torch.bmm, fullgraph=True)(left, right),
+        }
+    if not bf16 or HAS_AMX:  # some other processors know bf16 too
+        assert said == ("bf16" if bf16 else "float32")
+    low, high = {"float32": (1e-8, 1e-6), "bf16": (1e-3, 1e-2)}[said]
+    for name, product in products.items():
+        assert low < ((product - exact).norm() / exact.norm()).item() < high, name
+
+
+def test_pytorch_multiplies_afterwards_as_its_user_had_chosen():
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv
+
+    def run() -> list[str]:
+        before = [backend.fp32_precision for backend in backends]
+        for on_gpu, bf16 in ((True, False), (False, True), (False, False)):
+            with multiplying(on_gpu, tf32=True, bf16=bf16):
+                torch.get_float32_matmul_precision()
+        after = [backend.fp32_precision for backend in backends]
+        assert after == before
+        return after
+
+    begun = run()
+    assert torch.get_float32_matmul_precision() == "highest"
+    try:
+        for allowed in (True, False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert run()[0] == ("tf32" if allowed else "ieee")
+            assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # which PyTorch has no single word for
+        assert run()[:2] == ["ieee", "bf16"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for backend, precision in zip(backends, begun, strict=True):
+            backend.fp32_precision = precision
+
+
+def test_runs_and_packs_say_how_they_multiplied(tmp_path: Path):
+    short = [*TOY, "updates=20", "eval.every=20", "log.every=10", "batch_size=64", "network.actor.hidden=[64]"]
+    short += [f"runs={tmp_path}"]
+    for bf16 in ("true", "false"):
+        done = mfrl("train", *short, f"bf16={bf16}", f"run_dir={tmp_path}/{bf16}")
+        assert done.returncode == 0
+        assert ("products of" in done.stderr) is (bf16 == "true")
+    pack = ["seed=0,1", "pack=2", "bf16=true", f"run_dir={tmp_path}/pack/${{seed}}", "-m"]
+    assert mfrl("train", *short, *pack).returncode == 0
+    runs = {name: tmp_path / name for name in ("true", "false", "pack/0", "pack/1")}
+    said = {name: json.loads((run / "result.json").read_text())["matmul"] for name, run in runs.items()}
+    with multiplying(False, tf32=True, bf16=True):
+        rounded = factors_of_products(torch.device("cpu"))
+    assert said == {"true": rounded, "false": "float32", "pack/0": rounded, "pack/1": rounded}
+    final = [json.loads((runs[name] / "result.json").read_text())["final"]["eval/w2"] for name in ("true", "false")]
+    assert (final[0] != final[1]) is (rounded == "bf16")
+    assert final[0] == pytest.approx(final[1], rel=0.05)
+    refused = mfrl("train", *short, "bf16=true", f"run_dir={tmp_path}/false", "existing=continue")
+    assert refused.returncode != 0
+    assert "bf16=False, not True" in refused.stderr

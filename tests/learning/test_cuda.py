@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from learning.test_learner import ALGORITHMS, SIZE, batches, make, parameters, train
-from mfrl.learning.compiling import Compiled
+from mfrl.learning.compiling import Compiled, factors_of_products, multiplying
 from mfrl.learning.learner import Learner
 from mfrl.randomness import Streams, indices, key_of
 
@@ -40,6 +40,12 @@ def test_random_numbers_are_those_of_the_cpu():
     ]
     assert torch.equal(drawn[0]["time"], drawn[1]["time"].cpu())
     torch.testing.assert_close(drawn[0]["flow"], drawn[1]["flow"].cpu(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_round_to_tf32_where_the_setting_says_so(tf32: bool):
+    with multiplying(True, tf32=tf32, bf16=True):
+        assert factors_of_products(GPU) == ("tf32" if tf32 else "float32")
 
 
 @pytest.mark.parametrize("compiled", [False, True, "captured"])

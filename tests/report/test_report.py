@@ -366,6 +366,15 @@ def test_how_the_data_and_the_loggers_came_about_tells_no_group(tmp_path: Path):
     assert group.seeds == [0, 1, 2]
 
 
+def test_rounded_products_are_another_group_and_runs_from_before_rounded_none(tmp_path: Path):
+    make_run(tmp_path / "before")
+    make_run(tmp_path / "exact", seed=1, overrides={"bf16": False})
+    make_run(tmp_path / "rounded", overrides={"bf16": True})
+    grouping = group_runs(find_runs([tmp_path]))
+    assert grouping.keys == ["bf16"]
+    assert sorted(group.seeds for group in grouping.groups) == [[0], [0, 1]]
+
+
 def test_other_evaluation_episodes_are_another_group(tmp_path: Path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", overrides={"eval.seed": 7})

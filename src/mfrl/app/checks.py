@@ -63,7 +63,7 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.eval._target_ == EVALUATION:
         device = cfg.eval.get("device")
         require("eval.device", device in (None, "cpu"), device, "cpu, or null for where it trains")
-    for key in ("checkpoint.keep_all", "tf32"):
+    for key in ("checkpoint.keep_all", "tf32", "bf16"):
         value = OmegaConf.select(cfg, key)
         require(key, type(value) is bool, value, "true or false")
     phases(cfg)

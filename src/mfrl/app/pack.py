@@ -24,8 +24,9 @@ from mfrl.app.parts import (
     build_data,
     build_online,
     build_trainer,
-    choose_arithmetic,
+    choose_compiling,
     composed_parts,
+    multiplying_as_set,
     run_trainer,
     seeded_algorithm,
 )
@@ -187,7 +188,7 @@ def _shared_settings(job: Job) -> str:
 
 
 def _fit(jobs: list[Job], console: Console, phase: ExitStack) -> None:
-    """Train jobs as one population, and set the outcome of each. ``phase`` closes what an online phase has open."""
+    """Train jobs as one population, and set the outcome of each. ``phase`` closes what they leave open."""
     first = jobs[0].cfg
     if first.threads is not None:
         torch.set_num_threads(first.threads)
@@ -196,6 +197,7 @@ def _fit(jobs: list[Job], console: Console, phase: ExitStack) -> None:
     jobs, algorithms, why = _build(jobs, data, provenance, console)
     if not jobs:
         return
+    phase.enter_context(multiplying_as_set(first))
     training = Training(algorithms[0], first.batch_size, jobs[0].cfg.compile, beside=algorithms[1:])
     training.online = build_online(jobs[0].cfg, data, algorithms, [job.folder for job in jobs], console)
     if training.online is not None:
@@ -271,7 +273,7 @@ def _build(
             if job.saved:
                 refuse_other_data(job.saved["mfrl"]["provenance"], provenance)
             algorithm = seeded_algorithm(job.cfg, data, composed_parts(job.cfg, console))
-            why = choose_arithmetic(job.cfg)
+            why = choose_compiling(job.cfg)
             if job.saved:
                 algorithm.load_state_dict(job.saved["state_dict"])
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mfrl.app.fetch import fetch_missing
 from mfrl.data.batch import DataSpec
 from mfrl.data.module import OfflineData
 from mfrl.errors import ConfigError
-from mfrl.learning.compiling import choose
+from mfrl.learning.compiling import choose, multiplying
 from mfrl.learning.online import Online
 from mfrl.learning.training import Training
 from mfrl.runs.targets import build
@@ -123,7 +124,7 @@ def trains_on_gpu(cfg: DictConfig) -> bool:
     return torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
 
 
-def choose_arithmetic(cfg: DictConfig) -> str:
+def choose_compiling(cfg: DictConfig) -> str:
     """Decide whether updates are compiled, and write the decision into ``cfg``, where a resumed run will find it.
 
     Returns:
@@ -132,8 +133,12 @@ def choose_arithmetic(cfg: DictConfig) -> str:
     # Captured updates of pixels and of an online phase have not been compared with others on a GPU.
     tried = not cfg.online.steps and cfg.get("encoder") is None
     cfg.compile, why = choose(cfg.compile, total_updates(cfg), tried and trains_on_gpu(cfg))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     return why
+
+
+def multiplying_as_set(cfg: DictConfig) -> AbstractContextManager[None]:
+    """See :func:`mfrl.learning.compiling.multiplying`, for the settings and the device of a run."""
+    return multiplying(trains_on_gpu(cfg), cfg.tf32, cfg.bf16)
 
 
 def build_trainer(cfg: DictConfig, root: Path, callbacks: list[L.Callback], loggers: Iterable[Logger]) -> L.Trainer:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,8 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfrl.app.checks import total_updates
+from mfrl.app.parts import trains_on_gpu
 from mfrl.app.resume import telling_how_to_resume
 from mfrl.app.watch import StartedRun, interim_episodes
+from mfrl.learning.compiling import factors_of_products
 from mfrl.learning.training import Member, Training
 from mfrl.report.groups import SCORES, known_metric, unsteady
 from mfrl.report.tables import DEPENDS_ON_WHEN
@@ -33,7 +36,7 @@ from mfrl.system.paths import pasted
 
 
 def announce(console: Console, cfg: DictConfig, where: str, first_update: int, why: str) -> None:
-    """Print three lines on what a run is going to do.
+    """Print three lines on what a run is going to do, and a fourth on rounded products if they were asked for.
 
     Args:
         where: the run folder, or several.
@@ -45,6 +48,10 @@ def announce(console: Console, cfg: DictConfig, where: str, first_update: int, w
     console.print(f"[bold]{env}[/] · {what}", highlight=False, soft_wrap=True)
     console.print(escape(plan(cfg, first_update)), highlight=False, soft_wrap=True)
     console.print(escape(f"{'compiled' if cfg.compile else 'eager'}: {why}"), highlight=False, soft_wrap=True)
+    if cfg.bf16:
+        seen = factors_of_products(torch.device("cuda" if trains_on_gpu(cfg) else "cpu"))
+        note = "" if seen == "bf16" else ": this processor rounds none to bf16"
+        console.print(f"products of {seen} factors{note}", highlight=False, soft_wrap=True)
 
 
 def plan(cfg: DictConfig, first_update: int) -> str:
@@ -87,7 +94,7 @@ def finish(started: StartedRun, module: Training | Member) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started.started_at, 2),
         "updates_per_second": round(started.monitor.updates / max(started.monitor.seconds, 1e-9), 3),
         "compiled": cfg.compile,
-        "matmul": "tf32" if cfg.tf32 and module.learner.device.type == "cuda" else "float32",
+        "matmul": factors_of_products(module.learner.device),
         "warnings": [*started.data.warnings, *started.monitor.explosions.warnings],
         "versions": versions(),
     }

@@ -23,7 +23,7 @@ from mfrl.errors import CheckpointError, InterruptedRun, MfrlError, RefusedRun, 
 from mfrl.learning.training import Trained
 from mfrl.runs.checkpoint import find_checkpoint, load_checkpoint
 from mfrl.runs.folder import RunFolder
-from mfrl.runs.former import with_later_settings
+from mfrl.runs.former import LATER_SETTINGS, with_later_settings
 from mfrl.runs.read import FINISHED, flatten, read_run
 from mfrl.runs.resumable import BOOKKEEPING, JUDGED_BY, RESUMABLE, matches_any
 from mfrl.runs.saved import PART_CLASSES, Saved, refuse_incomplete, resolve_interpolations, resolved_value
@@ -150,6 +150,8 @@ def resumed_config(
     for key in (*RESUMABLE, *BOOKKEEPING):
         if "." not in key and key in cfg and key not in old:  # added to mfrl after the run
             old[key] = cfg[key]
+    for key, value in LATER_SETTINGS.items():
+        old.setdefault(key, value)
     before = old.updates
     for part in ("log", "checkpoint", "online"):
         if unknown := old[part].keys() - cfg[part].keys():

@@ -15,8 +15,9 @@ from mfrl.app.parts import (
     build_data,
     build_online,
     build_trainer,
-    choose_arithmetic,
+    choose_compiling,
     composed_parts,
+    multiplying_as_set,
     run_trainer,
     seeded_algorithm,
 )
@@ -94,7 +95,7 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
     if start.saved:
         refuse_other_data(start.saved["mfrl"]["provenance"], provenance)
     algorithm = seeded_algorithm(cfg, data, parts)
-    why = choose_arithmetic(cfg)
+    why = choose_compiling(cfg)
     module = Training(algorithm, cfg.batch_size, cfg.compile)
     progress = build_progress(cfg, console)
 
@@ -102,6 +103,7 @@ def fit(start: Start, overrides: list[str], console: Console) -> dict[str, Any]:
         if start.run is None:  # made only now: a run that is refused leaves no folder
             start.run = RunFolder.create(cfg.run_dir)
             lock.enter_context(start.run.locked())
+        lock.enter_context(multiplying_as_set(cfg))
         started, run = begin_run(start, overrides, data, provenance, module, progress, console), start.run
         lock.enter_context(started.closed_in_the_end())
         trainer = build_trainer(cfg, run.checkpoints, started.in_order(), started.loggers.values())

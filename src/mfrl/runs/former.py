@@ -40,12 +40,16 @@ def with_current_names(config: Any) -> Any:
     return CURRENT_NAMES.get(config, config) if isinstance(config, str) else config
 
 
+#: Settings of every run that an earlier version did not have, at the values that change nothing.
+LATER_SETTINGS = {"bf16": False}
+
+
 def with_later_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings by dotted key, with those that an earlier version did not have at the values that change nothing.
 
     Without an online phase its settings mean nothing and are left out.
     """
-    later: dict[str, Any] = {"online.steps": 0}
+    later: dict[str, Any] = LATER_SETTINGS | {"online.steps": 0}
     if "data.task" in settings:  # of OGBench
         later["data.sparse"] = False
     settings = later | settings
