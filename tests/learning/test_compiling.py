@@ -156,15 +156,17 @@ def test_products_are_as_exact_as_they_are_said_to_be(bf16: bool):
 
 
 def test_pytorch_multiplies_afterwards_as_its_user_had_chosen():
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv
+    cudnn = torch.backends.cudnn
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, cudnn.conv, cudnn.rnn
 
     def run() -> list[str]:
-        before = [backend.fp32_precision for backend in backends]
+        before, convolutions = [backend.fp32_precision for backend in backends], cudnn.allow_tf32
         for on_gpu, bf16 in ((True, False), (False, True), (False, False)):
             with multiplying(on_gpu, tf32=True, bf16=bf16):
                 torch.get_float32_matmul_precision()
         after = [backend.fp32_precision for backend in backends]
         assert after == before
+        assert cudnn.allow_tf32 == convolutions  # PyTorch keeps it beside them, and fails where they disagree
         return after
 
     begun = run()

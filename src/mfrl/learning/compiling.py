@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
@@ -71,20 +71,23 @@ def multiplying(on_gpu: bool, tf32: bool, bf16: bool) -> Iterator[None]:
     cuda, mkldnn, cudnn = torch.backends.cuda, torch.backends.mkldnn, torch.backends.cudnn
     backends = cuda.matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]  # made at import
     before = [backend.fp32_precision for backend in backends]
-    try:
-        overall = torch.get_float32_matmul_precision()
-    except RuntimeError:  # whoever calls has set the backends one by one, and there is no such word
-        overall = None
+    matmul = convolutions = None
+    with suppress(RuntimeError):  # whoever calls has set the backends one by one, and no one word says how
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
     rounded = tf32 if on_gpu else bf16
     torch.set_float32_matmul_precision("highest" if not rounded else "high" if on_gpu else "medium")
-    torch.backends.cudnn.allow_tf32 = on_gpu and tf32  # convolutions
+    torch.backends.cudnn.allow_tf32 = on_gpu and tf32
     if rounded and not on_gpu and factors_of_products(torch.device("cpu")) == "float32":
         torch.set_float32_matmul_precision("highest")  # other float32 products would be no faster, only other
     try:
         yield
     finally:
-        if overall is not None:
-            torch.set_float32_matmul_precision(overall)
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
 
