@@ -58,6 +58,7 @@ ALGORITHMS = sorted(path.stem for path in (CONFIG_DIR / "algo").glob("*.yaml"))
 #: Of these cube-single has a preset; the others' defaults are those that their presets restate.
 PRESETS = {"meanflowql": "paper/cube-single-play-task2", "fql": "fql/cube-single-play-task2"}
 BATCHES = (1, 50, 1000)
+CROSSES = {"bf16": "+", "captured": "x"}  # in the figure
 THEIRS = "FQL's JAX code"
 HERE = Path(__file__).parent
 
@@ -284,9 +285,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def modes_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [mode for mode in MODES if any(mode in row["updates_per_second"] for row in rows)]
+
+
 def table(rows: Sequence[dict[str, Any]], which: str) -> list[str]:
     """The lines of a Markdown table of the fastest or the median of the rounds."""
-    modes = [mode for mode in MODES if any(mode in row["updates_per_second"] for row in rows)]
+    modes = modes_of(rows)
     head = ["algorithm", "parameters, M", *(f"updates/s {mode}" for mode in modes), "peak, MiB"]
     head += ["evaluations an action"]
     head += [f"ms, batch {batch}" for batch in BATCHES]
@@ -314,7 +319,6 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Updates a second, in each mode's mark, and the milliseconds of an action, of the fastest rounds."""
     drawn = new_figure(9.5, 0.9 + 0.3 * len(rows))
     left, right = drawn.subplots(1, 2, sharey=True)
-    modes = [row["updates_per_second"] for row in rows]
     for place, row in enumerate(rows):
         look = look_of(row["algorithm"])
         rates = {mode: r["fastest"] for mode, r in row["updates_per_second"].items()}
@@ -322,8 +326,8 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
         for mode, value in rates.items():
             fill = "white" if mode == "eager" else look.color
             left.plot(value, place, marker=look.marker, color=look.color, markerfacecolor=fill)
-            if mode in ("bf16", "captured"):
-                left.plot(value, place, marker="+" if mode == "bf16" else "x", markersize=10, color=look.color)
+            if mode in CROSSES:
+                left.plot(value, place, marker=CROSSES[mode], markersize=10, color=look.color)
         times = [row["action_ms"][batch]["fastest"] for batch in BATCHES]
         right.plot(times, [place] * len(times), color=look.color, linewidth=1, zorder=1)
         for batch, value, size in zip(BATCHES, times, (3, 6, 9), strict=True):
@@ -331,7 +335,7 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
             right.plot(value, place, "o", color=look.color, markersize=size, label=label)
     left.set_yticks(range(len(rows)), [row["algorithm"] for row in rows])
     left.invert_yaxis()
-    crossed = "".join(f", {mode} crossed" for mode in ("bf16", "captured") if any(mode in r for r in modes))
+    crossed = "".join(f", {mode} crossed" for mode in modes_of(rows) if mode in CROSSES)
     left.set(xlabel=f"updates/s: eager hollow{crossed}", xscale="log")
     right.set(xlabel="milliseconds for an action", xscale="log")
     right.legend(fontsize=7, frameon=False)

@@ -22,10 +22,8 @@ GPU = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _full_precision() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    with multiplying(True, tf32=False, bf16=False):
+        yield
 
 
 def test_random_numbers_are_those_of_the_cpu():

@@ -75,19 +75,21 @@ def multiplying(on_gpu: bool, tf32: bool, bf16: bool) -> Iterator[None]:
     with suppress(RuntimeError):  # whoever calls has set the backends one by one, and no one word says how
         matmul = torch.get_float32_matmul_precision()
     with suppress(RuntimeError):
-        convolutions = torch.backends.cudnn.allow_tf32
-    rounded = tf32 if on_gpu else bf16
-    torch.set_float32_matmul_precision("highest" if not rounded else "high" if on_gpu else "medium")
-    torch.backends.cudnn.allow_tf32 = on_gpu and tf32
-    if rounded and not on_gpu and factors_of_products(torch.device("cpu")) == "float32":
-        torch.set_float32_matmul_precision("highest")  # other float32 products would be no faster, only other
+        convolutions = cudnn.allow_tf32
+    cudnn.allow_tf32 = on_gpu and tf32
+    if on_gpu:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    else:
+        torch.set_float32_matmul_precision("medium" if bf16 else "highest")
+        if bf16 and factors_of_products(torch.device("cpu")) == "float32":
+            torch.set_float32_matmul_precision("highest")  # other float32 products would be no faster, only other
     try:
         yield
     finally:
         if matmul is not None:
             torch.set_float32_matmul_precision(matmul)
         if convolutions is not None:
-            torch.backends.cudnn.allow_tf32 = convolutions
+            cudnn.allow_tf32 = convolutions
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
 
